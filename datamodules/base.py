@@ -1,0 +1,164 @@
+"""What all datamodules share: loaders, on-device augmentation, the folder of images to predict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from datamodules.augmentation import Augmentation, AugmentationPipeline
+from datamodules.label_spaces import LabelSpace, label_space as find_label_space
+from datamodules.predict_inputs import PredictImages
+from datamodules.samples import Batch, Sample, collate
+
+Split = Literal["train", "val", "test"]
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Loaders, augmentation and normalisation; a child gives the data sets.
+
+    On its own it holds no labelled data and serves `predict` alone.
+
+    Args:
+        label_space: name of the space of the labels (and of a checkpoint's classes).
+        size: (H, W) in pixels that images are resized to.
+        batch_size: images a training batch, on each device.
+        num_workers: processes that decode; 0 decodes in the main process.
+        augmentation: how training batches are varied.
+        mean: mean of each channel, on images in 0..1, that the module subtracts.
+        std: deviation of each channel, on images in 0..1, that the module divides by.
+        score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
+        seed: of the data: splits and made images. The order and the augmentation follow `--seed_everything`.
+        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_out: the folder that predictions are written to.
+    """
+
+    test_subsets: Mapping[str, frozenset[str]] = {}  # parts of the test set, by sample name, that are also scored apart
+
+    def __init__(
+        self,
+        label_space: str = "fasseg",
+        size: tuple[int, int] = (256, 256),
+        batch_size: int = 8,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        score_at: Literal["size", "native"] = "size",
+        seed: int = 0,
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+    ) -> None:
+        super().__init__()
+        problems = []
+        if min(size) < 1:
+            problems.append(f"size={tuple(size)} (height and width in pixels, 1 or more)")
+        if batch_size < 1:
+            problems.append(f"batch_size={batch_size} (1 or more)")
+        if num_workers < 0:
+            problems.append(f"num_workers={num_workers} (0 or more)")
+        if min(std) <= 0:
+            problems.append(f"std={tuple(std)} (above 0)")
+        if problems:
+            raise ValueError("data: " + ", ".join(problems))
+        self.label_space: LabelSpace = find_label_space(label_space)
+        self.size = (int(size[0]), int(size[1]))
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.score_at = score_at
+        self.seed = seed
+        self.predict_dir, self.predict_out = predict_dir, predict_out
+        self.pipeline = AugmentationPipeline(augmentation, self.label_space)
+        self._datasets: dict[Split, Dataset[Sample]] = {}
+
+    def make_dataset(self, split: Split) -> Dataset[Sample] | None:
+        """The samples of a split, (3, H, W) image and (H, W) mask each; None where there is none. A child gives it."""
+        return None
+
+    def dataset(self, split: Split) -> Dataset[Sample]:
+        """The samples of a split, made once.
+
+        Raises:
+            ValueError: this datamodule has no such split, or it is empty.
+        """
+        if split not in self._datasets:
+            made = self.make_dataset(split)
+            if made is None or len(made) == 0:  # type: ignore[arg-type]
+                raise ValueError(f"{type(self).__name__} has no {split} images; choose a datamodule or split that has")
+            self._datasets[split] = made
+        return self._datasets[split]
+
+    def _loader(self, split: Split) -> DataLoader[Sample]:
+        data = self.dataset(split)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        train = split == "train"
+        # Both samplers depend on (seed, epoch) alone; the second never repeats a sample to even out the ranks.
+        sampler: DistributedSampler[Sample] = (
+            DistributedSampler(data, world, rank, shuffle=True, seed=_run_seed())
+            if train
+            else UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
+        )
+        return DataLoader(
+            data,
+            batch_size=1 if not train and self.score_at == "native" else self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled by (seed, epoch); every image once an epoch."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """In order, each image once over all ranks; no loader where nothing is held out."""
+        return self._loader("val") if self.has_validation else []
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """In order, each image once over all ranks."""
+        return self._loader("test")
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether anything is held out for validation."""
+        return True
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """The images of `predict_dir`, one a batch, each with its original.
+
+        Raises:
+            ValueError: no `predict_dir`.
+        """
+        if self.predict_dir is None:
+            raise ValueError("predict needs images: give --data.predict_dir an image, a folder, a video or camera:0")
+        return DataLoader(PredictImages(Path(self.predict_dir), self.size), batch_size=1, collate_fn=collate)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's hook
+        """Augments training batches on their device, seeded by (seed, epoch, batch, rank) and not by history."""
+        trainer = self.trainer
+        if trainer is None or not trainer.training:
+            return batch
+        position = [trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready]
+        return self.augment(batch, [_run_seed(), *position, trainer.global_rank])
+
+    def augment(self, batch: Batch, seed: list[int]) -> Batch:
+        """The batch augmented with the random numbers that belong to `seed`; the global generators are left as they were."""
+        device = batch["image"].device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+            return self.pipeline(batch)
+
+
+def _run_seed() -> int:
+    """What `--seed_everything` was set to; Lightning keeps it in the environment, where children of DDP find it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -1,0 +1,241 @@
+"""The vocabularies of the suite: which classes a label map holds, how they are drawn, and how one space maps to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """A fixed list of classes with colours.
+
+    Attributes:
+        name: short lower-case name, as used on the command line.
+        classes: class names; the position is the index. Index 0 is the background in every space of the suite.
+        palette: one 8-bit (R, G, B) colour a class.
+        flip_pairs: index pairs that a horizontal flip exchanges, such as the two eyes.
+        groups: named unions of classes, such as mouth = upper lip, inner mouth, lower lip.
+        ignore_index: the value of pixels that take no part in losses and metrics.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    ignore_index: int = 255
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.palette):
+            raise ValueError(f"{self.name}: {len(self.classes)} classes but {len(self.palette)} colours; give one each")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{self.name}: class names repeat; each must be unique")
+        if not 1 <= len(self.classes) <= 255:
+            raise ValueError(f"{self.name}: {len(self.classes)} classes; 1 to 255 fit beside the ignore index")
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def lookup(self, to: LabelSpace) -> Tensor:
+        """What each index of this space becomes in another one.
+
+        Returns:
+            (256,) int64. Classes that the map leaves out become background; 255 and values that are no class of this
+            space become `to.ignore_index`.
+
+        Raises:
+            ValueError: the suite has no map between the two spaces.
+        """
+        table = torch.full((256,), to.ignore_index, dtype=torch.int64)
+        if to.classes == self.classes:
+            table[: len(self)] = torch.arange(len(self))
+            return table
+        names = MAPS.get((self.name, to.name))
+        if names is None:
+            known = ", ".join(target for source, target in MAPS if source == self.name) or "none"
+            raise ValueError(f"no map from label space {self.name} to {to.name}; {self.name} maps to: {known}")
+        for index, name in enumerate(self.classes):
+            table[index] = to.classes.index(names.get(name, to.classes[0]))
+        return table
+
+    def flip_lookup(self) -> Tensor:
+        """(256,) int64: what each index becomes under a horizontal flip."""
+        table = torch.arange(256)
+        for first, second in self.flip_pairs:
+            table[first], table[second] = second, first
+        return table
+
+
+def _voc_palette(size: int) -> tuple[tuple[int, int, int], ...]:
+    """The VOC colour map: the bits of the index, spread over R, G and B from the highest bit down."""
+    colours = []
+    for index in range(size):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)
+
+
+def _pairs(classes: tuple[str, ...], *names: tuple[str, str]) -> tuple[tuple[int, int], ...]:
+    return tuple((classes.index(a), classes.index(b)) for a, b in names)
+
+
+def _groups(classes: tuple[str, ...], **names: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
+    return MappingProxyType({group: tuple(classes.index(n) for n in members) for group, members in names.items()})
+
+
+# The palette of the published label images; hair is 127, not 128, and holds the brows.
+FASSEG = LabelSpace(
+    "fasseg",
+    ("background", "skin", "hair", "eyes", "nose", "mouth"),
+    ((255, 0, 0), (255, 255, 0), (127, 0, 0), (0, 0, 255), (0, 255, 255), (0, 255, 0)),
+)
+
+_SIDES = (("left_brow", "right_brow"), ("left_eye", "right_eye"))
+_PARTS = {
+    "brows": ("left_brow", "right_brow"),
+    "eyes": ("left_eye", "right_eye"),
+    "nose": ("nose",),
+    "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
+}
+_HELEN = (
+    "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "nose", "upper_lip", "inner_mouth",
+    "lower_lip", "hair",
+)  # fmt: skip
+_PART_COLOURS = (
+    (255, 153, 51), (255, 204, 102), (51, 51, 255), (102, 204, 255), (76, 153, 0), (255, 0, 102), (102, 0, 51),
+    (204, 0, 204),
+)  # fmt: skip
+HELEN = LabelSpace(
+    "helen",
+    _HELEN,
+    ((0, 0, 0), (255, 229, 204), *_PART_COLOURS, (127, 0, 0)),
+    _pairs(_HELEN, *_SIDES),
+    _groups(_HELEN, **_PARTS),
+)
+
+# The order of the STN-iCNN paper's coarse network: HELEN without skin and hair.
+_STN = ("background", *_HELEN[2:10])
+STN = LabelSpace("stn", _STN, ((0, 0, 0), *_PART_COLOURS), _pairs(_STN, *_SIDES), _groups(_STN, **_PARTS))
+
+PARTS = LabelSpace("parts", ("background", "face", "hair"), ((0, 0, 255), (0, 255, 0), (255, 0, 0)))
+
+OCCLUSION = LabelSpace("occlusion", ("background", "face", "occluder"), ((0, 0, 0), (0, 200, 0), (230, 60, 0)))
+
+# Left and right are the pictured person's own.
+_CELEBA = (
+    "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip",
+    "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
+)  # fmt: skip
+CELEBAMASK_HQ = LabelSpace(
+    "celebamask_hq",
+    _CELEBA,
+    (
+        (0, 0, 0), (204, 0, 0), (76, 153, 0), (204, 204, 0), (51, 51, 255), (204, 0, 204), (0, 255, 255),
+        (255, 204, 204), (102, 51, 0), (255, 0, 0), (102, 204, 0), (255, 255, 0), (0, 0, 153), (0, 0, 204),
+        (255, 51, 153), (0, 204, 204), (0, 51, 0), (255, 153, 51), (0, 204, 0),
+    ),  # fmt: skip
+    _pairs(_CELEBA, ("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear")),
+    _groups(
+        _CELEBA,
+        brows=("l_brow", "r_brow"),
+        eyes=("l_eye", "r_eye"),
+        ears=("l_ear", "r_ear"),
+        nose=("nose",),
+        mouth=("mouth", "u_lip", "l_lip"),
+    ),
+)  # fmt: skip
+
+_VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOC = LabelSpace("voc", _VOC, _voc_palette(21))
+
+_COCO = (
+    "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep",
+    "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
+    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
+    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+COCO = LabelSpace("coco", _COCO, _voc_palette(81))
+
+SPACES: Mapping[str, LabelSpace] = MappingProxyType(
+    {space.name: space for space in (FASSEG, HELEN, STN, PARTS, OCCLUSION, CELEBAMASK_HQ, VOC, COCO)}
+)
+
+_CELEBA_TO_STN = {
+    "l_brow": "left_brow",
+    "r_brow": "right_brow",
+    "l_eye": "left_eye",
+    "r_eye": "right_eye",
+    "nose": "nose",
+    "u_lip": "upper_lip",
+    "mouth": "inner_mouth",
+    "l_lip": "lower_lip",
+}
+_FACE = ("skin", "nose", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip")
+_SAME_IN_COCO = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+_VOC_TO_COCO = {name: _SAME_IN_COCO.get(name, name) for name in _VOC}
+
+# (source, target) -> class of the source: class of the target; what is left out becomes background.
+MAPS: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
+    {
+        # FASSEG draws brows as hair, ears and neck as skin, clothes as background.
+        ("celebamask_hq", "fasseg"): {
+            **dict.fromkeys(("skin", "eye_g", "l_ear", "r_ear", "neck", "neck_l"), "skin"),
+            **dict.fromkeys(("hair", "l_brow", "r_brow"), "hair"),
+            **dict.fromkeys(("l_eye", "r_eye"), "eyes"),
+            "nose": "nose",
+            **dict.fromkeys(("mouth", "u_lip", "l_lip"), "mouth"),
+        },
+        ("celebamask_hq", "stn"): _CELEBA_TO_STN,
+        # HELEN's skin is the face without ears and neck.
+        ("celebamask_hq", "helen"): {**_CELEBA_TO_STN, "skin": "skin", "eye_g": "skin", "hair": "hair"},
+        ("helen", "stn"): {name: name for name in _STN},
+        # LFW's superpixels call every bit of skin, neck included, face.
+        ("celebamask_hq", "parts"): {**dict.fromkeys((*_FACE, "eye_g", "neck", "neck_l"), "face"), "hair": "hair"},
+        ("celebamask_hq", "occlusion"): {**dict.fromkeys(_FACE, "face"), "eye_g": "occluder", "hat": "occluder"},
+        ("fasseg", "parts"): {**dict.fromkeys(("skin", "eyes", "nose", "mouth"), "face"), "hair": "hair"},
+        ("helen", "parts"): {**dict.fromkeys(_HELEN[1:10], "face"), "hair": "hair"},
+        ("helen", "fasseg"): {
+            **dict.fromkeys(("hair", "left_brow", "right_brow"), "hair"),
+            **dict.fromkeys(("left_eye", "right_eye"), "eyes"),
+            **dict.fromkeys(("upper_lip", "inner_mouth", "lower_lip"), "mouth"),
+            "skin": "skin",
+            "nose": "nose",
+        },
+        ("voc", "coco"): _VOC_TO_COCO,
+        ("coco", "voc"): {target: source for source, target in _VOC_TO_COCO.items()},
+    }
+)
+
+
+def label_space(name: str) -> LabelSpace:
+    """The space of that name.
+
+    Raises:
+        ValueError: no such space.
+    """
+    try:
+        return SPACES[name]
+    except KeyError:
+        raise ValueError(f"no label space {name!r}; choose one of {', '.join(SPACES)}") from None

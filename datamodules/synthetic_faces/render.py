@@ -1,0 +1,132 @@
+"""A face from a seed: the layers in their order, then the camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from datamodules.synthetic_faces.background import paint_background
+from datamodules.synthetic_faces.canvas import Canvas
+from datamodules.synthetic_faces.clothes import paint_clothes, paint_necklace
+from datamodules.synthetic_faces.dice import Array, Dice
+from datamodules.synthetic_faces.features import paint_brow, paint_eye, paint_mouth, paint_nose
+from datamodules.synthetic_faces.hair import HairPainter
+from datamodules.synthetic_faces.head import Rig, cast_light, model_face, paint_beard, paint_ear, paint_neck, paint_skin
+from datamodules.synthetic_faces.occluders import paint_occluder
+from datamodules.synthetic_faces.parameters import Camera, Face, Light, sample_face
+from datamodules.synthetic_faces.wear import ear_shows, paint_earring, paint_glasses, paint_hat
+
+SMALLEST, LARGEST = 32, 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Rendering:
+    """One rendered face.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8, classes of CELEBAMASK_HQ. The geometry alone decides: a pixel has the class of the topmost
+            shape that covers its centre, whatever light, blur and noise do to the image. Beards are skin, lenses are
+            eye_g, as in CelebAMask-HQ; hands and other things before the face are background.
+        occluder: (H, W) bool, where a hand or another thing hides what lies behind.
+    """
+
+    image: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+    occluder: NDArray[np.bool_]
+
+
+def render_face(seed: int, index: int, size: tuple[int, int] = (128, 128), split: int = 0) -> Rendering:
+    """The face number `index` of a seed's split, as (H, W) pixels: the same face at every size.
+
+    Args:
+        seed: of the whole data set, at least 0.
+        index: of the sample within its split, at least 0.
+        size: (H, W), each 32..1024; the shorter side spans the scene, the longer one shows more of the background.
+        split: a number of the split, so that the samples of two splits never meet.
+
+    Raises:
+        ValueError: a side is not within 32..1024.
+    """
+    check_size(size)
+    face = sample_face(Dice(np.random.default_rng([seed, split, index, 0])))
+    texture, grain = (np.random.default_rng([seed, split, index, stream]) for stream in (1, 2))
+    return render(face, texture, grain, size)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise a ValueError unless size is (H, W) with both within 32..1024."""
+    if len(size) != 2 or not all(SMALLEST <= side <= LARGEST for side in size):
+        raise ValueError(f"size {tuple(size)}; expected (H, W), each {SMALLEST}..{LARGEST}: choose a size within that")
+
+
+def render(
+    face: Face, texture: np.random.Generator, grain: np.random.Generator, size: tuple[int, int]
+) -> Rendering:
+    """Paint the face. `texture` feeds strands, cloth and background, `grain` the camera's noise alone."""
+    canvas = Canvas(size)
+    rig = Rig(face)
+    dice = Dice(texture)
+    numbers = dice.field(32, 32)
+    painter = HairPainter(rig, texture)
+    paint_background(canvas, face.background, dice)
+    cast_light(canvas, rig, face.light)
+    painter.behind(canvas)
+    paint_neck(canvas, rig)
+    paint_clothes(canvas, rig, numbers)
+    if face.jewels.necklace != "none":
+        paint_necklace(canvas, rig)
+    near = 1.0 if rig.turn < 0 else -1.0
+    beside = abs(rig.turn) > 0.12
+    if ear_shows(rig, -near):
+        paint_ear(canvas, rig, -near)
+    if not beside:
+        paint_ear(canvas, rig, near)
+    paint_skin(canvas, rig, numbers)
+    if beside:
+        paint_ear(canvas, rig, near)
+    model_face(canvas, rig, numbers)
+    if face.beard is not None:
+        paint_beard(canvas, rig, face.beard, numbers)
+    for side in (-1.0, 1.0):
+        paint_eye(canvas, rig, side)
+    for side in (-1.0, 1.0):
+        paint_brow(canvas, rig, side, numbers)
+    paint_mouth(canvas, rig)
+    paint_nose(canvas, rig)
+    if face.glasses is not None:
+        paint_glasses(canvas, rig, face.glasses)
+    painter.before(canvas)
+    if face.jewels.earring != "none":
+        for side in (-1.0, 1.0):
+            if ear_shows(rig, side):
+                paint_earring(canvas, rig, side)
+    if face.hat is not None:
+        paint_hat(canvas, rig, face.hat, numbers)
+    if face.occluder is not None:
+        paint_occluder(canvas, rig, face.occluder, numbers)
+    return Rendering(_photograph(canvas, face.light, face.camera, grain), canvas.label, canvas.occluder)
+
+
+def _photograph(canvas: Canvas, light: Light, camera: Camera, grain: np.random.Generator) -> NDArray[np.uint8]:
+    """Tint, vignette, blur, contrast and noise; the labels know nothing of it."""
+    image = canvas.image
+    if camera.blur:
+        sigma = camera.blur * 2.0 / canvas.pixel
+        image = ndimage.gaussian_filter(image, (0.0, sigma, sigma), truncate=2.5)
+    fall = 1.0 - np.float32(0.5 * light.vignette) * (np.square(canvas.x) + np.square(canvas.y)[:, None])
+    image = image * (fall * np.float32(camera.contrast))
+    image *= (light.tint * np.float32(camera.exposure * 255.0))[:, None, None]
+    image += np.float32(127.0 * (1.0 - camera.contrast))
+    if camera.noise:
+        image += _grain(grain, image.shape, camera.noise * 255.0)
+    image += np.float32(0.5)
+    np.clip(image, 0.0, 255.0, out=image)
+    return np.ascontiguousarray(image.astype(np.uint8).transpose(1, 2, 0))
+
+
+def _grain(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) -> Array:
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)

@@ -1,0 +1,237 @@
+"""The command `structseg`."""
+
+import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
+
+import inspect
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from typing import Any
+
+import yaml
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_info
+
+import datamodules
+import lightning_modules
+import losses
+from datamodules.base import SegmentationDataModule
+from experiments.checks import check_watched_keys
+from experiments.parser import StructsegParser, check_order, fail
+from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
+from lightning_modules.base import SegmentationModule
+from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
+from lightning_modules.callbacks.pictures import Pictures
+from lightning_modules.callbacks.prediction_writer import PredictionWriter
+from lightning_modules.callbacks.step_seed import StepSeed
+from lightning_modules.card import read_card
+
+TOOLS = {"show": "draw an augmented batch with its labels", "results": "the results table, and the runs behind it"}
+
+
+class KeepConfig(SaveConfigCallback):
+    """Writes `experiment.yaml` into the run's folder and into the W&B run, once."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """On the first process of a fit; what a resumed run changes is printed."""
+        if stage != "fit":
+            return
+        path = Path(trainer.default_root_dir) / CONFIG_NAME
+        text = self.parser.dump(self.config, skip_none=False)
+        new = yaml.safe_load(text)
+        if path.is_file():
+            old = _flat(yaml.safe_load(path.read_text()))
+            for key, value in _flat(new).items():
+                if old.get(key) != value and key != "ckpt_path":
+                    print(f"resumed with {key}: {old.get(key)} -> {value}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                settings = {**new, "initial_weights": pl_module.initial_weights}
+                logger.experiment.config.update(settings, allow_val_change=True)
+                logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
+
+
+class StructsegCLI(LightningCLI):
+    """LightningCLI with the run's folder, loggers and callbacks of the suite."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The suite's own options and links."""
+        parser.add_argument("--experiment", type=str | None, default=None, help="Name; default: the config's file name")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs")
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.link_arguments("data.label_space", "model.init_args.label_space", apply_on="instantiate")
+        parser.link_arguments("data.mean", "model.init_args.mean", apply_on="instantiate")
+        parser.link_arguments("data.std", "model.init_args.std", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: hyper-parameters come from the configuration or the card, never from a pickle."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the run's folder before anything could write elsewhere."""
+        config = self.config[self.subcommand]
+        if config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
+            read_card(Path(config["ckpt_path"]))
+        files = config.get("config") or []
+        name = config["experiment"] or (Path(str(files[0])).stem if files else None)
+        if name == Path(CONFIG_NAME).stem:
+            name = Path(str(files[0])).absolute().parent.parent.name
+        name = name or config["model"]["class_path"].rsplit(".", 1)[-1].lower()
+        self.folder = settle_run_folder(Path(config["runs_dir"]), name, config.get("ckpt_path"))
+        config["trainer"]["default_root_dir"] = str(self.folder.path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Loggers in the run's folder, checkpoints written whole, loaders left to the datamodule."""
+        config = self._get(self.config_init, "trainer")
+        predicting = self.subcommand == "predict"
+        if config["logger"] is None:
+            kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder)
+        config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StepSeed())
+        if predicting:
+            trainer.callbacks.append(PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space))
+        for callback in trainer.checkpoint_callbacks:
+            callback.dirpath = str(self.folder.checkpoints.resolve())  # type: ignore[attr-defined]
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """What is checked and said before a run starts."""
+        self._dump_config()
+        self.model.resolved_config = {key: self.config_dump[key] for key in ("model", "data")}
+        rank_zero_info(f"initial weights: {self.model.initial_weights}")
+        if self.subcommand == "fit":
+            rank_zero_info(f"run folder: {self.folder.path}")
+            check_watched_keys(self.trainer, self.model, self.datamodule.has_validation)
+            rank_zero_info("what differs from the defaults:")
+            for key, value in changes(self.config_dump, self._parser("fit").get_defaults().as_dict()):
+                rank_zero_info(f"  {key}: {value}")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for name, branch in tree.items() for k, v in _flat(branch, f"{prefix}{name}.").items()}
+
+
+def changes(config: Any, usual: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What a configuration says that the defaults, those of the classes that it names, do not."""
+    if isinstance(config, dict) and "class_path" in config:
+        named = config["class_path"].rsplit(".", 1)
+        found = getattr(import_module(named[0]), named[1])
+        if found is not usual:
+            yield key, named[1]
+        parameters = inspect.signature(found.__init__).parameters.values()
+        usual = {p.name: None if p.default is p.empty else p.default for p in parameters}
+        config = config.get("init_args") or {}
+    if isinstance(config, dict):
+        usual = asdict(usual) if is_dataclass(usual) and not isinstance(usual, type) else usual
+        for name, value in config.items():
+            if name not in ("config", "ckpt_path", "default_root_dir", "subcommand"):
+                before = usual.get(name) if isinstance(usual, dict) else None
+                yield from changes(value, before, f"{key}.{name}" if key else name)
+    elif config is not None and config != (list(usual) if isinstance(usual, tuple) else usual):
+        yield key, config
+
+
+def _with_card(args: list[str]) -> list[str]:
+    """For `test`, `validate` and `predict` without a configuration: that of the checkpoint's card."""
+    names = [arg.split("=", 1)[0] for arg in args]
+    if args[0] == "fit" or "--ckpt_path" not in names or {"--config", "-c", "--model", "--print_config"} & set(names):
+        return args
+    at = names.index("--ckpt_path")
+    path = Path(args[at].split("=", 1)[1] if "=" in args[at] else args[at + 1])
+    card = read_card(path)
+    if not card["config"]:
+        fail(f"{path} was not written by `structseg fit` and holds no configuration; give --config")
+    config = dict(card["config"])
+    if args[0] == "predict":
+        carried = {key: card[key] for key in ("label_space", "size", "mean", "std")}
+        config["data"] = {"class_path": "SegmentationDataModule", "init_args": carried}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="card-", delete=False) as file:
+        yaml.safe_dump(config, file)
+    return [args[0], "--config", file.name, "--experiment", path.resolve().parent.parent.parent.name, *args[1:]]
+
+
+def _import_rooms() -> None:
+    """Every class of the rooms can then be named without its path."""
+    for room in (losses, datamodules, lightning_modules):
+        for module in walk_packages(room.__path__, f"{room.__name__}."):
+            import_module(module.name)
+
+
+def run(args: list[str]) -> StructsegCLI:
+    """One of Lightning's subcommands, as if from the command line.
+
+    Raises:
+        Exception: whatever goes wrong; `main` makes one line of it.
+    """
+    check_order(args)
+    _import_rooms()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", message=".*LeafSpec")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+    given = _with_card(args) if args else args
+    temporary = Path(given[2]) if given is not args else None
+    try:
+        return StructsegCLI(
+            SegmentationModule,
+            SegmentationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=KeepConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_class=StructsegParser,
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [RichProgressBar()]},
+            args=given,
+        )
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Entry point: a tool of the suite, or one of Lightning's subcommands. Errors are one line, exit code 1."""
+    args = sys.argv[1:]
+    try:
+        if args and args[0] in TOOLS:
+            import_module(f"experiments.{args[0]}").main(args[1:])
+        else:
+            run(args)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except Exception as error:
+        if os.environ.get("STRUCTSEG_TRACEBACK"):
+            raise
+        fail(_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    """The message; for an error from a loader's worker, the message that it was raised with there."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Caught "):
+        return lines[-1].partition(": ")[2] or lines[-1]
+    plain = isinstance(error, ValueError | TypeError | OSError)
+    return lines[0] if plain else f"{type(error).__name__}: {lines[0]} (STRUCTSEG_TRACEBACK=1 shows where)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+import torchvision_fallback as torchvision_fallback

@@ -1,0 +1,237 @@
+"""What all methods share: the steps, the scores, the optimiser, and the card that a checkpoint carries."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torchmetrics import MeanMetric
+
+from datamodules.label_spaces import LabelSpace
+from lightning_modules import card
+from lightning_modules.metrics.segmentation import SegmentationMetrics
+from lightning_modules.schedules import OneCycle, PolyLR
+
+Split = Literal["train", "val", "test"]
+
+
+class StepOutput(TypedDict, total=False):
+    """What a step hands to Lightning and to the callbacks: the scalar loss, and the (N, H, W) classes in evaluation."""
+
+    loss: Tensor
+    prediction: Tensor
+
+
+class SegmentationModule(LightningModule):
+    """A network that labels pixels, trained with a loss, scored by one confusion matrix over each data set.
+
+    Args:
+        network: images (N, 3, H, W), normalised, to logits (N, K, H, W).
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar.
+        label_space: the K classes.
+        optimizer: makes the optimiser from the parameters.
+        lr_scheduler: makes the schedule from the optimiser. `PolyLR`, `OneCycle` and torch's `OneCycleLR` step each
+            batch, every other schedule each epoch.
+        mean: of each channel, on images in 0..1.
+        std: deviation of each channel, on images in 0..1.
+        flip_test: average the class probabilities of each image and its mirror image in evaluation and prediction.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        label_space: LabelSpace,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        flip_test: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.label_space = label_space
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.flip_test = flip_test
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self._check_normalization(tuple(mean), tuple(std))
+        mirrored = label_space.flip_lookup()[: len(label_space)]
+        self.register_buffer("mirrored_classes", mirrored, persistent=False)
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_scores, self.test_scores = self._scores(), self._scores()
+        self.subset_scores = nn.ModuleDict()
+        self._subsets: dict[str, frozenset[str]] = {}
+        self.input_size: tuple[int, int] | None = None  # of the last training batch, for the checkpoint's card
+        self.resolved_config: dict[str, Any] = {}  # set by the command line, for the checkpoint's card
+
+    def _scores(self) -> SegmentationMetrics:
+        space = self.label_space
+        return SegmentationMetrics(space.classes, space.ignore_index, space.groups)
+
+    def _check_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        wanted = (getattr(self.network, "mean", None), getattr(self.network, "std", None))
+        if wanted[0] is not None and wanted != (mean, std):
+            raise ValueError(
+                f"the network's initial weights ({self.initial_weights}) expect mean {wanted[0]} and std {wanted[1]}, "
+                f"not {mean} and {std}; set --data.mean and --data.std to them"
+            )
+
+    @property
+    def initial_weights(self) -> str:
+        """Where the network's first weights came from, in words."""
+        return str(getattr(self.network, "initial_weights", "random"))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""
+        logits: Tensor = self.network((image - self.mean) / self.std)
+        return logits
+
+    def evaluate(self, image: Tensor) -> Tensor:
+        """As `forward`; with `flip_test`, log-probabilities averaged over the image and its mirror image."""
+        logits = self(image)
+        if not self.flip_test:
+            return logits  # type: ignore[no-any-return]
+        mirrored = self(image.flip(-1)).flip(-1)[:, self.mirrored_classes]
+        return torch.logaddexp(logits.float().log_softmax(1), mirrored.float().log_softmax(1)) - torch.log(
+            torch.tensor(2.0)
+        )
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        image, mask = batch["image"], batch["mask"]
+        count = len(image)
+        if split == "train":
+            self.input_size = (image.shape[-2], image.shape[-1])
+            loss = self.loss(self(image), mask)
+            self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
+            return {"loss": loss}
+        logits = resize_logits(self.evaluate(image), (mask.shape[-2], mask.shape[-1]))
+        loss = self.loss(logits, mask)
+        prediction = logits.argmax(1)
+        mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
+        mean.update(loss, count)
+        scores.update(prediction, mask)
+        if split == "test":
+            for subset, members in self._subsets.items():
+                inside = [i for i, name in enumerate(batch["name"]) if name in members]
+                if inside:
+                    self.subset_scores[subset].update(prediction[inside], mask[inside])  # type: ignore[operator]
+        return {"loss": loss, "prediction": prediction}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """The loss of an augmented batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores a validation batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores a test batch."""
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:  # noqa: ARG002  # Lightning's hook
+        """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
+        logits = self.evaluate(batch["image"])
+        sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]
+        return [
+            resize_logits(logits[i : i + 1], size).argmax(1)[0].to(torch.uint8) for i, size in enumerate(sizes)
+        ]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss` and every score as `val/...`."""
+        self._log_scores("val/", self.val_scores, self.val_loss)
+
+    def on_test_start(self) -> None:
+        """Makes a set of scores for each named part of the test set."""
+        self._subsets = dict(getattr(getattr(self.trainer, "datamodule", None), "test_subsets", {}))
+        self.subset_scores = nn.ModuleDict({name: self._scores() for name in self._subsets}).to(self.device)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/loss`, every score as `test/...`, and as `test/PART/...` for each named part."""
+        self._log_scores("test/", self.test_scores, self.test_loss)
+        for name, scores in self.subset_scores.items():
+            self._log_scores(f"test/{name}/", scores)  # type: ignore[arg-type]
+
+    def _log_scores(self, prefix: str, scores: SegmentationMetrics, loss: MeanMetric | None = None) -> None:
+        values = {prefix + key: value.float() for key, value in scores.compute().items()}
+        if loss is not None:
+            values[prefix + "loss"] = loss.compute()
+        # The metrics have already met over the ranks: every rank logs the same numbers.
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key == "val/miou")
+        for metric in (scores, loss):
+            if metric is not None and not self.trainer.testing:
+                metric.reset()
+
+    def logged_keys(self) -> set[str]:
+        """Every key that a fit logs, so that a watched key can be checked before it starts."""
+        scores = {f"val/{key}" for key in (*self.val_scores.metric_keys, "loss")}
+        return scores | {"train/loss", "train/loss_step", "train/loss_epoch"}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser, and the schedule with the interval that it needs."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule = self.lr_scheduler(optimizer)
+        if isinstance(schedule, PolyLR | OneCycle) and schedule.total_steps is None:
+            schedule.total_steps = int(self.trainer.estimated_stepping_batches)
+        by_step = isinstance(schedule, PolyLR | OneCycle | OneCycleLR)
+        config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config["monitor"] = getattr(schedule, "monitor", "val/loss")
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def make_card(self) -> dict[str, Any]:
+        """What this module is, in plain values."""
+        return {
+            "method": type(self).__name__,
+            **card.describe_space(self.label_space),
+            "mean": [float(v) for v in self.mean.flatten()],  # type: ignore[operator, union-attr]
+            "std": [float(v) for v in self.std.flatten()],  # type: ignore[operator, union-attr]
+            "size": list(self.input_size) if self.input_size else None,
+            "initial_weights": self.initial_weights,
+            "config": self.resolved_config,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the card into the checkpoint."""
+        checkpoint[card.KEY] = self.make_card()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another method or of other classes.
+
+        Raises:
+            ValueError: it does not fit; the message says how.
+        """
+        found = checkpoint.get(card.KEY)
+        if found is None:
+            raise ValueError("the checkpoint has no card of structseg; use one that `structseg fit` wrote")
+        if found["method"] != type(self).__name__:
+            raise ValueError(
+                f"the checkpoint is of method {found['method']}, the model is {type(self).__name__}; "
+                f"use --model {found['method']} or another checkpoint"
+            )
+        if tuple(found["classes"]) != self.label_space.classes:
+            raise ValueError(
+                f"the checkpoint has the classes of {found['label_space']} ({', '.join(found['classes'])}), the data "
+                f"those of {self.label_space.name} ({', '.join(self.label_space.classes)}); set --data.label_space"
+            )
+        if found["size"]:
+            self.input_size = (found["size"][0], found["size"][1])
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (N, K, H, W) brought to (N, K, *size), bilinear; as they are where the size already fits."""
+    if (logits.shape[-2], logits.shape[-1]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,67 @@
+"""Checkpoints: the best and the last, each written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+
+class BestAndLast(ModelCheckpoint):
+    """`best.ckpt` by the watched key and `last.ckpt`, each epoch.
+
+    Args:
+        monitor: key that decides which is best; without validation data the last one is.
+        mode: `max` or `min`.
+        save_every_steps: also save `last.ckpt` every so many training steps; 0 = at the end of an epoch only.
+    """
+
+    CHECKPOINT_NAME_LAST = "last"
+
+    def __init__(self, monitor: str | None = "val/miou", mode: str = "max", save_every_steps: int = 0) -> None:
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            filename="best",
+            save_last=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.save_every_steps = save_every_steps
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keeps `last.ckpt` fresh within long epochs."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        step = trainer.global_step
+        if self.save_every_steps and step % self.save_every_steps == 0 and step != self._last_global_step_saved:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside, syncs, renames: a crash or a full disk leaves the previous file as it was."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Saves the checkpoint at `path`.
+
+        Raises:
+            OSError: it could not be written; the message says so, and that the previous one is whole.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options are not used by checkpoints on disk; leave them out")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(target.name + ".part")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target)
+        except (OSError, RuntimeError) as error:
+            beside.unlink(missing_ok=True)
+            kept = "; the previous one is whole" if target.is_file() else ""
+            raise OSError(f"checkpoint {target} could not be written ({str(error).splitlines()[0]}){kept}") from None

@@ -1,0 +1,47 @@
+"""FASSEG U-Net: six-class face segmentation, learned from 20 photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+from torch.optim import Adam
+
+from datamodules.label_spaces import LabelSpace
+from lightning_modules.base import SegmentationModule
+from lightning_modules.networks.readme_unet import ReadmeUNet
+
+
+class FASSEGUNet(SegmentationModule):
+    """The readme's network, or any other that maps images to logits of their own size.
+
+    Source: the network and recipe of goldmyu/face-semantic-segmentation; data: Khan, Mauro, Leonardi, ICIP 2015.
+
+    Args:
+        network: makes the network from the number of classes: `ReadmeUNet`, or `SMPNetwork` for every architecture and
+            encoder of segmentation-models-pytorch.
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar; default: cross-entropy over the labelled pixels.
+        label_space: the classes, linked to the data's.
+        optimizer: makes the optimiser from the parameters.
+        lr_scheduler: makes the schedule from the optimiser.
+        mean: of each channel, linked to the data's.
+        std: of each channel, linked to the data's.
+        flip_test: average each image with its mirror image in evaluation and prediction.
+    """
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        network: Callable[[int], nn.Module] = ReadmeUNet,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        flip_test: bool = False,
+    ) -> None:
+        loss = loss or nn.CrossEntropyLoss(ignore_index=label_space.ignore_index)
+        super().__init__(
+            network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std, flip_test
+        )

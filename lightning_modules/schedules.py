@@ -1,0 +1,101 @@
+"""Learning-rate schedules that count optimiser steps and learn from the module how many there are."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class PolyLR(LRScheduler):
+    """Polynomial decay to zero in stairs: rate * (1 - every * floor(step / every) / total_steps) ** power.
+
+    To be stepped once an optimiser step. From `total_steps` on the rate is 0. Each parameter group keeps its own base
+    rate. As DeepLab uses it: power 0.9, changed every 10 iterations.
+
+    Args:
+        optimizer: whose rates are set.
+        total_steps: optimiser steps of the training; None: the module fills in the trainer's own number.
+        power: exponent, above 0.
+        every: steps between two changes of the rate.
+
+    Raises:
+        ValueError: an argument is not positive.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int | None = None, power: float = 0.9, every: int = 1
+    ) -> None:
+        if (total_steps is not None and total_steps < 1) or power <= 0 or every < 1:
+            raise ValueError(
+                f"total_steps {total_steps}, power {power}, every {every}; all have to be above 0, the steps whole"
+            )
+        self.total_steps = total_steps
+        self.power = power
+        self.every = every
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rate of each parameter group at the current step."""
+        step, total = _position(self)
+        factor = (1 - self.every * (step // self.every) / total) ** self.power if step < total else 0.0
+        return [rate * factor for rate in self.base_lrs]
+
+
+class OneCycle(LRScheduler):
+    """One cycle by cosines: from rate / start up to the rate over the first `warmup` share, then down to rate / end.
+
+    The optimiser's own rate is the highest one, so that it stands in one place; momentum is left alone. From
+    `total_steps` on the rate stays at rate / end. Source: Smith and Topin, 2017, with cosines as in fastai.
+
+    Args:
+        optimizer: whose rates are set.
+        total_steps: optimiser steps of the training; None: the module fills in the trainer's own number.
+        warmup: share of the steps on the way up, 0..1.
+        start: the rate is divided by this at the first step.
+        end: the rate is divided by this at the last step.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup: float = 0.3,
+        start: float = 25.0,
+        end: float = 1e4,
+    ) -> None:
+        if (total_steps is not None and total_steps < 1) or not 0 <= warmup < 1 or start < 1 or end < 1:
+            raise ValueError(
+                f"total_steps {total_steps}, warmup {warmup}, start {start}, end {end}; a positive number, 0 <= warmup "
+                "< 1, and divisors of at least 1 are needed"
+            )
+        self.total_steps = total_steps
+        self.warmup = warmup
+        self.start = start
+        self.end = end
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rate of each parameter group at the current step."""
+        step, total = _position(self)
+        peak = self.warmup * total
+        if step < peak:
+            low, part = 1 / self.start, 1 - step / peak
+        else:
+            low, part = 1 / self.end, min(1.0, (step - peak) / max(1.0, total - 1 - peak))
+        factor = low + (1 - low) * (1 + math.cos(math.pi * part)) / 2
+        return [rate * factor for rate in self.base_lrs]
+
+
+def _position(schedule: PolyLR | OneCycle) -> tuple[int, int]:
+    """The step, and of how many; the first step is the same for any number of steps."""
+    if schedule.total_steps is None:
+        if schedule.last_epoch > 0:
+            raise RuntimeError(f"{type(schedule).__name__} was stepped without total_steps; give it their number")
+        return 0, 1 << 30
+    return schedule.last_epoch, schedule.total_steps

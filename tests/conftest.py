@@ -1,0 +1,37 @@
+"""What every test may use: the real data and reference vectors, where they are, and a home of its own."""
+
+import torchvision_fallback  # noqa: F401  # isort: skip  before anything that imports torchvision
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+_SHARED = Path(os.environ.get("STRUCTSEG_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def _folder(name: str) -> Path:
+    folder = _SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"no folder {name} beside the repository; set STRUCTSEG_SHARED to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; the test is skipped where it is missing."""
+    return _folder("data")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of reference vectors; the test is skipped where it is missing."""
+    return _folder("golden")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRUCTSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,83 @@
+"""A few coloured rectangles with labels: learnable in a few steps, made in memory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from datamodules.augmentation import Augmentation
+from datamodules.base import SegmentationDataModule, Split
+from datamodules.samples import Sample, image_tensor, mask_tensor, resize_mask
+
+NATIVE = (48, 40)  # (h, w) of evaluation masks with `score_at="native"`
+
+
+class Rectangles(Dataset[Sample]):
+    """One rectangle of each foreground class on the background, each class of one colour; a corner is ignored."""
+
+    def __init__(self, split: Split, count: int, classes: int, size: tuple[int, int], seed: int, native: bool) -> None:
+        self.split, self.count, self.classes, self.size, self.native = split, count, classes, size, native
+        self.seed = [seed, ("train", "val", "test").index(split)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        random = np.random.default_rng([*self.seed, index])
+        height, width = self.size
+        mask = np.zeros(self.size, np.uint8)
+        for label in range(1, self.classes):
+            top, left = int(random.integers(0, height * 2 // 3)), int(random.integers(0, width * 2 // 3))
+            mask[top : top + height // 3, left : left + width // 3] = label
+        colours = np.random.default_rng(7).integers(30, 226, (self.classes, 3))
+        image = np.clip(colours[mask] + random.integers(-12, 13, (*self.size, 3)), 0, 255).astype(np.uint8)
+        mask[: height // 8, : width // 8] = 255
+        if self.native:
+            mask = resize_mask(mask, NATIVE)
+        return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": f"{self.split}_{index:03d}"}  # type: ignore[arg-type]
+
+
+class TinyDataModule(SegmentationDataModule):
+    """8 training, 4 validation and 4 test images of rectangles; `val_images=0` holds nothing out."""
+
+    def __init__(
+        self,
+        label_space: str = "parts",
+        size: tuple[int, int] = (32, 32),
+        batch_size: int = 4,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        score_at: Literal["size", "native"] = "size",
+        seed: int = 0,
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+        train_images: int = 8,
+        val_images: int = 4,
+        test_images: int = 4,
+    ) -> None:
+        super().__init__(
+            label_space,
+            size,
+            batch_size,
+            num_workers,
+            augmentation,
+            mean,
+            std,
+            score_at,
+            seed,
+            predict_dir,
+            predict_out,
+        )
+        self.counts: dict[Split, int] = {"train": train_images, "val": val_images, "test": test_images}
+
+    def make_dataset(self, split: Split) -> Rectangles:
+        native = split != "train" and self.score_at == "native"
+        return Rectangles(split, self.counts[split], len(self.label_space), self.size, self.seed, native)
+
+    @property
+    def has_validation(self) -> bool:
+        return self.counts["val"] > 0
