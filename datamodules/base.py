@@ -14,8 +14,9 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.augmentation import Augmentation, AugmentationPipeline
-from datamodules.label_spaces import LabelSpace, label_space as find_label_space
-from datamodules.predict_inputs import PredictImages
+from datamodules.label_spaces import LabelSpace
+from datamodules.label_spaces import label_space as find_label_space
+from datamodules.predict_inputs import predict_inputs
 from datamodules.samples import Batch, Sample, collate
 
 Split = Literal["train", "val", "test"]
@@ -79,7 +80,7 @@ class SegmentationDataModule(LightningDataModule):
         self.pipeline = AugmentationPipeline(augmentation, self.label_space)
         self._datasets: dict[Split, Dataset[Sample]] = {}
 
-    def make_dataset(self, split: Split) -> Dataset[Sample] | None:
+    def make_dataset(self, split: Split) -> Dataset[Sample] | None:  # noqa: ARG002  # for children
         """The samples of a split, (3, H, W) image and (H, W) mask each; None where there is none. A child gives it."""
         return None
 
@@ -141,7 +142,8 @@ class SegmentationDataModule(LightningDataModule):
         """
         if self.predict_dir is None:
             raise ValueError("predict needs images: give --data.predict_dir an image, a folder, a video or camera:0")
-        return DataLoader(PredictImages(Path(self.predict_dir), self.size), batch_size=1, collate_fn=collate)
+        inputs = predict_inputs(self.predict_dir, self.size, Path(self.predict_out))
+        return DataLoader(inputs, batch_size=1, collate_fn=collate)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's hook
         """Augments training batches on their device, seeded by (seed, epoch, batch, rank) and not by history."""
@@ -152,11 +154,12 @@ class SegmentationDataModule(LightningDataModule):
         return self.augment(batch, [_run_seed(), *position, trainer.global_rank])
 
     def augment(self, batch: Batch, seed: list[int]) -> Batch:
-        """The batch augmented with the random numbers that belong to `seed`; the global generators are left as they were."""
+        """The batch augmented with the random numbers of `seed`; the global generators are left as they were."""
         device = batch["image"].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-            return self.pipeline(batch)
+            augmented: Batch = self.pipeline(batch)
+            return augmented
 
 
 def _run_seed() -> int:

@@ -53,9 +53,16 @@ def download_fasseg(
         return find_version(root, version)
     except FileNotFoundError:
         pass
+    target = root / REPOSITORY
+    if target.exists():
+        raise ValueError(f"{target} is there but holds no {version}; remove it and run again")
     archive = download_file(url, root / f"{REPOSITORY}.zip", archive_sha256)
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{REPOSITORY}-") as stage:
-        unpacked = unpack(archive, Path(stage) / REPOSITORY, strip_top=True, max_bytes=MAX_BYTES)
+        try:
+            unpacked = unpack(archive, Path(stage) / REPOSITORY, strip_top=True, max_bytes=MAX_BYTES)
+        except ValueError:
+            archive.unlink()  # or the next call would take it for whole
+            raise
         for name, expected in content.items():
             found = content_digest(unpacked / name)
             if found != expected:
@@ -64,9 +71,6 @@ def download_fasseg(
                     f"{name} in {url} differs from the published images (digest {found[:12]}, expected "
                     f"{expected[:12]}); removed: fetch it again, or clone massimomauro/{REPOSITORY} into {root}"
                 )
-        target = root / REPOSITORY
-        if target.exists():
-            raise ValueError(f"{target} is there but holds no {version}; remove it and run again")
         unpacked.rename(target)
     archive.unlink()
     return find_version(root, version)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -9,9 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, TiffImageFile
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
+)  # fmt: skip
+
+# All that Pillow's readers were seen to raise on damaged files.
+_DECODING_ERRORS = (
+    ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 class Sample(TypedDict, total=False):
@@ -40,45 +54,93 @@ class Batch(TypedDict, total=False):
     name: list[str]
 
 
-def open_image(path: Path) -> Image.Image:
-    """The decoded image as PIL has it, whatever its mode.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is empty, truncated or no image; the message names it.
-    """
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes one line, with the file's name, of whatever Pillow raises."""
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}; check the path")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes); copy it again")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        yield
     except UnidentifiedImageError:
         raise ValueError(f"{path} is no image that Pillow can read; copy it again or remove it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be decoded ({error}); copy it again or remove it") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ValueError(f"{path} has more than {limit} million pixels; scale it down or cut it up") from None
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be decoded ({reason}); copy it again or remove it") from None
+
+
+def _refuse_planes(image: Image.Image) -> None:
+    # Pillow takes the low bytes of such a file for pixels of their own, without a word.
+    if isinstance(image, TiffImageFile) and image.info.get("compression") == "raw":
+        bits = image.tag_v2.get(BITSPERSAMPLE)
+        wide = isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
+        if wide and image.tag_v2.get(PLANAR_CONFIGURATION) == 2:
+            raise ValueError("16-bit TIFF in separate planes; save it with interleaved channels")
+
+
+def open_image(path: Path) -> Image.Image:
+    """The decoded image as PIL has it, whatever its mode; of several frames or pages the first.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty, truncated or no image; the message names it.
+    """
+    # From a path, Pillow maps an uncompressed TIFF into memory, and jumbles it where it lies on its side.
+    with _naming(path), path.open("rb") as file, Image.open(file) as image:
+        _refuse_planes(image)
+        image.load()
+        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0:
+            return Image.fromarray(65535 - np.asarray(image, dtype=np.uint16))  # 0 is white; Pillow sees to 8 bits only
+        return image
+
+
+def check_image(path: Path) -> None:
+    """Raises as `open_image`, for less: a JPEG is decoded at an eighth of its size, a PNG is held to its checksums."""
+    with _naming(path), path.open("rb") as file, Image.open(file) as image:
+        if image.format == "PNG":
+            image.verify()
+            return
+        _refuse_planes(image)
+        image.draft("RGB", (1, 1))
+        image.load()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha laid on white, 16 bits and floats scaled to 8."""
+    """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha laid on white, more than 8 bits scaled to 8.
+
+    Integers are taken as 0..65535 and floats as 0..1, 0..255 or 0..65535, the first that holds the maximum (give or
+    take a tenth); what goes beyond is scaled by its maximum. Negative values and nan become black. Of 16-bit colour
+    images Pillow reads the upper 8 bits. Colour profiles are not applied.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" or values.max(initial=0.0) > 255.0 else 255.0
-        if image.mode == "F" and values.max(initial=0.0) <= 1.0:
-            top = 1.0
-        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _wide_grey(image).convert("RGB")
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
     return image.convert("RGB")
 
 
+def _wide_grey(image: Image.Image) -> Image.Image:
+    """An 8-bit image of one of more than 8 bits a pixel."""
+    values = np.array(image, dtype=np.float64)
+    peak = float(values.max(where=np.isfinite(values), initial=0.0))
+    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    top = next((top for top in ranges if peak <= 1.1 * top), peak)
+    if "transparency" in image.info:
+        values[values == image.info["transparency"]] = top
+    return Image.fromarray((np.clip(np.nan_to_num(values), 0, top) * (255.0 / top)).round().astype(np.uint8))
+
+
 def read_image(path: Path) -> Image.Image:
     """The image as upright 8-bit RGB; raises as `open_image`."""
-    return to_rgb(open_image(path))
+    image = open_image(path)
+    with _naming(path):
+        return to_rgb(image)
 
 
 def read_mask(path: Path, classes: int, space: str) -> NDArray[np.uint8]:
@@ -132,7 +194,7 @@ def collate(samples: list[Sample]) -> Batch:
     for key in ("image", "mask", "blobs", "tags"):
         if key not in samples[0]:
             continue
-        tensors = [sample[key] for sample in samples]  # type: ignore[literal-required]
+        tensors = [sample[key] for sample in samples]
         shapes = [tuple(tensor.shape) for tensor in tensors]
         for sample, shape in zip(samples, shapes, strict=True):
             if shape != shapes[0]:
@@ -140,7 +202,7 @@ def collate(samples: list[Sample]) -> Batch:
                     f"{key} of {sample['name']} has shape {shape}, that of {samples[0]['name']} {shapes[0]}; "
                     "one size a batch is needed: set --data.size, or batches of one"
                 )
-        batch[key] = torch.stack(tensors)  # type: ignore[literal-required]
+        batch[key] = torch.stack(tensors)
     if "original" in samples[0]:
         batch["original"] = [sample["original"] for sample in samples]
     return batch

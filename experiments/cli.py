@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from pkgutil import walk_packages
 from typing import Any
 
 import yaml
@@ -21,18 +20,16 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
-import datamodules
-import lightning_modules
-import losses
 from datamodules.base import SegmentationDataModule
 from experiments.checks import check_watched_keys
-from experiments.parser import StructsegParser, check_order, fail
+from experiments.parser import StructsegParser, check_order, fail, import_rooms
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
 from lightning_modules.base import SegmentationModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
 from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.step_seed import StepSeed
+from lightning_modules.callbacks.tables import ScoreTables
 from lightning_modules.card import read_card
 
 TOOLS = {"show": "draw an augmented batch with its labels", "results": "the results table, and the runs behind it"}
@@ -75,6 +72,12 @@ class StructsegCLI(LightningCLI):
         parser.link_arguments("data.mean", "model.init_args.mean", apply_on="instantiate")
         parser.link_arguments("data.std", "model.init_args.std", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)  # the suite's own table is shorter
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: hyper-parameters come from the configuration or the card, never from a pickle."""
 
@@ -100,6 +103,7 @@ class StructsegCLI(LightningCLI):
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.insert(0, StepSeed())
+        trainer.callbacks.append(ScoreTables())
         if predicting:
             trainer.callbacks.append(PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space))
         for callback in trainer.checkpoint_callbacks:
@@ -117,6 +121,24 @@ class StructsegCLI(LightningCLI):
             rank_zero_info("what differs from the defaults:")
             for key, value in changes(self.config_dump, self._parser("fit").get_defaults().as_dict()):
                 rank_zero_info(f"  {key}: {value}")
+
+
+    def before_fit(self) -> None:
+        """Missing data is found before anything is written."""
+        self.datamodule.dataset("train")
+        if self.datamodule.has_validation:
+            self.datamodule.dataset("val")
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+
+    def before_validate(self) -> None:
+        """As `before_fit`."""
+        self.datamodule.dataset("val")
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+
+    def before_test(self) -> None:
+        """As `before_fit`."""
+        self.datamodule.dataset("test")
+        self.folder.path.mkdir(parents=True, exist_ok=True)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -164,13 +186,6 @@ def _with_card(args: list[str]) -> list[str]:
     return [args[0], "--config", file.name, "--experiment", path.resolve().parent.parent.parent.name, *args[1:]]
 
 
-def _import_rooms() -> None:
-    """Every class of the rooms can then be named without its path."""
-    for room in (losses, datamodules, lightning_modules):
-        for module in walk_packages(room.__path__, f"{room.__name__}."):
-            import_module(module.name)
-
-
 def run(args: list[str]) -> StructsegCLI:
     """One of Lightning's subcommands, as if from the command line.
 
@@ -178,7 +193,7 @@ def run(args: list[str]) -> StructsegCLI:
         Exception: whatever goes wrong; `main` makes one line of it.
     """
     check_order(args)
-    _import_rooms()
+    import_rooms()
     os.environ.setdefault("WANDB_SILENT", "true")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     warnings.filterwarnings("ignore", message=".*LeafSpec")

@@ -7,6 +7,8 @@ import difflib
 import inspect
 import re
 import sys
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
@@ -16,6 +18,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+import datamodules
+import lightning_modules
+import losses
 from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
@@ -24,6 +29,13 @@ from lightning_modules.base import SegmentationModule
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+def import_rooms() -> None:
+    """Imports every room, so that a configuration can name classes without their paths."""
+    for room in (losses, datamodules, lightning_modules):
+        for module in walk_packages(room.__path__, f"{room.__name__}."):
+            import_module(module.name)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -54,23 +66,38 @@ class StructsegParser(LightningArgumentParser):
         return []  # an abbreviated option is refused, not guessed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exits with 2 and one line that names the nearest known key where one was misspelt."""
+        """Exits with 2 and one line that names the nearest known name where one was misspelt."""
         if not self.exit_on_error:  # a nested parser, whose failure the outer one weighs
             super().error(message, ex)
-        fail(_shorten(message) + _nearest(message), 2)
+        fail(shorten(message), 2)
 
 
-def _shorten(message: str) -> str:
-    """The deepest complaint of a nested message: what is wrong, without the list of all that was tried."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
+def shorten(message: str) -> str:
+    """One line of jsonargparse's nested complaint: which key, what came, what was expected, the nearest known name."""
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+    unknown = re.search(r"Option '([\w.]+)' is not accepted|accept option '([\w.]+)'", message)
+    unknown = unknown or re.search(r"[Uu]nrecognized arguments: (?:'?--)?([\w.]+)", message)
     if unknown:
-        return f"{lines[0].rstrip(':')}: there is no class {unknown[1]}"
-    deep = [line for line in lines if re.search(r"not accept|nrecognized|Expected a|No action for|does not|required", line)]
-    first = lines[0] if lines else message
-    if deep and deep[-1] != first:
-        return f"{first} {deep[-1]}"
-    return first
+        name = next(group for group in unknown.groups() if group)
+        full = name if not key or name.startswith(key) else f"{key}.{name}"
+        return f"unknown option {full}{_nearest(name.rsplit('.', 1)[-1], _option_names())}"
+    types = [t for t in re.findall(r"Expected an? <class '([\w.]+)'>", message) if t != "NoneType"]
+    if types:
+        value = re.findall(r"(?:Given|Got) value: (.+?)(?:\. Got value|$)", message, re.MULTILINE)
+        return f"{key}: expected {' or '.join(dict.fromkeys(types))}, got {value[0] if value else 'something else'}"
+    missing = re.search(r"Expected a dot import path string: (\S+)", message)
+    if missing:
+        classes = {found.__name__ for found in _classes()}
+        return f"{key}: there is no class {missing[1]}{_nearest(missing[1], classes)}"
+    required = re.findall(r"arguments are required: ([^\n]+)", message)
+    if required:
+        return f"{key + ': ' if key else ''}missing {required[-1]}; give it on the command line or in --config"
+    return " ".join(line.strip(" -") for line in message.splitlines()[:3])
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known - {name}), 1, 0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _classes() -> list[type]:
@@ -86,27 +113,10 @@ def _classes() -> list[type]:
     return found
 
 
-def _known_classes() -> set[str]:
-    return {found.__name__ for found in _classes()}
-
-
-def _known_names() -> set[str]:
+def _option_names() -> set[str]:
     """The names of every option of the suite, the trainer and the optimisers, without their prefixes."""
     names = {"config", "ckpt_path", "print_config", "experiment", "runs_dir", "seed_everything", "trainer", "model"}
     for found in _classes():
         names |= set(inspect.signature(found.__init__).parameters)  # type: ignore[misc]
     names |= {field.name for field in dataclasses.fields(Augmentation)}
     return names - {"self", "args", "kwargs"}
-
-
-def _nearest(message: str) -> str:
-    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
-    if unknown:
-        near = difflib.get_close_matches(unknown[1], sorted(_known_classes()), 1, 0.6)
-        return f" (did you mean {near[0]}?)" if near else ""
-    found = re.search(r"option '([^']+)'|[Uu]nrecognized arguments: *'?--([\w.]+)|[Kk]ey \"([\w.]+)\"", message)
-    if not found or not re.search(r"accept|nrecognized", message):
-        return ""
-    leaf = next(group for group in found.groups() if group).rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(leaf, sorted(_known_names() - {leaf}), 1, 0.6)
-    return f" (did you mean {near[0]}?)" if near else ""

@@ -90,7 +90,6 @@ def wandb_mode() -> str:
 
 def make_loggers(folder: RunFolder) -> list[Logger]:
     """W&B under the run's id, and `metrics.csv`, both in the run's folder."""
-    folder.path.mkdir(parents=True, exist_ok=True)
     wandb_logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", "structseg"),
         name=f"{folder.experiment}-{folder.run_id}",

@@ -18,6 +18,7 @@ from datamodules.label_spaces import LabelSpace
 from lightning_modules import card
 from lightning_modules.metrics.segmentation import SegmentationMetrics
 from lightning_modules.schedules import OneCycle, PolyLR
+from lightning_modules.upsampling import classes_at
 
 Split = Literal["train", "val", "test"]
 
@@ -142,9 +143,7 @@ class SegmentationModule(LightningModule):
         """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
         logits = self.evaluate(batch["image"])
         sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]
-        return [
-            resize_logits(logits[i : i + 1], size).argmax(1)[0].to(torch.uint8) for i, size in enumerate(sizes)
-        ]
+        return [classes_at(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss` and every score as `val/...`."""

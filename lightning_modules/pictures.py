@@ -157,16 +157,16 @@ def sheet(examples: Sequence[Example], space: LabelSpace) -> Image.Image:
     columns = 1 if len(rows) < 4 else 2
     width = max(row.width for row in rows)
     found = np.unique(np.concatenate([np.concatenate([e.truth.ravel(), e.prediction.ravel()]) for e in examples]))
-    legend = _legend([int(label) for label in found], space, columns * (width + 2 * _GAP))
+    key = legend([int(label) for label in found], space, columns * (width + 2 * _GAP))
     lines = [rows[start : start + columns] for start in range(0, len(rows), columns)]
     heights = [max(row.height for row in line) for line in lines]
-    page = Image.new("RGB", (legend.width, sum(heights) + legend.height), _PAPER)
+    page = Image.new("RGB", (key.width, sum(heights) + key.height), _PAPER)
     top = 0
     for line, height in zip(lines, heights, strict=True):
         for column, row in enumerate(line):
             page.paste(row, (column * (width + 2 * _GAP) + _GAP, top))
         top += height
-    page.paste(legend, (0, top))
+    page.paste(key, (0, top))
     return page
 
 
@@ -210,7 +210,8 @@ def _row(example: Example, space: LabelSpace) -> Image.Image:
     return row
 
 
-def _legend(labels: Sequence[int], space: LabelSpace, width: int) -> Image.Image:
+def legend(labels: Sequence[int], space: LabelSpace, width: int) -> Image.Image:
+    """The colours and names of some labels, in as many lines as a picture of `width` pixels needs."""
     font, line = _font(12), 20
     names = ["ignored" if label == space.ignore_index else space.classes[label] for label in labels]
     left, top, places = _GAP, _GAP // 2, []
@@ -220,11 +221,11 @@ def _legend(labels: Sequence[int], space: LabelSpace, width: int) -> Image.Image
             left, top = _GAP, top + line
         places.append((left, top))
         left += wide
-    legend = Image.new("RGB", (width, top + line + _GAP // 2), _PAPER)
-    draw = ImageDraw.Draw(legend)
+    page = Image.new("RGB", (width, top + line + _GAP // 2), _PAPER)
+    draw = ImageDraw.Draw(page)
     for label, name, (x, y) in zip(labels, names, places, strict=True):
         swatch = colorize(np.full(_SWATCH, label), space)
-        legend.paste(Image.fromarray(swatch), (x, y + 2))
+        page.paste(Image.fromarray(swatch), (x, y + 2))
         draw.rectangle((x - 1, y + 1, x + _SWATCH[1], y + 2 + _SWATCH[0]), outline=_FAINT)
         draw.text((x + _SWATCH[1] + 5, y), name, _INK, font)
-    return legend
+    return page

@@ -6,15 +6,16 @@ import numpy as np
 
 from datamodules.synthetic_faces.canvas import Canvas
 from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Frame, ellipse, fade
+from datamodules.synthetic_faces.geometry import Array, Frame, ellipse, fade
 from datamodules.synthetic_faces.texture import noise
 
-_PICTURE = Frame(0.0, 0.0, 1.0, 0.0, 0.0, 1.0)
+_PICTURE = Frame.upright((0.0, 0.0), 1.0)
 
 
 def paint_background(canvas: Canvas, kind: str, dice: Dice) -> None:
     """Fill the canvas: gradient, blobs, bokeh, stripes, shelves, wall or outdoors."""
     first, second = dice.colour(0.08, 0.95, 0.5)[:, None, None], dice.colour(0.08, 0.95, 0.5)[:, None, None]
+    ramp: Array
     x, y = canvas.x, canvas.y[:, None]
     slope, offset = dice.between(-0.5, 0.5), dice.between(-0.4, 0.4)
     ramp = np.clip(0.5 + np.float32(slope) * x + np.float32((0.7 - abs(slope)) * dice.sign()) * y + offset, 0.0, 1.0)
@@ -49,7 +50,9 @@ def _paint_outdoors(canvas: Canvas, dice: Dice, ramp: np.ndarray) -> None:
     """Sky over leaves, the border ragged."""
     sky = dice.mix((0.55, 0.72, 0.92), (0.88, 0.90, 0.93))[:, None, None]
     leaves = dice.mix((0.16, 0.30, 0.12), (0.42, 0.45, 0.20))[:, None, None]
-    foliage = noise(canvas.x, canvas.y, dice.field(32, 32), dice.between(6.0, 12.0))
+    leaf = dice.between(4.0, 8.0)
+    foliage = 0.6 * noise(canvas.x, canvas.y, dice.field(32, 32), leaf)
+    foliage += 0.4 * noise(canvas.x, canvas.y, dice.field(32, 32), 2.3 * leaf)
     border = canvas.y[:, None] - np.float32(dice.between(-0.8, 0.4)) + 0.8 * (ramp - 0.5)
     canvas.image[...] = sky + fade(border, -0.05, 0.1) * (leaves * (0.45 + 1.1 * foliage) - sky)
 
@@ -67,17 +70,27 @@ def _paint_rectangles(canvas: Canvas, kind: str, dice: Dice) -> None:
     wood = dice.mix((0.25, 0.16, 0.10), (0.62, 0.45, 0.28))
     for row in range(4):
         base = -1.0 + step * (row + 1)
-        x = -1.4
-        while x < 1.4:
+        x = -1.1
+        while x < 1.1:
             width = dice.between(0.05, 0.17)
-            _fill(canvas, x, base - step * dice.between(0.55, 0.85), x + width - 0.012, base, dice.colour(0.1, 0.8, 0.7))
+            _fill(
+                canvas, x, base - step * dice.between(0.55, 0.85), x + width - 0.012, base, dice.colour(0.1, 0.8, 0.7)
+            )
             x += width
         _fill(canvas, -1.5, base, 1.5, base + 0.06, wood)
 
 
 def _fill(canvas: Canvas, left: float, top: float, right: float, bottom: float, colour: np.ndarray) -> None:
-    patch = canvas.patch(_PICTURE, left, top, right, bottom)
-    centre_u, centre_v = (left + right) / 2, (top + bottom) / 2
-    across = np.abs(patch.u[:1] - np.float32(centre_u)) - np.float32((right - left) / 2)
-    down = np.abs(patch.v[:, :1] - np.float32(centre_v)) - np.float32((bottom - top) / 2)
-    patch.image += patch.cover(across) * patch.cover(down) * (colour[:, None, None] - patch.image)
+    rows, across = _span(canvas.y, top, bottom, canvas.pixel)
+    columns, down = _span(canvas.x, left, right, canvas.pixel)
+    view = canvas.image[:, rows, columns]
+    view += across[:, None] * down * (colour[:, None, None] - view)
+
+
+def _span(line: np.ndarray, low: float, high: float, pixel: float) -> tuple[slice, np.ndarray]:
+    """The pixels of a line that low..high touches, and the share of each that it covers."""
+    first = np.float32(line[0])
+    start = min(max(int((low - first) / pixel) - 1, 0), len(line))
+    stop = min(max(int((high - first) / pixel) + 3, start), len(line))
+    distance = np.abs(line[start:stop] - np.float32((low + high) / 2)) - np.float32((high - low) / 2)
+    return slice(start, stop), np.minimum(np.maximum(0.5 - distance * np.float32(1 / pixel), 0.0), 1.0)

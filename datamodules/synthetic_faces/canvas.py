@@ -41,7 +41,10 @@ class Patch:
 
     def cover(self, distance: Array) -> Array:
         """(h, w) share of each pixel that lies inside a shape."""
-        return np.clip(0.5 - distance * np.float32(1.0 / self.pixel), 0.0, 1.0)
+        share = distance * np.float32(-1.0 / self.pixel)
+        share += np.float32(0.5)
+        np.maximum(share, 0.0, out=share)
+        return np.minimum(share, 1.0, out=share)
 
     def paint(
         self,
@@ -63,17 +66,23 @@ class Patch:
             alpha *= np.float32(opacity)
         if colour.ndim == 1:
             colour = colour[:, None, None]
-        if lit:
-            colour = colour * self.shade
-        self.image += alpha * (colour - self.image)
+        change = colour * self.shade if lit else colour
+        change = change - self.image
+        change *= alpha
+        self.image += change
         if label is not None:
-            inside = distance < 0
-            np.copyto(self.label, LABEL[label], where=inside)
-            np.copyto(self.occluder, occludes, where=inside)
+            self.mark(distance < 0, label, occludes=occludes)
+
+    def mark(self, inside: NDArray[np.bool_], label: str, *, occludes: bool = False) -> None:
+        """Give the pixels of a mask (h, w) a class; the colours stay."""
+        np.copyto(self.label, LABEL[label], where=inside)
+        np.copyto(self.occluder, occludes, where=inside)
 
     def blend(self, weight: Array, colour: Array) -> None:
         """Mix a colour (3,) in softly; weight (h, w) in 0..1. Labels stay."""
-        self.image += weight * (colour[:, None, None] - self.image)
+        change = colour[:, None, None] - self.image
+        change *= weight
+        self.image += change
 
     def relight(self, factor: Array) -> None:
         """Multiply the colours by (h, w); labels stay."""
@@ -82,11 +91,16 @@ class Patch:
     def skin(self, tone: Array, factor: Array | None = None) -> Array:
         """(3, h, w) colours of skin under the head's light, times an optional further factor (h, w)."""
         light = self.shade if factor is None else self.shade * factor
-        return tone[:, None, None] * (1.0 + (light - 1.0) * _SKIN_RESPONSE)
+        colours = (light - 1.0) * _SKIN_RESPONSE
+        colours += 1.0
+        colours *= tone[:, None, None]
+        return colours
 
     def skin_relight(self, factor: Array) -> None:
         """Multiply the colours by (h, w) the way that skin answers to light."""
-        self.image *= 1.0 + (factor - 1.0) * _SKIN_RESPONSE
+        response = (factor - 1.0) * _SKIN_RESPONSE
+        response += 1.0
+        self.image *= response
 
 
 class Canvas:

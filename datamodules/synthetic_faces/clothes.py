@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import Canvas
-from datamodules.synthetic_faces.dice import Array
-from datamodules.synthetic_faces.geometry import fade
+from datamodules.synthetic_faces.canvas import LABEL, Canvas
+from datamodules.synthetic_faces.geometry import Array, fade
 from datamodules.synthetic_faces.head import Rig, shoulder_line
 from datamodules.synthetic_faces.parameters import Body
 from datamodules.synthetic_faces.texture import noise
@@ -46,12 +45,12 @@ def paint_clothes(canvas: Canvas, rig: Rig, numbers: Array) -> None:
     factor = 0.72 + 0.34 * folds - 0.18 * fade(opening, 0.07, 0.0) - 0.15 * fade(side, 0.6, 1.6)
     if body.neckline == "turtleneck":
         factor = factor - 0.10 * np.maximum(np.cos(u * 55.0), 0.0) * fade(v, body.collar + 0.12, body.collar)
-    patch.paint(distance, _cloth(body, u, v, numbers) * factor, "cloth", lit=False)
+    patch.paint(distance, _cloth(body, u, v) * factor, "cloth", lit=False)
     if body.neckline in ("shirt", "suit"):
-        _paint_collar(canvas, rig, distance)
+        _paint_collar(canvas, rig)
 
 
-def _cloth(body: Body, u: Array, v: Array, numbers: Array) -> Array:
+def _cloth(body: Body, u: Array, v: Array) -> Array:
     """(3, h, w) or (3, 1, 1) the garment's own colours."""
     first, second = body.colour[:, None, None], body.second[:, None, None]
     turn = np.float32(2 * math.pi / body.period)
@@ -71,7 +70,7 @@ def _cloth(body: Body, u: Array, v: Array, numbers: Array) -> Array:
     return first + weave * (second - first)
 
 
-def _paint_collar(canvas: Canvas, rig: Rig, garment: Array) -> None:
+def _paint_collar(canvas: Canvas, rig: Rig) -> None:
     body = rig.face.body
     shirt = body.second * np.float32(0.4) + _WHITE * np.float32(0.6) if body.neckline == "suit" else body.colour
     patch = canvas.patch(rig.body, -1.2, 0.7, 1.2, 3.2)
@@ -106,7 +105,7 @@ def paint_necklace(canvas: Canvas, rig: Rig) -> None:
     loop = v - hang + 0.55 * u * u
     thick = 0.016 if jewels.necklace == "chain" else 0.038
     ends = np.abs(u) - np.float32(body.neck + 0.03)
-    on_skin = np.where(patch.label == 17, np.float32(-1.0), np.float32(1.0))
+    on_skin = np.where(patch.label == LABEL["neck"], np.float32(-1.0), np.float32(1.0))
     chain = np.maximum(np.maximum(np.abs(loop) - np.float32(thick), ends), on_skin)
     if jewels.necklace == "pearls":
         bead = 0.72 + 0.30 * np.cos(u * np.float32(2 * math.pi / 0.085))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
+from datamodules.samples import Sample
 from datamodules.synthetic_faces.render import check_size, render_face
 
 
-class SyntheticFacesDataset(Dataset[dict[str, Any]]):
+class SyntheticFacesDataset(Dataset[Sample]):
     """`count` faces, rendered when asked for: the same seed gives the same pixels in every process and worker.
 
     A sample is `image` (3, H, W) float32 in 0..1, `mask` (H, W) int64, `name` str.
@@ -48,7 +47,7 @@ class SyntheticFacesDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         if not -self.count <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
         index %= self.count

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from datamodules.synthetic_faces.geometry import Array
+
 T = TypeVar("T")
 
 

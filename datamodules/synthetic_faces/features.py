@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from datamodules.synthetic_faces.canvas import Canvas
-from datamodules.synthetic_faces.dice import Array
-from datamodules.synthetic_faces.geometry import Frame, bump, ellipse, fade, smooth_min
+from datamodules.synthetic_faces.geometry import Array, Frame, bump, ellipse, fade, ridge, smooth_min
 from datamodules.synthetic_faces.head import DEPTH, Rig
 
 _WHITE = np.array([0.93, 0.91, 0.89], np.float32)
@@ -26,7 +25,7 @@ def paint_eye(canvas: Canvas, rig: Rig, side: float) -> None:
     patch = canvas.patch(frame, -0.26, -0.24, 0.26, 0.16)
     u, v = patch.u, patch.v
     t = u / np.float32(eyes.width)
-    arch = 1.0 - t * t
+    arch = np.maximum(1.0 - t * t, -0.6)
     openness = eyes.openness[0 if side < 0 else 1]
     height = eyes.height * openness
     lower = np.float32(0.62 * eyes.height) * arch * (1.0 - 0.25 * t)
@@ -39,7 +38,7 @@ def paint_eye(canvas: Canvas, rig: Rig, side: float) -> None:
         line = 0.75 * lower - np.float32(0.015)
         thick = np.float32(0.012 + eyes.lashes) * (0.55 + 0.45 * np.minimum(arch + 0.35, 1.0))
         distance = np.maximum(np.abs(v - line) - thick, np.abs(u) - np.float32(eyes.width))
-        patch.paint(distance, _DARK + 0.25 * tone * np.float32(0.5), label, opacity=0.9)
+        patch.paint(distance, _DARK + 0.125 * tone, label, opacity=0.9)
         return
     upper = np.float32(-height) * arch * (1.0 + 0.35 * arch - 0.18 * t)
     opening = np.maximum(upper - v, v - lower)
@@ -47,7 +46,7 @@ def paint_eye(canvas: Canvas, rig: Rig, side: float) -> None:
     patch.paint(np.maximum(crease, -arch * 0.3 - 0.1), tone * np.float32(0.55), opacity=eyes.lid)
     white = _WHITE[:, None, None] * (0.72 + 0.28 * fade(v - upper, -0.01, 0.075))
     patch.paint(opening, white, label)
-    iris_u = side * (eyes.gaze[0] + 0.05 * rig.turn * 0.4)
+    iris_u = side * (eyes.gaze[0] + 0.02 * rig.turn)
     iris_v = eyes.gaze[1] - 0.15 * eyes.height
     p, q = u - np.float32(iris_u), v - np.float32(iris_v)
     ring = np.sqrt(p * p + q * q) - np.float32(eyes.iris_radius)
@@ -79,7 +78,7 @@ def paint_brow(canvas: Canvas, rig: Rig, side: float, numbers: Array) -> None:
     thick = np.float32(brows.thickness) * (1.0 - np.float32(brows.taper) * outer * outer)
     distance = np.maximum(np.abs(patch.v - middle) - thick, (np.abs(t) - 1.0) * np.float32(brows.width))
     phase = (patch.u * 2.2 + patch.v * (1.2 - 2.0 * outer)) * 40.0
-    threads = 0.9 + 0.35 * np.sin(phase + 6.0 * numbers[0, 0]) * fade(distance, 0.0, -0.02)
+    threads = 0.95 + 0.13 * np.sin(phase + 6.0 * numbers[0, 0]) * fade(distance, 0.0, -0.02)
     patch.paint(distance, brows.colour[:, None, None] * threads, "l_brow" if side > 0 else "r_brow", opacity=0.88)
 
 
@@ -96,9 +95,9 @@ def paint_nose(canvas: Canvas, rig: Rig) -> None:
     s = np.clip(v / np.float32(nose.length) + 1.0, 0.0, 1.0)
     shift = np.float32((tip_u - base_u) / math.cos(rig.yaw))
     rise = np.float32((tip_v - base_v) / stretch)
-    ridge = shift * s * s
-    half = np.float32(nose.bridge) * (1.0 - 0.25 * bump((s - 0.35) * 2.2, 0.0 * s)) + 0.05 * s * s
-    bridge = np.maximum(np.abs(u - ridge * 0.8) - half, np.maximum(-np.float32(nose.length) - v, v + 0.05))
+    axis = shift * s * s
+    half = np.float32(nose.bridge) * (1.0 - 0.25 * ridge((s - 0.35) * 2.2)) + 0.05 * s * s
+    bridge = np.maximum(np.abs(u - axis * 0.8) - half, np.maximum(-np.float32(nose.length) - v, v + 0.05))
     tip = ellipse(u - shift * 0.8, v - rise * 0.5 + 0.03, nose.tip, nose.tip * 0.85)
     distance = smooth_min(bridge, tip, 0.05)
     wing_x = nose.width - 0.062
@@ -108,17 +107,15 @@ def paint_nose(canvas: Canvas, rig: Rig) -> None:
     below = bump(u * 4.2, (v - 0.05) * 12.0) * fade(distance, -0.02, 0.01)
     patch.skin_relight(1.0 - np.float32(0.22 - 0.20 * light.direction[1]) * below)
     cover = patch.cover(distance)
-    across = np.clip((u - ridge) / np.float32(nose.width), -1.0, 1.0)
+    across = np.clip((u - axis) / np.float32(nose.width), -1.0, 1.0)
     lateral = np.float32(0.34 * light.direction[0]) * across * (0.5 + 0.5 * s)
     edge = fade(distance, -0.055, 0.0) * (0.03 + 0.20 * s * s)
-    under = 0.22 * fade(v - rise * 0.4, -0.02, 0.05) * np.float32(1.0)
-    height = bump((u - ridge) * 14.0, 0.0 * u) * (0.10 + 0.05 * s) * fade(s, 0.05, 0.3)
+    under = 0.22 * fade(v - rise * 0.4, -0.02, 0.05)
+    height = ridge((u - axis) * 14.0) * (0.10 + 0.05 * s) * fade(s, 0.05, 0.3)
     shine = 0.14 * bump((u - shift - np.float32(0.04 * light.direction[0])) * 15.0, (v - rise + 0.03) * 15.0)
     patch.skin_relight(1.0 + cover * (lateral - edge - under + height + shine))
     patch.blend(cover * (0.10 * s), tone * np.array([0.95, 0.66, 0.62], np.float32) * patch.shade.mean())
-    inside = distance < 0
-    np.copyto(patch.label, 2, where=inside)
-    np.copyto(patch.occluder, False, where=inside)
+    patch.mark(distance < 0, "nose")
     dark = tone * np.array([0.36, 0.22, 0.20], np.float32)
     for side in (-1.0, 1.0):
         hole_u = side * nose.width * 0.48 + 0.55 * float(shift)
@@ -144,7 +141,7 @@ def paint_mouth(canvas: Canvas, rig: Rig) -> None:
     arch = 1.0 - square
     full = arch * (1.15 - 0.15 * arch)
     corners = np.float32(-mouth.smile) * (square * 1.6 - 0.8)
-    dip = bump(t * 4.2, 0.0 * t)
+    dip = ridge(t * 4.2)
     top = corners - arch * np.float32(mouth.upper + 0.22 * mouth.open) + np.float32(mouth.bow * mouth.upper) * dip
     upper_edge = corners - np.float32(0.30 * mouth.open) * arch + 0.010 * dip
     lower_edge = corners + np.float32(0.70 * mouth.open) * arch + 0.010 * dip

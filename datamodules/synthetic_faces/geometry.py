@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+# float32 throughout, which numpy's annotations cannot follow through Python numbers.
+Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Frame:
     uy: float
     vx: float
     vy: float
+
+    @classmethod
+    def upright(cls, at: tuple[float, float], scale: float) -> Frame:
+        """A frame at a point of the picture, along its axes."""
+        return cls(at[0], at[1], scale, 0.0, 0.0, scale)
 
     @property
     def scale(self) -> float:
@@ -83,26 +90,49 @@ def _along(u: Array, v: Array, start: tuple[float, float], end: tuple[float, flo
 
 def smooth_min(a: Array, b: Array, radius: float) -> Array:
     """Union of two shapes, the seam rounded over `radius`."""
-    h = np.clip(0.5 + 0.5 / radius * (b - a), 0.0, 1.0)
-    return b + h * (a - b) - radius * h * (1.0 - h)
+    # The polynomial blend of Quilez: off by a quarter of the radius where the two are equal, exact elsewhere.
+    near = np.maximum(np.float32(radius) - np.abs(a - b), 0.0)
+    near *= near
+    near *= np.float32(-0.25 / radius)
+    near += np.minimum(a, b)
+    return near
 
 
 def smooth_max(a: Array, b: Array, radius: float) -> Array:
     """Intersection of two shapes, the corner rounded over `radius`."""
-    h = np.clip(0.5 - 0.5 / radius * (b - a), 0.0, 1.0)
-    return b + h * (a - b) + radius * h * (1.0 - h)
+    near = np.maximum(np.float32(radius) - np.abs(a - b), 0.0)
+    near *= near
+    near *= np.float32(0.25 / radius)
+    near += np.maximum(a, b)
+    return near
 
 
 def bump(p: Array, q: Array) -> Array:
     """A soft spot: 1 at the origin, 0 from radius 1 on, smooth between."""
-    soft = np.maximum(1.0 - p * p - q * q, 0.0)
-    return soft * soft
+    soft = 1.0 - p * p
+    soft -= q * q
+    np.maximum(soft, 0.0, out=soft)
+    soft *= soft
+    return soft
+
+
+def ridge(p: Array) -> Array:
+    """A soft stripe: 1 at 0, 0 from 1 on, smooth between."""
+    soft = np.maximum(1.0 - p * p, 0.0)
+    soft *= soft
+    return soft
 
 
 def fade(t: Array, low: float, high: float) -> Array:
     """Smooth step from 0 at `low` to 1 at `high` (low > high runs downwards)."""
-    s = np.clip((t - low) / (high - low), 0.0, 1.0)
-    return s * s * (3.0 - 2.0 * s)
+    s = (t - np.float32(low)) * np.float32(1.0 / (high - low))
+    np.maximum(s, 0.0, out=s)
+    np.minimum(s, 1.0, out=s)
+    slope = s * -2.0
+    slope += 3.0
+    slope *= s
+    slope *= s
+    return slope
 
 
 class Outline:
@@ -115,8 +145,6 @@ class Outline:
         top_powers: superellipse exponents (of u, of v) of the upper half; 2, 2 is an ellipse.
         bottom_powers: those of the lower half.
     """
-
-    _ENTRIES = 1024
 
     def __init__(
         self,
@@ -131,24 +159,37 @@ class Outline:
         u = np.concatenate((upper_u, lower_u[-2::-1]))
         v = np.concatenate((-upper_v, lower_v[-2::-1]))
         direction = v / (u + np.abs(v))
-        nodes = np.linspace(-1.0, 1.0, self._ENTRIES + 1)
-        radius = np.interp(nodes, direction, np.hypot(u, v))
-        angle = np.arctan2(nodes, 1.0 - np.abs(nodes))
-        slope = np.gradient(radius, angle) / radius
-        self._radius = radius.astype(np.float32)
-        self._cosine = (1.0 / np.sqrt(1.0 + slope * slope)).astype(np.float32)
+        self._radius = np.interp(_NODES, direction, np.hypot(u, v)).astype(np.float32)
+        slope = (self._radius[2:] - self._radius[:-2]) / (_ANGLES[2:] - _ANGLES[:-2]) / self._radius[1:-1]
+        self._cosine = np.ones_like(self._radius)
+        self._cosine[1:-1] = 1.0 / np.sqrt(1.0 + slope * slope)
 
     def distance(self, u: Array, v: Array) -> Array:
         """Distance to the curve, first-order exact near it."""
         side = np.abs(u)
-        index = ((v / (side + np.abs(v) + 1e-6) + 1.0) * (self._ENTRIES / 2) + 0.5).astype(np.int32)
-        return (np.sqrt(side * side + v * v) - self._radius.take(index)) * self._cosine.take(index)
+        place = np.abs(v)
+        place += side
+        place += np.float32(1e-6)
+        np.divide(v, place, out=place)
+        place += 1.0
+        place *= np.float32(_ENTRIES / 2)
+        place += np.float32(0.5)
+        index = place.astype(np.intp)
+        side *= side
+        side += v * v
+        np.sqrt(side, out=side)
+        side -= self._radius.take(index)
+        side *= self._cosine.take(index)
+        return side
 
 
 def _arc(width: float, height: float, powers: tuple[float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A quarter of a superellipse, from (0, height) to (width, 0)."""
-    t = _QUARTER
-    return width * np.sin(t) ** (2.0 / powers[0]), height * np.cos(t) ** (2.0 / powers[1])
+    return width * _SINE ** (2.0 / powers[0]), height * _COSINE ** (2.0 / powers[1])
 
 
 _QUARTER = np.linspace(0.0, math.pi / 2, 96)
+_SINE, _COSINE = np.sin(_QUARTER), np.cos(_QUARTER).clip(0.0)
+_ENTRIES = 1024
+_NODES = np.linspace(-1.0, 1.0, _ENTRIES + 1)
+_ANGLES = np.arctan2(_NODES, 1.0 - np.abs(_NODES)).astype(np.float32)

@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from datamodules.synthetic_faces.canvas import Canvas, Patch
-from datamodules.synthetic_faces.dice import Array
-from datamodules.synthetic_faces.geometry import Outline, bump, ellipse, fade, smooth_max
+from datamodules.synthetic_faces.geometry import Array, Outline, bump, ellipse, fade, smooth_max
 from datamodules.synthetic_faces.head import DEPTH, Rig
 from datamodules.synthetic_faces.texture import Strands, noise
 
@@ -56,18 +55,30 @@ class HairPainter:
             rows, columns = patch.box
             curls = noise(canvas.x[columns], canvas.y[rows], self._numbers, 9.0)
             outer = outer + 0.16 * (curls - 0.5)
+        elif hair.kind == "short":
+            outer = outer + np.float32(2.0 * hair.jag) * (self._strands(patch.u * 0.35 - patch.v * 0.1) - 0.5)
         window = self._window(patch)
         distance = np.maximum(outer, -window)
-        limits = []
-        for tucked in hair.tucked:
-            limits.append(hair.end if falls and not tucked else (0.10 if falls else hair.end))
-        below = patch.v - np.where(patch.u < self._middle, np.float32(limits[0]), np.float32(limits[1]))
-        distance = smooth_max(distance, below, 0.05)
+        distance = smooth_max(distance, self._below(patch, falls), 0.05)
         soft = {"buzz": 0.05}.get(hair.kind, 0.16)
         shadow = np.clip(1.0 - distance * np.float32(1 / soft), 0.0, 1.0)
         depth = 0.10 if hair.kind == "buzz" else 0.34
         patch.skin_relight(1.0 - np.float32(depth) * shadow * shadow * fade(rig.skull(patch), 0.04, -0.02))
         self._paint(canvas, patch, distance, 1.0)
+
+    def _below(self, patch: Patch, falls: bool) -> Array:
+        """Distance to the hair's lower end before the face: a sideburn, or a lock swept back over the ear."""
+        hair = self._hair
+        inwards = np.float32(self._half) - np.abs(patch.u - np.float32(self._middle))
+        below = patch.v - np.float32(hair.end)
+        if not falls:
+            return (below + 1.3 * np.minimum(inwards, 0.2)) * np.float32(0.6)
+        if not any(hair.tucked):
+            return below
+        swept = (patch.v - 0.12 + 1.3 * np.minimum(inwards, 0.3)) * np.float32(0.6)
+        if all(hair.tucked):
+            return swept
+        return np.where((patch.u > self._middle) == hair.tucked[1], swept, below)
 
     def _fall(self, patch: Patch) -> Array:
         """Distance to the hair that hangs: a curtain that widens downwards and waves."""
@@ -99,7 +110,7 @@ class HairPainter:
             edges.append((u - np.float32(edge) - bow) * np.float32(sign))
         wave = np.float32(0.5 * hair.wave) * np.sin(v * np.float32(2 * math.pi / hair.wave_length))
         sides = np.maximum(edges[0], edges[1]) + wave
-        return smooth_max((line - v) * 0.8, sides, 0.22 if hair.fall[0] < 0.8 else 0.10)
+        return smooth_max((line - v) * 0.8, sides, 0.30 if hair.kind in ("short", "buzz", "updo") else 0.16)
 
     def _paint(self, canvas: Canvas, patch: Patch, distance: Array, light: float) -> None:
         hair = self._hair
@@ -126,7 +137,7 @@ class HairPainter:
         if hair.kind == "buzz":
             alpha = patch.cover(distance + 0.01) * np.float32(0.62) * fade(distance, 0.01, -0.09)
             patch.image += alpha * (colour - patch.image)
-            np.copyto(patch.label, 13, where=distance < 0)
+            patch.mark(distance < 0, "hair")
             return
         patch.paint(distance, colour, "hair", lit=False)
 

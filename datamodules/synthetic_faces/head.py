@@ -7,13 +7,12 @@ import math
 import numpy as np
 
 from datamodules.synthetic_faces.canvas import Canvas, Patch
-from datamodules.synthetic_faces.dice import Array
-from datamodules.synthetic_faces.geometry import Frame, Outline, bump, ellipse, fade, smooth_max
+from datamodules.synthetic_faces.geometry import Array, Frame, Outline, bump, ellipse, fade, smooth_max
 from datamodules.synthetic_faces.parameters import Beard, Body, Face, Light
 from datamodules.synthetic_faces.texture import noise
 
 # Depth of the parts before the head's axis, in head units; with the yaw it moves them sideways.
-DEPTH = {"eye": 0.58, "brow": 0.62, "nose": 0.66, "tip": 0.90, "mouth": 0.68, "hairline": 0.42, "ear": -0.08}
+DEPTH = {"eye": 0.58, "brow": 0.62, "nose": 0.66, "tip": 0.90, "mouth": 0.64, "hairline": 0.42, "ear": -0.08}
 
 
 class Rig:
@@ -30,7 +29,7 @@ class Rig:
         self.yaw, self.turn, self.nod = pose.yaw, math.sin(pose.yaw), math.sin(pose.pitch)
         x, y = self.head.at(-0.10 * self.turn, 0.55)
         self.body = Frame(x, y - 0.55 * pose.scale, pose.scale, 0.0, 0.0, pose.scale)
-        self.width = face.head.width * (1.0 + 0.05 * abs(self.turn))
+        self.width = face.head.width * (1.0 + 0.03 * abs(self.turn))
         self.chin = math.cos(pose.pitch) + 0.45 * self.nod
         self.outline = Outline(self.width, face.head.crown, self.chin, (2.3, 2.3), face.head.jaw)
 
@@ -49,8 +48,9 @@ class Rig:
         return flat.turned(0.0, 0.0, tilt * mirror, mirror=mirror)
 
     def lean(self, v: Array) -> Array:
-        """How far the middle of the head's outline lies sideways at height v: the chin follows the yaw, the crown not."""
-        return np.float32(0.08 * self.turn) + np.float32(0.30 * self.turn) * v
+        """How far aside the middle of the head's outline lies at height v: the chin follows the yaw, the crown not."""
+        low = np.maximum(v, 0.0)
+        return np.float32(self.turn) * (0.05 + 0.15 * v + 0.20 * low * low * low)
 
     def skull(self, patch: Patch) -> Array:
         """Distance to the outline of the bare head; `patch` is in the head's frame."""
@@ -73,7 +73,7 @@ def cast_light(canvas: Canvas, rig: Rig, light: Light) -> None:
     p += depth * np.float32(z)
     p *= norm
     np.maximum(p, 0.0, out=p)
-    p *= np.float32((1.12 - light.ambient) / max(z, 0.6))
+    p *= np.float32((1.06 - light.ambient) / max(z, 0.6))
     p += np.float32(light.ambient)
     canvas.shade[...] = np.minimum(p, 1.25)
 
@@ -102,8 +102,8 @@ def shoulder_line(u: Array, body: Body) -> Array:
     return np.float32(body.collar) + np.float32(body.slope) * side + 2.0 * drop * drop
 
 
-def paint_skin(canvas: Canvas, rig: Rig, numbers: Array) -> Array:
-    """The bare head; returns nothing but colours and labels: (3, h, w) view is the canvas's own."""
+def paint_skin(canvas: Canvas, rig: Rig, numbers: Array) -> None:
+    """The bare head, darker towards its outline."""
     head = rig.face.head
     patch = canvas.patch(rig.head, -1.1, -1.15, 1.1, 1.25)
     distance = rig.skull(patch)
@@ -113,7 +113,6 @@ def paint_skin(canvas: Canvas, rig: Rig, numbers: Array) -> Array:
     factor = 1.03 - 0.20 * edge * edge
     factor += np.float32(0.05) * (grain - 0.5)
     patch.paint(distance, patch.skin(head.tone, factor), "skin", lit=False)
-    return distance
 
 
 def model_face(canvas: Canvas, rig: Rig, numbers: Array) -> None:
@@ -140,7 +139,9 @@ def model_face(canvas: Canvas, rig: Rig, numbers: Array) -> None:
         patch.skin_relight(1.0 - np.float32(min(depth, 0.3)) * bump(line * 22.0, patch.v * 6.5))
     u, v = rig.place(0.0, face.mouth.y + 0.14 + 0.6 * face.mouth.open, 0.7)
     patch = canvas.patch(rig.head.child(u, v), -0.2, -0.07, 0.2, 0.25)
-    patch.skin_relight(1.0 - 0.16 * bump(patch.u * 5.5, patch.v * 16.0) + 0.07 * bump(patch.u * 6, (patch.v - 0.13) * 9))
+    patch.skin_relight(
+        1.0 - 0.16 * bump(patch.u * 5.5, patch.v * 16.0) + 0.07 * bump(patch.u * 6, (patch.v - 0.13) * 9)
+    )
     u, v = rig.place(0.0, -0.42, 0.55)
     patch = canvas.patch(rig.head.child(u, v), -0.5, -0.25, 0.5, 0.3)
     shine = 1.0 + 0.07 * bump((patch.u - np.float32(0.3 * light.direction[0])) * 2.2, patch.v * 4.0)
@@ -165,7 +166,7 @@ def paint_ear(canvas: Canvas, rig: Rig, side: float) -> None:
     patch = canvas.patch(frame, -0.2, -0.3, 0.2, 0.32)
     wide = 0.145 * open_up + 0.025
     p = patch.u - 0.05 * np.abs(patch.v - 0.2)
-    distance = ellipse(p, patch.v, wide, 0.23 + 0.0)
+    distance = ellipse(p, patch.v, wide, 0.23)
     lobe = ellipse(patch.u + 0.03, patch.v - 0.16, wide * 0.62, 0.10)
     distance = np.minimum(distance, lobe)
     rim = np.abs(ellipse(p - 0.01, patch.v + 0.02, wide * 0.66, 0.165))
@@ -184,14 +185,14 @@ def paint_beard(canvas: Canvas, rig: Rig, beard: Beard, numbers: Array) -> None:
     p, q = patch.u - np.float32(mouth_u), v - np.float32(mouth_v)
     across = p / np.float32(math.cos(rig.yaw))
     lip = ellipse(across, q + np.float32(0.10), face.mouth.width * 1.15, beard.moustache)
-    lip = lip - np.float32(0.25) * np.square(across)
+    lip = lip - np.float32(0.2) * np.minimum(np.square(across), 0.08)
+    jaw = rig.outline.distance(u, v) - np.float32(0.03 if beard.kind == "full" else 0.0)
     if beard.kind == "moustache":
         distance = lip
     elif beard.kind == "goatee":
         ring = ellipse(across, q - 0.10, face.mouth.width * 1.18, 0.29)
-        distance = np.minimum(ring, lip)
+        distance = np.maximum(np.minimum(ring, lip), jaw)
     else:
-        jaw = rig.outline.distance(u, v) - np.float32(0.03 if beard.kind == "full" else 0.0)
         side = np.abs(u) / np.float32(rig.width)
         cheek = np.float32(beard.line + 0.10) - 0.45 * fade(side, 0.70, 0.98) - v + 0.10 * fade(side, 0.55, 0.1)
         distance = np.minimum(smooth_max(jaw, cheek, 0.08), lip)
@@ -200,6 +201,5 @@ def paint_beard(canvas: Canvas, rig: Rig, beard: Beard, numbers: Array) -> None:
     soft = 0.10 if beard.kind == "stubble" else 0.05
     weight = np.clip(-distance / np.float32(soft) + 0.25, 0.0, 1.0) * (0.7 + 0.3 * grain) * np.float32(beard.density)
     if beard.kind == "full":
-        np.copyto(patch.label, 1, where=(distance < 0) & (weight > 0.4))
-        np.copyto(patch.occluder, False, where=distance < 0)
+        patch.mark(distance < -0.25 * soft, "skin")
     patch.image += weight * (beard.colour[:, None, None] * (0.6 + 0.7 * grain) * patch.shade - patch.image)

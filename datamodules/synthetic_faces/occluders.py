@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from datamodules.synthetic_faces.canvas import Canvas, Patch
-from datamodules.synthetic_faces.dice import Array
-from datamodules.synthetic_faces.geometry import box, bump, capsule, ellipse, fade, smooth_max, smooth_min
+from datamodules.synthetic_faces.geometry import Array, box, bump, capsule, ellipse, fade, ridge, smooth_max, smooth_min
 from datamodules.synthetic_faces.head import DEPTH, Rig
 from datamodules.synthetic_faces.parameters import Occluder
 from datamodules.synthetic_faces.texture import noise
@@ -60,7 +59,7 @@ def _paint_hand(canvas: Canvas, rig: Rig, hand: Occluder) -> None:
     for finger, root, tip in fingers:
         knuckle = capsule(u, v, (root[0] - 0.05, -0.34), (root[0] + 0.05, -0.34), 0.006, 0.006)
         light = glow * (1.05 - 0.36 * fade(finger, -0.045, 0.0)) * (1.0 - 0.12 * fade(knuckle, 0.012, 0.0))
-        _put(patch, finger, tone * light * (1.0 - 0.0 * v))
+        _put(patch, finger, tone * light)
         end = (root[0] + 0.93 * (tip[0] - root[0]), root[1] + 0.93 * (tip[1] - root[1]))
         patch.paint(ellipse(u - np.float32(end[0]), v - np.float32(end[1]), 0.030, 0.042), nail, lit=False, opacity=0.8)
 
@@ -90,7 +89,7 @@ def _paint_object(canvas: Canvas, rig: Rig, thing: Occluder, numbers: Array) -> 
         wall = np.maximum(np.abs(u) - 0.26 + 0.05 * v, np.abs(v) - 0.32)
         handle = np.abs(ellipse(u - 0.27, v, 0.15, 0.18)) - 0.035
         body = np.minimum(smooth_max(wall, np.abs(v) - 0.31, 0.03), np.maximum(handle, 0.22 - u))
-        light = 1.0 - 0.5 * np.square(u * 3.0 - 0.25) * 0.5
+        light = 1.0 - 0.25 * np.square(u * 3.0 - 0.25)
         colour = np.where(np.abs(v - 0.05) < 0.08, second, first) * light
     elif thing.kind == "phone":
         body = box(u, v, 0.24, 0.46, 0.05)
@@ -100,7 +99,7 @@ def _paint_object(canvas: Canvas, rig: Rig, thing: Occluder, numbers: Array) -> 
         head, stick = ellipse(u, v, 0.17, 0.19), capsule(u, v, (0.0, 0.1), (0.08, 2.2), 0.08, 0.07)
         body = np.minimum(head, stick)
         mesh = 0.16 + 0.10 * np.sin(u * 90.0) * np.sin(v * 90.0) + 0.25 * bump((u + 0.05) * 7.0, (v + 0.06) * 7.0)
-        colour = np.where(head < 0, mesh, np.float32(0.12) + 0.2 * bump(u * 14.0, 0.0 * v)) * (0.7 + 0.3 * first)
+        colour = np.where(head < 0, mesh, np.float32(0.12) + 0.2 * ridge(u * 14.0)) * (0.7 + 0.3 * first)
     else:
         rows, columns = patch.box
         grain = noise(canvas.x[columns], canvas.y[rows], numbers, 11.0)

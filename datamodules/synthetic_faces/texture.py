@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.synthetic_faces.dice import Array
+from datamodules.synthetic_faces.geometry import Array
 
 
 def noise(canvas_x: Array, canvas_y: Array, numbers: Array, frequency: float) -> Array:
@@ -23,7 +23,7 @@ def noise(canvas_x: Array, canvas_y: Array, numbers: Array, frequency: float) ->
 
 def _cells(t: Array, frequency: float) -> tuple[np.ndarray, Array]:
     scaled = t * np.float32(frequency) + np.float32(64.0)
-    cell = scaled.astype(np.int32)
+    cell = np.floor(scaled).astype(np.intp)
     share = scaled - cell
     return cell, share * share * (3.0 - 2.0 * share)
 
@@ -43,7 +43,7 @@ class Strands:
 
     def __call__(self, t: Array) -> Array:
         """Noise in 0..1 at t; it repeats with period 1."""
-        index = (t * np.float32(self._ENTRIES)).astype(np.int32)
+        index = (t * np.float32(self._ENTRIES)).astype(np.intp)
         index &= self._ENTRIES - 1
         return self._table.take(index)
 

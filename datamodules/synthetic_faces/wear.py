@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from datamodules.synthetic_faces.canvas import Canvas
-from datamodules.synthetic_faces.dice import Array
-from datamodules.synthetic_faces.geometry import Outline, box, bump, capsule, ellipse, fade
+from datamodules.synthetic_faces.geometry import Array, Frame, Outline, box, bump, capsule, ellipse, fade
 from datamodules.synthetic_faces.head import DEPTH, Rig
 from datamodules.synthetic_faces.parameters import Glasses, Hat
 from datamodules.synthetic_faces.texture import noise
@@ -50,7 +49,7 @@ def _stroke(
 ) -> None:
     """A bar between two points of the picture; its radius is in head units."""
     scale = rig.head.scale
-    frame = type(rig.head)(start[0], start[1], scale, 0.0, 0.0, scale)
+    frame = Frame.upright(start, scale)
     stop = ((end[0] - start[0]) / scale, (end[1] - start[1]) / scale)
     low_u, high_u = min(0.0, stop[0]) - 0.05, max(0.0, stop[0]) + 0.05
     low_v, high_v = min(0.0, stop[1]) - 0.05, max(0.0, stop[1]) + 0.05
@@ -98,7 +97,8 @@ def paint_hat(canvas: Canvas, rig: Rig, hat: Hat, numbers: Array) -> None:
     else:
         band = np.maximum(shell, -edge - 0.24)
         patch.paint(band, second * (0.5 + 0.5 * patch.shade), "hat", lit=False)
-        rim = ellipse(u, edge + 0.08 + 0.10 * np.square(u), half + hat.brim * 0.9, 0.12 + 0.08 * hat.brim)
+        bend = v - np.float32(line) - 0.12 + 0.14 * np.square(u)
+        rim = ellipse(u, bend, half + hat.brim * 0.8, 0.13 + 0.10 * hat.brim)
         light = (0.55 + 0.5 * patch.shade) * (1.0 - 0.35 * fade(edge, -0.06, 0.12)) * (0.9 + 0.2 * weave)
         patch.paint(rim, hat.colour[:, None, None] * light, "hat", lit=False)
 
@@ -108,13 +108,13 @@ def paint_earring(canvas: Canvas, rig: Rig, side: float) -> None:
     face = rig.face
     jewels, head = face.jewels, face.head
     u, v = rig.place(side * (head.width + head.ear_out - 0.015), 0.12 + 0.25 * head.ear_size, DEPTH["ear"])
-    x, y = rig.head.at(u, v)
-    frame = type(rig.head)(x, y, rig.head.scale, 0.0, 0.0, rig.head.scale)
+    frame = Frame.upright(rig.head.at(u, v), rig.head.scale)
     patch = canvas.patch(frame, -0.3, -0.1, 0.3, 0.75)
     size = jewels.size
+    colour: Array
     if jewels.earring == "hoop":
         radius = 0.16 * size
-        shape = np.abs(ellipse(patch.u, patch.v - np.float32(radius), radius * 0.72, radius)) - 0.022
+        shape: Array = np.abs(ellipse(patch.u, patch.v - np.float32(radius), radius * 0.72, radius)) - 0.022
         colour = jewels.metal[:, None, None] * (0.8 + 0.5 * bump(patch.u * 6.0 + 0.4, (patch.v - 0.1) * 6.0))
     elif jewels.earring == "drop":
         chain = capsule(patch.u, patch.v, (0.0, 0.0), (0.0, 0.15 * size), 0.016, 0.016)
@@ -130,5 +130,8 @@ def paint_earring(canvas: Canvas, rig: Rig, side: float) -> None:
 
 
 def ear_shows(rig: Rig, side: float) -> bool:
-    """Whether the pose leaves the ear on that side (-1: the picture's left) in view."""
+    """Whether pose and hair leave the ear on that side (-1: the picture's left) in view."""
+    hair = rig.face.hair
+    if hair.kind in ("long", "bob", "curly") and not hair.tucked[int(side > 0)]:
+        return False
     return -side * rig.turn > -math.sin(0.28)

@@ -1,10 +1,13 @@
-"""A few coloured rectangles with labels: learnable in a few steps, made in memory."""
+"""A few coloured rectangles with labels, made in memory, and a network that learns them in a few steps."""
 
 from __future__ import annotations
 
+import colorsys
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from datamodules.augmentation import Augmentation
@@ -31,12 +34,19 @@ class Rectangles(Dataset[Sample]):
         for label in range(1, self.classes):
             top, left = int(random.integers(0, height * 2 // 3)), int(random.integers(0, width * 2 // 3))
             mask[top : top + height // 3, left : left + width // 3] = label
-        colours = np.random.default_rng(7).integers(30, 226, (self.classes, 3))
-        image = np.clip(colours[mask] + random.integers(-12, 13, (*self.size, 3)), 0, 255).astype(np.uint8)
+        image = np.clip(_colours(self.classes)[mask] + random.integers(-12, 13, (*self.size, 3)), 0, 255).astype(
+            np.uint8
+        )
         mask[: height // 8, : width // 8] = 255
         if self.native:
             mask = resize_mask(mask, NATIVE)
         return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": f"{self.split}_{index:03d}"}  # type: ignore[arg-type]
+
+
+def _colours(classes: int) -> NDArray[np.int64]:
+    """Grey for the background, the colours of the rainbow for the others: (classes, 3)."""
+    rainbow = [colorsys.hsv_to_rgb(i / max(1, classes - 1), 0.8, 0.8) for i in range(classes - 1)]
+    return (255 * np.array([(0.3, 0.3, 0.3), *rainbow])).astype(np.int64)
 
 
 class TinyDataModule(SegmentationDataModule):
@@ -81,3 +91,15 @@ class TinyDataModule(SegmentationDataModule):
     @property
     def has_validation(self) -> bool:
         return self.counts["val"] > 0
+
+
+class TinyNetwork(nn.Module):
+    """Two convolutions: images (N, 3, H, W) to logits (N, K, H, W)."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, classes, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.layers(image)
+        return logits

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules import fasseg_labels
 from datamodules.fasseg_labels import decode_fasseg, decode_published, resize_published
 from datamodules.label_spaces import FASSEG
 from tests.data.fasseg import face_classes, palette_image, photograph, smoothed
@@ -34,10 +35,18 @@ def test_reference_counts_are_met_to_the_pixel(golden: Path, shared_data: Path) 
         classes = decode_fasseg(rgb)
         assert np.bincount(classes.ravel(), minlength=6).tolist() == file["counts"], file["file"]
 
-        distance = ((rgb[..., None, :].astype(int) - COLOURS.astype(int)) ** 2).sum(-1)
-        assert (distance.min(-1) != 0).sum() == file["not_exact_pixels"], file["file"]
-        exact = distance.min(-1) == 0
-        assert (classes[exact] != distance.argmin(-1)[exact]).sum() <= file["step_pixels"]["speck"], file["file"]
+        # The share of each step, from the inside.
+        exact, sure = fasseg_labels._exact(rgb), fasseg_labels._sure(rgb)
+        mixed = sure.copy()
+        fasseg_labels._mixtures(rgb, mixed, sure != 255)
+        assert (exact == 255).sum() == file["not_exact_pixels"], file["file"]
+        assert {
+            "exact": (exact != 255).sum(),
+            "close": (sure != 255).sum() - (exact != 255).sum(),
+            "mixture": (mixed != 255).sum() - (sure != 255).sum(),
+            "spatial": (mixed == 255).sum(),
+            "speck": (fasseg_labels._fill(mixed) != classes).sum(),
+        } == file["step_pixels"], file["file"]
 
 
 @pytest.mark.data
@@ -86,11 +95,10 @@ def test_distance_45_is_sure_and_more_is_not() -> None:
 
 
 def test_mixtures_are_within_45_of_the_line() -> None:
-    # (191, 127, 0) is half-way between hair and skin; blue is its distance from the line. Beyond 45 the pixel is open,
-    # and hair and skin are equally near: skin.
-    for blue, expected in ((45, HAIR), (46, SKIN)):
+    # (191, 127, 0) is half-way between hair and skin, to half a unit; blue is the distance from the line. Beyond 45 the
+    # pixel is open, and hair and skin are equally near: skin.
+    for blue, expected in ((44, HAIR), (46, SKIN)):
         assert (decode_fasseg(halves(HAIR, SKIN, middle=(191, 127, blue)))[:, 4] == expected).all()
-    assert (decode_fasseg(halves(HAIR, SKIN, 9, 11, middle=(191, 127, 44)))[:, 5] == HAIR).all()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,11 @@ def test_mixtures_take_a_class_of_their_border(
     rgb = halves(left, right, middle=middle)
     assert (decode_fasseg(rgb)[:, 4] == expected).all()
     assert (decode_fasseg(rgb[:, ::-1])[:, 4] == expected).all()
+
+
+def test_colours_beyond_both_ends_are_no_mixtures() -> None:
+    # (60, 0, 0) lies on the line from background to hair, 67 beyond hair: open, and both are equally near.
+    assert (decode_fasseg(halves(HAIR, BACKGROUND, middle=(60, 0, 0)))[:, 4] == BACKGROUND).all()
 
 
 def test_a_mixture_looks_two_pixels_far_and_no_further() -> None:

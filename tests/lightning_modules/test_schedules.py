@@ -3,12 +3,12 @@ import json
 import pytest
 import torch
 
-from lightning_modules.schedules import PolyLR
+from lightning_modules.schedules import OneCycle, PolyLR
 
 
-def _rates(total_steps: int, steps: int, lr: float = 1.0, **settings) -> list[float]:
+def _rates(total_steps: int, steps: int, lr: float = 1.0, kind=PolyLR, **settings) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule = PolyLR(optimizer, total_steps, **settings)
+    schedule = kind(optimizer, total_steps, **settings)
     rates = [optimizer.param_groups[0]["lr"]]
     for _ in range(steps):
         optimizer.step()
@@ -66,3 +66,41 @@ def test_state_goes_on_where_it_stopped():
 def test_refuses_what_is_not_positive(settings):
     with pytest.raises(ValueError, match=r"total_steps \d, power [\d.]+, every \d; all have to be above 0"):
         PolyLR(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), **settings)
+
+
+def test_one_cycle_by_hand():
+    # Up over 3 of 8 steps, then down over the 4 that are left, and on at the lowest rate.
+    rates = _rates(8, 10, lr=2.0, kind=OneCycle, warmup=0.375, start=25, end=1e4)
+    assert rates[0] == pytest.approx(2 / 25)
+    assert rates[3] == pytest.approx(2)
+    assert rates[5] == pytest.approx(2 * (1 + 1e-4) / 2)
+    assert rates[7:] == pytest.approx([2e-4] * 4)
+    assert rates[:4] == sorted(rates[:4])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_one_cycle_without_warmup_starts_at_the_top():
+    assert _rates(4, 4, kind=OneCycle, warmup=0.0, end=100)[0::3] == pytest.approx([1, 0.01])
+
+
+@pytest.mark.parametrize("kind", [PolyLR, OneCycle])
+def test_total_steps_may_come_later_but_not_after_the_first_step(kind):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = kind(optimizer)
+    first = schedule.get_last_lr()
+    schedule.total_steps = 4
+    optimizer.step()
+    schedule.step()
+    assert [*first, *schedule.get_last_lr()] == pytest.approx(_rates(4, 1, kind=kind))
+    late = kind(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    late.optimizer.step()
+    with pytest.raises(RuntimeError, match=f"{kind.__name__} was stepped without total_steps; give it their number"):
+        late.step()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"total_steps": 0}, {"warmup": 1.0}, {"warmup": -0.1}, {"start": 0.5}, {"end": 0.5}]
+)
+def test_one_cycle_refuses_what_is_out_of_range(settings):
+    with pytest.raises(ValueError, match=r"total_steps \w+, warmup [-.\d]+, start [.\d]+, end [.\d]+; a positive"):
+        OneCycle(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), **settings)

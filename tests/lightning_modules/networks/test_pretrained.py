@@ -18,7 +18,7 @@ LOGITS = {
     "tf_efficientnet_lite1": [-1.305897, -2.025548, 0.402461, 1.335076, -0.514511, -1.679111, -0.806580],
     "tf_efficientnet_lite2": [-2.108786, -2.385626, -0.027094, -1.722931, -0.314047, -0.086304, -2.125292],
 }
-CATS = {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+CATS = [281, 282, 285]  # tabby, tiger cat, Egyptian cat
 
 
 def _wave() -> torch.Tensor:
@@ -54,7 +54,9 @@ def test_sees_the_cat():
         logits = _loaded("tf_efficientnet_lite0")((image - mean[:, None, None]) / std[:, None, None])
     probabilities = logits.softmax(1)[0]
     assert int(probabilities.argmax()) in CATS
-    assert probabilities[list(CATS)].sum() > 0.8
+    # Stored, and close to what the weights' own network gives for a similar crop (0.17, 0.38, 0.36); with ImageNet's
+    # mean and deviation they would be others.
+    torch.testing.assert_close(probabilities[CATS], torch.tensor([0.1639, 0.3205, 0.4031]), atol=0.01, rtol=0)
 
 
 def test_smp_encoder_computes_the_trunk_of_timm():

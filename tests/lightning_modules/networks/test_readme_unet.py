@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lightning_modules.networks.readme_unet import ReadmeUNet
 
@@ -34,6 +35,24 @@ def test_has_the_published_sizes_step_by_step():
 def test_output_has_the_size_of_the_image(height_width):
     network = ReadmeUNet(4, in_channels=2).eval()
     assert network(torch.rand(2, 2, *height_width)).shape == (2, 4, *height_width)
+
+
+def test_steps_are_the_published_ones():
+    network = ReadmeUNet(6).eval()
+    image = torch.randn(1, 3, 16, 16)
+    convolution, norm = network.down1[:2]
+    norm.running_mean.normal_()
+    statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    with torch.no_grad():
+        full = F.batch_norm(F.conv2d(image, convolution.weight, convolution.bias, padding=3), *statistics, eps=1e-5)
+        torch.testing.assert_close(network.down1(image), F.relu(F.max_pool2d(full, 2)))
+    deep = torch.randn(1, 768, 2, 2)
+    convolution, norm = network.up1[:2]
+    statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    with torch.no_grad():
+        full = F.conv_transpose2d(deep, convolution.weight, convolution.bias, stride=2)
+        expected = F.leaky_relu(F.batch_norm(full, *statistics, eps=1e-5), 0.01)
+        torch.testing.assert_close(network.up1(deep), expected)
 
 
 def test_joins_put_the_way_up_first():

@@ -1,0 +1,69 @@
+"""SyntheticFaces as a datamodule: nothing to download, every image made from the seed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch.utils.data import Dataset
+
+from datamodules.augmentation import Augmentation
+from datamodules.base import SegmentationDataModule, Split
+from datamodules.label_spaces import label_space as find_label_space
+from datamodules.samples import Sample
+from datamodules.synthetic_faces.dataset import SyntheticFacesDataset
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class SyntheticFacesDataModule(SegmentationDataModule):
+    """Faces drawn from a seed, with exact labels; the splits share no face.
+
+    Args:
+        train: number of training images.
+        val: number of validation images.
+        test: number of test images.
+        label_space: any space that CelebAMask-HQ's classes map to, such as fasseg, parts, occlusion or stn.
+        size: (H, W) in pixels that the faces are drawn at.
+        batch_size: images a training batch, on each device.
+        num_workers: processes that draw; 0 draws in the main process.
+        augmentation: how training batches are varied.
+        mean: mean of each channel, on images in 0..1.
+        std: deviation of each channel, on images in 0..1.
+        score_at: `size` or `native`; the same here, as faces are drawn at `size`.
+        seed: of the faces.
+        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_out: the folder that predictions are written to.
+
+    Raises:
+        ValueError: a count below 1, or a label space that CelebAMask-HQ does not map to.
+    """
+
+    def __init__(
+        self,
+        train: int = 2000,
+        val: int = 200,
+        test: int = 200,
+        label_space: str = "celebamask_hq",
+        size: tuple[int, int] = (128, 128),
+        batch_size: int = 16,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        score_at: Literal["size", "native"] = "size",
+        seed: int = 0,
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+    ) -> None:
+        if min(train, val, test) < 1:
+            raise ValueError(f"train={train}, val={val}, test={test}; at least 1 image each is needed")
+        super().__init__(
+            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
+            predict_out,
+        )  # fmt: skip
+        self.counts = dict(zip(_SPLITS, (train, val, test), strict=True))
+
+    def make_dataset(self, split: Split) -> Dataset[Sample]:
+        """The faces of a split."""
+        space = find_label_space(self.label_space.name)
+        return SyntheticFacesDataset(self.counts[split], self.seed, self.size, space, split=_SPLITS.index(split))

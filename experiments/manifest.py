@@ -1,0 +1,188 @@
+"""The rows of the results table: what `experiments/results/manifest.yaml` says, and the commands that measure a row."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Device = Literal["cpu", "cuda"]
+
+ROOT = Path(__file__).resolve().parents[1]  # of the repository: the manifest's paths start there
+MANIFEST = ROOT / "experiments" / "results" / "manifest.yaml"
+SYNTHETIC = "synthetic"  # a row's data that are made, not read
+MISSING_ROWS = "missing"  # stands for every row that is not measured
+MINUTES_KEYS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the results table.
+
+    Attributes:
+        name: of the row and its files: letters, digits and underscores.
+        what: one sentence for the table.
+        config: YAML of the experiment, from the root of the repository.
+        data: folder of the data below the data root; `synthetic` for data that are made.
+        headline: the metric that the table shows, as in the result's `metrics`: `miou`, `clean.miou`.
+        minutes: rough time of one seed, fit and test together, on 2 `cpu` cores and on a `gpu`; None = not there.
+        seeds: one run each.
+        overrides: further arguments of `structseg fit`.
+        aim: the headline's mean that is wanted, if any.
+    """
+
+    name: str
+    what: str
+    config: str
+    data: str
+    headline: str
+    minutes: Mapping[str, float | None]
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...] = field(default=())
+    aim: float | None = None
+
+
+def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
+    """The rows by name, in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no manifest; all its faults in one line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest at {path}; give one with --manifest")
+    try:
+        node = yaml.compose(path.read_text())
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{path} holds no rows; expected `name: {{what: ..., config: ...}}` for each")
+    names = [key.value for key, _ in node.value]
+    faults = [f"row {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    for name, content in tree.items():
+        faults += [f"row {name}: {fault}" for fault in _faults(str(name), content)]
+    if faults:
+        raise ValueError(f"{path}: {'; '.join(faults)}")
+    return {name: _row(name, content) for name, content in tree.items()}
+
+
+def _row(name: str, content: dict[str, Any]) -> Row:
+    minutes: dict[str, float | None] = {key: content["minutes"].get(key) for key in MINUTES_KEYS.values()}
+    lists: dict[str, Any] = {key: tuple(content[key]) for key in ("seeds", "overrides") if key in content}
+    return Row(name=name, **{**content, **lists, "minutes": minutes})
+
+
+def _faults(name: str, content: Any) -> Iterable[str]:
+    if not re.fullmatch(r"\w+", name) or name == MISSING_ROWS:
+        yield f"a name has letters, digits and underscores, and is not {MISSING_ROWS}"
+    if not isinstance(content, dict):
+        yield f"holds {content!r}, not keys and values"
+        return
+    known = {item.name: item for item in fields(Row) if item.name != "name"}
+    for key in content:
+        if key not in known:
+            yield f"unknown key {key}{nearest(str(key), known)}"
+    yield from (f"no {key}" for key, item in known.items() if key not in content and item.default is MISSING)
+    for key in ("what", "config", "data", "headline"):
+        if key in content and not (isinstance(content[key], str) and content[key]):
+            yield f"{key} is {content[key]!r}, not a text"
+    if isinstance(content.get("config"), str) and not (ROOT / content["config"]).is_file():
+        yield f"no file {content['config']}"
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(map(_whole, seeds)) or len(set(seeds)) < len(seeds):
+        yield f"seeds are {seeds!r}, not a list of different whole numbers from 0"
+    overrides = content.get("overrides", [])
+    if not isinstance(overrides, list) or not all(isinstance(arg, str) for arg in overrides):
+        yield f"overrides are {overrides!r}, not a list of texts"
+    if not (content.get("aim") is None or _number(content["aim"])):
+        yield f"aim is {content['aim']!r}, not a number"
+    minutes = content.get("minutes", {})
+    if not isinstance(minutes, dict) or not all(v is None or (_number(v) and v > 0) for v in minutes.values()):
+        yield f"minutes are {minutes!r}, not numbers above 0 for cpu and gpu"
+    else:
+        keys = tuple(MINUTES_KEYS.values())
+        yield from (f"unknown key minutes.{k}{nearest(str(k), keys)}" for k in minutes if k not in keys)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)`, or nothing where nothing is near."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def find_row(rows: Mapping[str, Row], name: str) -> Row:
+    """The row of that name.
+
+    Raises:
+        ValueError: there is none; the message has the nearest name.
+    """
+    if name not in rows:
+        hint = nearest(name, rows) or f"; there are {', '.join(rows)}"
+        raise ValueError(f"no row {name} in the manifest{hint}")
+    return rows[name]
+
+
+def find_data_root(given: str | None) -> Path | None:
+    """The folder that holds the data folders: as given, `STRUCTSEG_DATA`, or `../shared/data` beside the repository."""
+    named = given or os.environ.get("STRUCTSEG_DATA")
+    beside = ROOT.parent / "shared" / "data"
+    return Path(named).expanduser().resolve() if named else beside if beside.is_dir() else None
+
+
+def data_folder(row: Row, data_root: Path | None) -> Path | None:
+    """Where a row's data are; None for made data.
+
+    Raises:
+        FileNotFoundError: not there, or nobody said where.
+    """
+    if row.data == SYNTHETIC:
+        return None
+    if data_root is None:
+        raise FileNotFoundError(
+            f"row {row.name} reads {row.data}; give the folder that holds {row.data}/ with --data_root, or set "
+            f"STRUCTSEG_DATA to it"
+        )
+    if not (data_root / row.data).is_dir():
+        raise FileNotFoundError(f"row {row.name} reads {data_root / row.data}, which is no folder; check --data_root")
+    return data_root / row.data
+
+
+def args_to_fit(row: Row, seed: int, device: Device, data: str | None, config: str, runs_dir: str) -> list[str]:
+    """What follows `structseg` to train a row.
+
+    Args:
+        row: the row.
+        seed: one of its seeds.
+        device: what to train on.
+        data: folder of the data; None for made data.
+        config: the YAML, as the caller reaches it.
+        runs_dir: folder of all runs.
+    """
+    args = ["fit", "--config", config, "--experiment", row.name, "--runs_dir", runs_dir, "--seed_everything", str(seed)]
+    args += row.overrides
+    args += ["--data.root", data] if data is not None else []
+    return args + _on(device)
+
+
+def args_to_test(checkpoint: str, seed: int, device: Device) -> list[str]:
+    """What follows `structseg` to test the checkpoint of a run."""
+    return ["test", "--ckpt_path", checkpoint, "--seed_everything", str(seed), *_on(device)]
+
+
+def _on(device: Device) -> list[str]:
+    return ["--trainer.accelerator", MINUTES_KEYS[device], "--trainer.devices", "1"]

@@ -1,0 +1,175 @@
+"""`structseg results`: the results table, and the runs behind it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from experiments import pack, run_rows
+from experiments.manifest import (
+    MANIFEST,
+    MINUTES_KEYS,
+    MISSING_ROWS,
+    ROOT,
+    SYNTHETIC,
+    Device,
+    Row,
+    args_to_fit,
+    args_to_test,
+    find_data_root,
+    find_row,
+    load_manifest,
+)
+from experiments.parser import fail
+from experiments.result_files import Result, read_results
+from experiments.results_table import details, markdown, rich_table
+from experiments.run_rows import Job, Place
+
+# Options that say something only beside another.
+_ONLY_WITH = {
+    "budget": ("run",),
+    "again": ("run",),
+    "runs_dir": ("run", "missing"),
+    "device": ("run", "missing"),
+    "seeds": ("run", "missing"),
+    "data_root": ("run", "missing", "pack"),
+    "out": ("pack",),
+    "limit": ("pack",),
+    "quality": ("pack",),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"results: {message}", 2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="structseg results",
+        description="Prints the results table (mean and spread over seeds), measures its rows, packs their data.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    what.add_argument("--details", metavar="ROW", help="every metric of a row, each seed")
+    what.add_argument("--missing", action="store_true", help="rows not yet measured, and the commands to do it by hand")
+    what.add_argument("--run", nargs="+", metavar="ROW", help=f"measure rows, or `{MISSING_ROWS}` for all of them")
+    what.add_argument("--pack", nargs="+", metavar="ROW", help="copy what rows read into --out, images shrunk")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
+    parser.add_argument("--again", action="store_true", help="measure anew what is measured")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing that does not fit, stop in time")
+    parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="what to train on; default: cpu")
+    parser.add_argument("--data_root", metavar="FOLDER", help="holds the data folders; default: STRUCTSEG_DATA")
+    parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="of all runs; default: runs")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="new or empty folder of the compact copy")
+    parser.add_argument("--limit", type=float, metavar="MIB", help="largest compact copy; default: 64 MiB")
+    parser.add_argument("--quality", type=int, metavar="1..100", help="of JPEG, for shrunk images; default: lossless")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="of ROW.SEED.json; default: the manifest's")
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg results`; exit code 1 where a row failed."""
+    parser = _parser()
+    given = parser.parse_args(args)
+    for option, modes in _ONLY_WITH.items():
+        if getattr(given, option) not in (None, False) and not any(getattr(given, mode) for mode in modes):
+            parser.error(f"--{option} says nothing without {' or '.join(f'--{mode}' for mode in modes)}")
+    if given.pack and given.out is None:
+        parser.error("--pack needs --out FOLDER")
+    if given.budget is not None and not (math.isfinite(given.budget) and given.budget > 0):
+        parser.error(f"--budget is {given.budget:g}; expected minutes above 0")
+
+    rows = load_manifest(given.manifest)
+    folder = given.results or given.manifest.parent
+    results = read_results(folder)
+    data_root = find_data_root(given.data_root)
+    device: Device = given.device or "cpu"
+    runs_dir = given.runs_dir or Path("runs")
+    if given.details:
+        _console().print(details(find_row(rows, given.details), results))
+    elif given.missing:
+        _print_missing(choose_jobs(rows, results, [MISSING_ROWS], given.seeds), device, data_root, runs_dir)
+    elif given.run:
+        jobs = choose_jobs(rows, results, given.run, given.seeds, again=given.again)
+        place = Place(device, data_root, runs_dir, given.manifest, folder)
+        if not jobs:
+            print("all of it is measured; --again measures it anew")
+        failed = run_rows.run_jobs(jobs, place, given.budget)
+        if failed:
+            fail(f"results: failed: {', '.join(map(str, failed))}")
+    elif given.pack:
+        jobs = choose_jobs(rows, results, given.pack, None, again=MISSING_ROWS not in given.pack)
+        chosen = list({job.row.name: job.row for job in jobs}.values())
+        limit = 64.0 if given.limit is None else given.limit
+        pack.pack_rows(chosen, given.out, data_root, limit, given.quality)
+    else:
+        _print_table(rows, results, given.markdown)
+
+
+def choose_jobs(
+    rows: Mapping[str, Row],
+    results: Sequence[Result],
+    names: Sequence[str],
+    seeds: Sequence[int] | None,
+    again: bool = False,
+) -> list[Job]:
+    """Seeds of the named rows, or of all for `missing`, in the manifest's order; not those measured, but `again`.
+
+    Raises:
+        ValueError: no such row, or none of the rows has a seed that was asked for.
+    """
+    named = rows if MISSING_ROWS in names else {name: find_row(rows, name) for name in names}
+    chosen = [Job(row, seed) for name, row in rows.items() if name in named for seed in row.seeds]
+    for seed in seeds or ():
+        if seed not in {job.seed for job in chosen}:
+            raise ValueError(f"none of the rows {', '.join(named)} has seed {seed}; choose one of the manifest's")
+    measured = {(result.row, result.seed) for result in results}
+    return [
+        job
+        for job in chosen
+        if (seeds is None or job.seed in seeds) and (again or (job.row.name, job.seed) not in measured)
+    ]
+
+
+def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, runs_dir: Path) -> None:
+    for job in jobs:
+        row = job.row
+        minutes = row.minutes.get(MINUTES_KEYS[device])
+        print(f"{job}: {'not for this device' if minutes is None else f'about {minutes:g} min'} ({device})")
+        root = "$STRUCTSEG_DATA" if data_root is None else os.path.relpath(data_root)
+        data = None if row.data == SYNTHETIC else f"{root}/{row.data}"
+        fit = args_to_fit(row, job.seed, device, data, os.path.relpath(ROOT / row.config), str(runs_dir))
+        checkpoint = str(runs_dir / row.name / "RUN_ID" / "checkpoints" / "best.ckpt")
+        for command in (fit, args_to_test(checkpoint, job.seed, device)):
+            print("    structseg " + " ".join(arg if arg.startswith("$") else shlex.quote(arg) for arg in command))
+    if jobs:
+        print("RUN_ID is the folder that fit names. `structseg results --run ROW` does both, and keeps the result.")
+    else:
+        print("every row is measured")
+
+
+def _print_table(rows: Mapping[str, Row], results: Sequence[Result], as_markdown: bool) -> None:
+    if as_markdown:
+        print(markdown(rows, results))
+        return
+    table, notes = rich_table(rows, results)
+    console = _console()
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)

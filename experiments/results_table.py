@@ -1,0 +1,181 @@
+"""The results table: what the rows' result files amount to, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from experiments.manifest import Row
+from experiments.result_files import Result, flat_metrics
+
+HEADER = ("row", "what", "seeds", "headline", "range", "IoU of each class", "aim", "hardware", "min")
+DIRTY_NOTE = "\\* measured with changes that were not committed"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A row's figures over its measured seeds.
+
+    Attributes:
+        row: the row.
+        seeds: those that are measured.
+        values: the headline metric of each.
+        classes: mean IoU of each class over the seeds in which it occurs; nan where in none.
+        minutes: mean of fit and test together.
+        hardware: each that was used.
+        dirty: whether any seed was measured with changes that were not committed.
+    """
+
+    row: Row
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    classes: Mapping[str, float]
+    minutes: float
+    hardware: tuple[str, ...]
+    dirty: bool
+
+    @property
+    def mean(self) -> float:
+        """Of the headline metric."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation of the headline metric; nan of a single seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def aim_is_met(self) -> bool:
+        """Whether the mean, as it is printed, reaches the row's aim; false where it has none."""
+        return self.row.aim is not None and round(self.mean, 3) >= self.row.aim
+
+    def cells(self) -> tuple[str, ...]:
+        """The texts of a line, in the order of `HEADER`."""
+        row = self.row
+        mark = "\\*" if self.dirty else ""
+        spread = "" if len(self.values) == 1 else f" ± {self.spread:.3f}"
+        low_high = "" if len(self.values) == 1 else f"{min(self.values):.3f} to {max(self.values):.3f}"
+        aim = "" if row.aim is None else f"{row.aim:g}: {'met' if self.aim_is_met else 'not met'}"
+        return (
+            row.name + mark,
+            row.what,
+            str(len(self.seeds)) if set(self.seeds) == set(row.seeds) else f"{len(self.seeds)} of {len(row.seeds)}",
+            f"{row.headline} {self.mean:.3f}{spread}",
+            low_high,
+            ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in self.classes.items()),
+            aim,
+            "; ".join(self.hardware),
+            f"{self.minutes:.1f}",
+        )
+
+
+def summarise(row: Row, results: Iterable[Result]) -> Summary | None:
+    """The figures of a row; None where no seed of it is measured.
+
+    Raises:
+        ValueError: a result does not have the row's headline metric.
+    """
+    own = [result for result in results if result.row == row.name and result.seed in row.seeds]
+    if not own:
+        return None
+    return Summary(
+        row,
+        tuple(result.seed for result in own),
+        tuple(result.value(row.headline) for result in own),
+        _class_ious(row, own),
+        statistics.fmean(result.minutes for result in own),
+        tuple(dict.fromkeys(result.hardware for result in own)),
+        any(result.dirty for result in own),
+    )
+
+
+def _class_ious(row: Row, results: Sequence[Result]) -> dict[str, float]:
+    """From the part of the metrics that the headline is in."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        branch: Any = result.content["metrics"]
+        for name in row.headline.split(".")[:-1]:
+            branch = branch[name]
+        ious = branch.get("iou", {}) if "iou" in branch or not row.headline.startswith("iou.") else branch
+        for name, value in ious.items():
+            found.setdefault(name, []).extend([] if value is None else [value])
+    return {name: statistics.fmean(values) if values else math.nan for name, values in found.items()}
+
+
+def not_measured(row: Row) -> str:
+    """The words for a row without results: how long it would take where."""
+    words = {"cpu": "on 2 cores", "gpu": "on a GPU"}
+    times = [f"≈ {row.minutes[key]:g} min {words[key]}" for key in words if row.minutes.get(key) is not None]
+    return f"not measured ({', '.join(times)})" if times else "not measured"
+
+
+def _lines(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The cells of each line, and the notes below."""
+    summaries = {name: summarise(row, results) for name, row in rows.items()}
+    lines = []
+    for name, row in rows.items():
+        summary = summaries[name]
+        aim = "" if row.aim is None else f"{row.aim:g}"
+        empty = (name, row.what, f"0 of {len(row.seeds)}", not_measured(row), "", "", aim, "", "")
+        lines.append(empty if summary is None else summary.cells())
+    notes = [DIRTY_NOTE] if any(summary and summary.dirty for summary in summaries.values()) else []
+    foreign = [result.path.name for result in results if not _belongs(result, rows)]
+    if foreign:
+        notes.append(f"of no row or seed of the manifest: {', '.join(foreign)}")
+    return lines, notes
+
+
+def _belongs(result: Result, rows: Mapping[str, Row]) -> bool:
+    return result.row in rows and result.seed in rows[result.row].seeds
+
+
+def rich_table(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[Table, list[str]]:
+    """The table for a terminal, and the notes below it."""
+    lines, notes = _lines(rows, results)
+    table = Table(show_lines=True)
+    for title in HEADER:
+        table.add_column(title, justify="right" if title == "min" else "left", no_wrap=title == "row")
+    for line in lines:
+        table.add_row(*(cell.replace("\\*", "*") for cell in line))
+    return table, [note.replace("\\*", "*") for note in notes]
+
+
+def markdown(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
+    """The table as Markdown, with the notes below it."""
+    lines, notes = _lines(rows, results)
+    text = [HEADER, ("---",) * (len(HEADER) - 1) + ("---:",), *lines]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in text)
+    return "\n\n".join([table, *notes])
+
+
+def details(row: Row, results: Sequence[Result]) -> Table:
+    """Every metric of a row, a column for each seed, and their mean and spread.
+
+    Raises:
+        ValueError: no seed of the row is measured.
+    """
+    own = [result for result in results if result.row == row.name]
+    if not own:
+        raise ValueError(f"{row.name} is {not_measured(row)}; measure it with `structseg results --run {row.name}`")
+    table = Table(title=row.name)
+    table.add_column("metric")
+    for result in own:
+        table.add_column(f"seed {result.seed}{'*' if result.dirty else ''}", justify="right")
+    table.add_column("mean ± spread", justify="right")
+    metrics = [flat_metrics(result.content["metrics"]) for result in own]
+    for key in dict.fromkeys(key for found in metrics for key in found):
+        values = [found.get(key, math.nan) for found in metrics]
+        known = [value for value in values if not math.isnan(value)]
+        spread = f" ± {statistics.stdev(known):.4f}" if len(known) > 1 else ""
+        mean = f"{statistics.fmean(known):.4f}{spread}" if known else "-"
+        table.add_row(key, *("-" if math.isnan(value) else f"{value:.4f}" for value in values), mean)
+    table.add_section()
+    for key in ("commit", "date", "hardware", "wall_seconds", "test_seconds", "train_images", "test_images"):
+        said = [str(result.content.get(key, "-")) for result in own]
+        table.add_row(key, *(text[:10] if key in ("commit", "date") else text for text in said), "")
+    return table

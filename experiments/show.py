@@ -1,0 +1,71 @@
+"""`structseg show CONFIG`: what the network will see, before a minute is spent on training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from datamodules.base import SegmentationDataModule
+from datamodules.label_spaces import LabelSpace
+from datamodules.samples import Batch, collate
+from experiments.parser import StructsegParser, import_rooms
+from lightning_modules.pictures import colorize, legend, overlay
+
+_GAP = 6
+
+
+def main(args: list[str]) -> None:
+    """Draws an augmented training batch with its labels to a PNG and prints its path.
+
+    Raises:
+        FileNotFoundError: no such configuration, or no data.
+        ValueError: the configuration has no data.
+    """
+    import_rooms()
+    parser = StructsegParser(prog="structseg show", description="Draw an augmented batch with its labels to a PNG.")
+    parser.add_argument("config_file", type=str, help="the YAML of an experiment; its data part is used")
+    parser.add_argument("--out", type=str, default="show.png", help="where the picture goes")
+    parser.add_argument("--split", type=str, default="train", choices=["train", "val", "test"])
+    parser.add_argument("--count", type=int, default=16, help="images")
+    parser.add_argument("--plain", action="store_true", help="without augmentation")
+    parser.add_argument("--draw", type=int, default=0, help="another number, another draw of the augmentation")
+    parser.add_subclass_arguments(SegmentationDataModule, "data", fail_untyped=False)
+    path = Path(next((arg for arg in args if not arg.startswith("-")), ""))
+    if args and path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise FileNotFoundError(f"no configuration {path}; give the YAML of an experiment")
+        data = yaml.safe_load(path.read_text()).get("data")
+        if not data:
+            raise ValueError(f"{path} has no data part; show needs a datamodule")
+        parser.set_defaults({"data": data})
+    config = parser.parse_args(args)
+    datamodule: SegmentationDataModule = parser.instantiate_classes(config).data
+    samples = datamodule.dataset(config.split)
+    batch = collate([samples[i] for i in range(min(config.count, len(samples)))])  # type: ignore[arg-type]
+    if config.split == "train" and not config.plain:
+        batch = datamodule.augment(batch, [config.draw])
+    out = Path(config.out)
+    draw_batch(batch, datamodule.label_space).save(out)
+    print(f"{len(batch['image'])} images with their labels: {out}")
+
+
+def draw_batch(batch: Batch, space: LabelSpace) -> Image.Image:
+    """Each image | its labels laid over it | its labels alone, two samples a row, over a legend of the classes."""
+    cells = []
+    for image, mask in zip(batch["image"], batch["mask"], strict=True):
+        pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        cells.append(np.concatenate([pixels, overlay(pixels, mask, space), colorize(mask, space)], 1))
+    height, width = cells[0].shape[:2]
+    columns = 2 if len(cells) > 1 else 1
+    rows = -(-len(cells) // columns)
+    occurring = [int(label) for label in batch["mask"].unique()]
+    key = legend(occurring, space, columns * (width + _GAP))
+    page = Image.new("RGB", (key.width, rows * (height + _GAP) + key.height), (255, 255, 255))
+    for number, cell in enumerate(cells):
+        at = ((number % columns) * (width + _GAP), (number // columns) * (height + _GAP))
+        page.paste(Image.fromarray(cell), at)
+    page.paste(key, (0, rows * (height + _GAP)))
+    return page

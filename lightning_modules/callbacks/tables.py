@@ -1,0 +1,169 @@
+"""Tables of a run: the scores of each class and the confusion matrix, as files, in W&B and in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_warn
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lightning_modules.charts import confusion_figure
+from lightning_modules.metrics.segmentation import SegmentationMetrics
+
+_SCORES = ("iou", "precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was scored, detached from the metric that goes on counting.
+
+    Attributes:
+        classes: the K names.
+        groups: names of the groups of classes.
+        values: every value of `SegmentationMetrics.compute`, by its key.
+        confusion: (K, K) pixels, rows truth, columns prediction, over all processes.
+    """
+
+    classes: tuple[str, ...]
+    groups: tuple[str, ...]
+    values: dict[str, float]
+    confusion: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, metric: SegmentationMetrics) -> Scores:
+        """The scores up to now. Every process has to call it: the counts of all are summed."""
+        values = {key: float(value) for key, value in metric.compute().items()}
+        with metric.sync_context():
+            confusion = metric.confusion.cpu().numpy().copy()
+        return cls(metric.classes, tuple(metric.groups), values, confusion)
+
+
+class ScoreTables(Callback):
+    """Writes the scores of each class and the confusion matrix after a fit, `validate` and `test`.
+
+    In the run's folder: `classes_val.csv`, `classes_test.csv` (nan for a class that is absent),
+    `pictures/confusion_val.png`, `pictures/confusion_test.png`; for a named part of the test set
+    `classes_test_PART.csv` and `pictures/confusion_test_PART.png`. Into W&B, where it is among the loggers:
+    `val/classes`, `val/confusion` (pixels, rows truth), `test/classes`, `test/confusion`, `test/PART/...`. After `test`
+    the scores are printed.
+
+    The scores are read before the module logs and resets them: Lightning calls the callbacks first.
+    """
+
+    def __init__(self) -> None:
+        self._scores: dict[str, Scores] = {}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the epoch's scores, so that those of the last one are there whatever ends the fit."""
+        metric = getattr(pl_module, "val_scores", None)
+        if not trainer.sanity_checking and isinstance(metric, SegmentationMetrics):
+            self._scores = {"val": Scores.of(metric)}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """After `validate`, writes the tables."""
+        if trainer.state.fn == "validate":
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Writes the tables of the last validation."""
+        self._write(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Takes the scores of the test set and of its named parts."""
+        parts = getattr(pl_module, "subset_scores", None)
+        metrics = {"test": getattr(pl_module, "test_scores", None)}
+        if isinstance(parts, nn.ModuleDict):
+            metrics |= {f"test/{name}": metric for name, metric in parts.items()}
+        self._scores = {
+            key: Scores.of(metric) for key, metric in metrics.items() if isinstance(metric, SegmentationMetrics)
+        }
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Writes the tables."""
+        self._write(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """After `test`, prints the scores and where the pictures are."""
+        if stage == "test" and trainer.is_global_zero and self._scores:
+            if (
+                trainer.progress_bar_callback is not None
+            ):  # a live bar would run into the table; stopping it twice is fine
+                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
+            console = Console()
+            for key, scores in self._scores.items():
+                loss = trainer.callback_metrics.get(f"{key}/loss")
+                console.print(terminal_table(key, scores, None if loss is None else float(loss)))
+            for path in sorted((Path(trainer.default_root_dir) / "pictures").glob("*test*.png")):
+                console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        self._scores = {}
+
+    def _write(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for key, scores in self._scores.items():
+            try:
+                write_files(Path(trainer.default_root_dir), key.replace("/", "_"), scores)
+            except OSError as error:
+                rank_zero_warn(f"the score tables could not be written ({error}); the run goes on")
+            rows = [
+                [
+                    name,
+                    *(
+                        None if math.isnan(scores.values[f"{s}/{name}"]) else scores.values[f"{s}/{name}"]
+                        for s in _SCORES
+                    ),
+                ]
+                for name in scores.classes
+            ]
+            counts = [[name, *row] for name, row in zip(scores.classes, scores.confusion.tolist(), strict=True)]
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    step = trainer.global_step
+                    logger.log_table(f"{key}/classes", ["class", *_SCORES], rows, step=step)
+                    logger.log_table(f"{key}/confusion", ["truth", *scores.classes], counts, step=step)
+
+
+def write_files(folder: Path, name: str, scores: Scores) -> None:
+    """Writes `classes_NAME.csv` and `pictures/confusion_NAME.png` into a run's folder."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    with (folder / f"classes_{name}.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["class", *_SCORES])
+        for label in scores.classes:
+            table.writerow([label, *(f"{scores.values[f'{score}/{label}']:.6f}" for score in _SCORES)])
+    confusion_figure(scores.confusion, scores.classes).savefig(folder / "pictures" / f"confusion_{name}.png", dpi=110)
+
+
+def terminal_table(title: str, scores: Scores, loss: float | None = None) -> Table:
+    """The scores of each class, of the groups, and their means, for the terminal; an absent class has a dash."""
+    table = Table(title=title)
+    table.add_column("class")
+    for column in ("IoU", "F1", "precision", "recall"):
+        table.add_column(column, justify="right")
+
+    def cells(*keys: str) -> list[str]:
+        found = [scores.values.get(key, math.nan) for key in keys]
+        return ["-" if math.isnan(value) else f"{value:.4f}" for value in found]
+
+    for name in scores.classes:
+        table.add_row(name, *cells(f"iou/{name}", f"f1/{name}", f"precision/{name}", f"recall/{name}"))
+    table.add_section()
+    for name in scores.groups:
+        table.add_row(f"{name} (group)", *cells(f"group_iou/{name}", f"group_f1/{name}"))
+    if scores.groups:
+        table.add_row("all groups", "", *cells("group_f1/overall"))
+        table.add_section()
+    table.add_row("mean", *cells("miou", "mean_f1", "mean_precision", "mean_recall"))
+    table.add_row("pixel accuracy", *cells("pixel_accuracy"))
+    if loss is not None:
+        table.add_row("loss", f"{loss:.4f}")
+    return table
