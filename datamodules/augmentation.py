@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import kornia.augmentation as K
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.label_spaces import LabelSpace
 from datamodules.samples import Batch
@@ -71,6 +71,8 @@ class AugmentationPipeline(nn.Module):
     Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` and 0 in `blobs`.
     """
 
+    flip_lookup: Tensor
+
     def __init__(self, settings: Augmentation, space: LabelSpace) -> None:
         super().__init__()
         self.settings = settings
@@ -103,21 +105,23 @@ class AugmentationPipeline(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         """A new batch: `image` (N, 3, H, W) in 0..1, with `mask` and `blobs` (N, H, W) where present."""
         image = batch["image"].float()
-        # Shifted by one, so that the zeros that a warp lets in from outside can be told from class 0.
-        labels = {key: batch[key][:, None].float() + 1 for key in ("mask", "blobs") if key in batch}  # type: ignore[literal-required]
+        keys = [key for key in ("mask", "blobs") if key in batch]
+        # One tensor, so that all labels are warped alike; shifted by one, so that the zeros that a warp lets in from
+        # outside can be told from class 0.
+        labels = torch.stack([batch[key] + 1 for key in keys], 1).float() if keys else None  # type: ignore[literal-required]
         if self.geometry is not None:
-            moved = self.geometry({"image": image, **labels})
-            image, labels = moved["image"], {key: moved[key] for key in labels}
+            moved = self.geometry({"image": image} if labels is None else {"image": image, "mask": labels})
+            image, labels = moved["image"], moved.get("mask")
         out = batch.copy()
         flip = torch.rand(len(image)).to(image.device) < self.settings.flip
         image = torch.where(flip[:, None, None, None], image.flip(-1), image)
-        for key, shifted in labels.items():
-            whole = shifted[:, 0].round().long() - 1
-            outside = whole < 0
-            whole = whole.masked_fill(outside, self.ignore_index if key == "mask" else 0)
+        for channel, key in enumerate(keys):
+            assert labels is not None
+            whole = labels[:, channel].round().long() - 1
+            whole = whole.masked_fill(whole < 0, self.ignore_index if key == "mask" else 0)
             mirrored = whole.flip(-1)
             if key == "mask":
-                mirrored = self.flip_lookup.to(whole.device)[mirrored]  # type: ignore[operator]
+                mirrored = self.flip_lookup.to(mirrored.device)[mirrored]
             out[key] = torch.where(flip[:, None, None], mirrored, whole)  # type: ignore[literal-required]
         out["image"] = self.colour(image).clamp(0, 1)
         return out

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import wandb
 import yaml
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
@@ -100,6 +101,8 @@ class StructsegCLI(LightningCLI):
         predicting = self.subcommand == "predict"
         if config["logger"] is None:
             kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder)
+        if config["enable_progress_bar"] is not False:
+            config["callbacks"] = [*(config["callbacks"] or []), RichProgressBar()]
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.insert(0, StepSeed())
@@ -213,10 +216,11 @@ def run(args: list[str]) -> StructsegCLI:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=StructsegParser,
-            trainer_defaults={"use_distributed_sampler": False, "callbacks": [RichProgressBar()]},
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
             args=given,
         )
     finally:
+        wandb.finish()  # a second run in this process would go on in the first one's W&B run
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 

@@ -199,8 +199,14 @@ def _git(*args: str) -> str:
 
 
 def hardware(device: Device) -> str:
-    """The GPU's name, or the processor's with the number of cores and of torch's threads."""
+    """The GPU's name, or the processor's with the number of cores and of torch's threads.
+
+    Raises:
+        ValueError: `cuda` where there is none.
+    """
     if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("no CUDA device on this machine; leave out --device cuda")
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

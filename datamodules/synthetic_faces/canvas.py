@@ -22,9 +22,10 @@ class Patch:
         pixel: size of a pixel in local units.
         image: (3, h, w) view of the colours, 0..1.
         shade: (h, w) view of the light on a head, about 1.
+        face: (h, w) view of the distance to the bare head's outline in head units, large before the head is painted.
     """
 
-    __slots__ = ("box", "image", "label", "occluder", "pixel", "shade", "u", "v")
+    __slots__ = ("box", "face", "image", "label", "occluder", "pixel", "shade", "u", "v")
 
     def __init__(self, canvas: Canvas, frame: Frame, rows: slice, cols: slice) -> None:
         self.box = (rows, cols)
@@ -36,6 +37,7 @@ class Patch:
         self.pixel = canvas.pixel / frame.scale
         self.image: Array = canvas.image[:, rows, cols]
         self.shade: Array = canvas.shade[rows, cols]
+        self.face: Array = canvas.face[rows, cols]
         self.label = canvas.label[rows, cols]
         self.occluder = canvas.occluder[rows, cols]
 
@@ -114,6 +116,7 @@ class Canvas:
         self.y = ((np.arange(height) + 0.5 - height / 2) / half).astype(np.float32)
         self.image: Array = np.empty((3, height, width), np.float32)
         self.shade: Array = np.ones((height, width), np.float32)
+        self.face: Array = np.full((height, width), 9.0, np.float32)
         self.label: NDArray[np.uint8] = np.zeros((height, width), np.uint8)
         self.occluder: NDArray[np.bool_] = np.zeros((height, width), np.bool_)
 

@@ -37,13 +37,14 @@ def paint_eye(canvas: Canvas, rig: Rig, side: float) -> None:
         patch.skin_relight(1.0 + 0.06 * dome)
         line = 0.75 * lower - np.float32(0.015)
         thick = np.float32(0.012 + eyes.lashes) * (0.55 + 0.45 * np.minimum(arch + 0.35, 1.0))
-        distance = np.maximum(np.abs(v - line) - thick, np.abs(u) - np.float32(eyes.width))
+        distance = np.maximum(np.maximum(np.abs(v - line) - thick, np.abs(u) - np.float32(eyes.width)), patch.face)
         patch.paint(distance, _DARK + 0.125 * tone, label, opacity=0.9)
         return
     upper = np.float32(-height) * arch * (1.0 + 0.35 * arch - 0.18 * t)
-    opening = np.maximum(upper - v, v - lower)
+    opening = np.maximum(np.maximum(upper - v, v - lower), patch.face)
     crease = np.abs(v - upper + 0.042 * (0.4 + arch)) - 0.006
-    patch.paint(np.maximum(crease, -arch * 0.3 - 0.1), tone * np.float32(0.55), opacity=eyes.lid)
+    crease = np.maximum(np.maximum(crease, -arch * 0.3 - 0.1), patch.face)
+    patch.paint(crease, tone * np.float32(0.55), opacity=eyes.lid)
     white = _WHITE[:, None, None] * (0.72 + 0.28 * fade(v - upper, -0.01, 0.075))
     patch.paint(opening, white, label)
     iris_u = side * (eyes.gaze[0] + 0.02 * rig.turn)
@@ -62,9 +63,9 @@ def paint_eye(canvas: Canvas, rig: Rig, side: float) -> None:
     )
     wing = 1.0 + 0.5 * np.clip(t, -1.0, 1.1)
     lash = np.maximum(np.abs(v - upper + 0.004) - np.float32(0.5 * eyes.lashes) * wing, np.abs(t) * 0.14 - 0.15)
-    patch.paint(lash, _DARK, label, opacity=0.92)
+    patch.paint(np.maximum(lash, patch.face), _DARK, label, opacity=0.92)
     rim = np.maximum(np.abs(v - lower) - 0.0045, np.abs(t) * 0.14 - 0.13)
-    patch.paint(rim, tone * np.array([0.6, 0.42, 0.40], np.float32), opacity=0.55)
+    patch.paint(np.maximum(rim, patch.face), tone * np.array([0.6, 0.42, 0.40], np.float32), opacity=0.55)
 
 
 def paint_brow(canvas: Canvas, rig: Rig, side: float, numbers: Array) -> None:
@@ -77,6 +78,8 @@ def paint_brow(canvas: Canvas, rig: Rig, side: float, numbers: Array) -> None:
     outer = np.clip(0.5 + 0.5 * t, 0.0, 1.0)
     thick = np.float32(brows.thickness) * (1.0 - np.float32(brows.taper) * outer * outer)
     distance = np.maximum(np.abs(patch.v - middle) - thick, (np.abs(t) - 1.0) * np.float32(brows.width))
+    # On a head turned far aside, the outline cuts the far eye and brow off.
+    distance = np.maximum(distance, patch.face)
     phase = (patch.u * 2.2 + patch.v * (1.2 - 2.0 * outer)) * 40.0
     threads = 0.95 + 0.13 * np.sin(phase + 6.0 * numbers[0, 0]) * fade(distance, 0.0, -0.02)
     patch.paint(distance, brows.colour[:, None, None] * threads, "l_brow" if side > 0 else "r_brow", opacity=0.88)
@@ -150,7 +153,7 @@ def paint_mouth(canvas: Canvas, rig: Rig) -> None:
     top = np.minimum(top, upper_edge - np.float32(mouth.upper * 0.45) * arch)
     lips = np.maximum(top - v, v - bottom)
     patch.skin_relight(1.0 - 0.14 * bump(t * 0.85, (v - bottom - 0.035) * 16.0) * fade(lips, 0.0, 0.01))
-    outside = np.abs(t) - 1.0
+    outside = np.maximum(np.abs(t) - 1.0, patch.face * 5.0)
     lower = np.maximum(np.maximum(lower_edge - v, v - bottom), outside * 0.2)
     fall = np.clip((v - lower_edge) / np.float32(mouth.lower), 0.0, 1.0)
     swell = 1.06 - 0.26 * fall * fall + np.float32(mouth.gloss + 0.07) * bump(t * 2.2, (fall - 0.38) * 3.2)

@@ -106,7 +106,7 @@ def paint_skin(canvas: Canvas, rig: Rig, numbers: Array) -> None:
     """The bare head, darker towards its outline."""
     head = rig.face.head
     patch = canvas.patch(rig.head, -1.1, -1.15, 1.1, 1.25)
-    distance = rig.skull(patch)
+    patch.face[...] = distance = rig.skull(patch)
     rows, columns = patch.box
     grain = noise(canvas.x[columns], canvas.y[rows], numbers, 9.0)
     edge = np.minimum(np.maximum(distance + 0.30, 0.0) * np.float32(1 / 0.30), 1.2)

@@ -48,7 +48,7 @@ def sample_face(dice: Dice) -> Face:
         x=dice.near(0.0, 0.05),
         y=dice.near(-0.05, 0.05),
         scale=dice.between(0.76, 0.96) if dice.chance(0.8) else dice.between(0.55, 1.05),
-        yaw=dice.near(0.0, 0.26),
+        yaw=dice.near(0.0, 0.25),
         pitch=dice.near(0.0, 0.09),
         roll=dice.near(0.0, 0.09),
     )

@@ -132,6 +132,14 @@ def test_a_server_that_tells_no_length_will_do(server: Server, tmp_path: Path) -
     assert download_file(server.url, tmp_path / "data.zip").read_bytes() == CONTENT
 
 
+def test_short_answers_are_broken_transfers(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Older HTTP layers end an answer that breaks off as if it were whole.
+    monkeypatch.setattr(archives.requests.Response, "iter_content", lambda *_: iter([b"abc"]))
+    with pytest.raises(ConnectionError, match=r"broke off after 3 bytes \(3 of 10240 bytes came\)"):
+        download_file(server.url, tmp_path / "data.zip", attempts=1)
+    assert only(tmp_path) == ["data.zip.part"]
+
+
 def test_wrong_hash_removes_the_file(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"has SHA-256 {hashlib.sha256(CONTENT).hexdigest()}, expected 0000; removed"):
         download_file(server.url, tmp_path / "data.zip", "0000")

@@ -207,6 +207,7 @@ def test_the_seed_chooses_the_folds(tmp_path: Path) -> None:
 def test_subjects_are_never_on_two_sides(tmp_path: Path) -> None:
     root = make_fasseg(tmp_path, "V3", train=7, test=1, poses=("0", "+30"))
     tested: list[str] = []
+    validated: list[str] = []
     for fold in range(7):
         data = FASSEGDataModule(root, "V3", split="subjects", fold=fold)
         people = {split: {pair.subject for pair in data.pairs(split)} for split in ("train", "val", "test")}
@@ -214,7 +215,9 @@ def test_subjects_are_never_on_two_sides(tmp_path: Path) -> None:
         assert len(set.union(*people.values())) == 7
         assert all(len(data.pairs(split)) == 2 * len(people[split]) for split in people)
         tested += people["test"]
+        validated += people["val"]
     assert sorted(tested) == [f"0{i}" for i in range(1, 8)]
+    assert validated == tested[1:] + tested[:1]
     published = FASSEGDataModule(root, "V3", fold=2)
     assert len({pair.subject for pair in published.pairs("train")}) == 6
     assert {pair.subject for pair in published.pairs("test")} == {"08"}

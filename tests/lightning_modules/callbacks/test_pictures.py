@@ -13,8 +13,8 @@ from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.charts import read_curves
 from lightning_modules.pictures import IGNORED, make_example, sheet
 from tests.data.tiny import TinyDataModule
+from tests.data.tiny_runs import make_module, make_trainer, predict
 from tests.data.wandb_file import read_wandb_file
-from tests.lightning_modules.callbacks.conftest import make_module, make_trainer, predict
 
 
 def _drawn(folder):
@@ -26,10 +26,9 @@ def _pixels(path):
         return np.asarray(image)
 
 
-def _examples(run, split):
-    space = run.data.label_space
-    found = list(predict(run.module, run.data.dataset(split)))[:3]
-    return [make_example(image, truth, prediction, space, name) for name, image, truth, prediction in found]
+def _examples(module, data, split, count=3):
+    found = list(predict(module, data.dataset(split)))[:count]
+    return [make_example(image, truth, prediction, data.label_space, name) for name, image, truth, prediction in found]
 
 
 def test_every_second_epoch_the_last_and_the_test_are_drawn(tracked_run):
@@ -44,7 +43,7 @@ def test_every_second_epoch_the_last_and_the_test_are_drawn(tracked_run):
 
 @pytest.mark.parametrize(("split", "file"), [("test", "test.png"), ("val", "val_epoch_0004.png")])
 def test_a_sheet_holds_the_first_images_with_truth_and_prediction(tracked_run, split, file):
-    expected = sheet(_examples(tracked_run, split), tracked_run.data.label_space)
+    expected = sheet(_examples(tracked_run.module, tracked_run.data, split), tracked_run.data.label_space)
     assert (_pixels(tracked_run.folder / "pictures" / file) == np.asarray(expected)).all()
 
 
@@ -71,7 +70,7 @@ def test_wandb_has_the_images_with_both_masks(tracked_run):
     assert [row["count"] for row in logged] == [3, 3, 3]
     last = logged[-1]
     assert last["captions"] == ["val_000", "val_001", "val_002"]
-    examples = _examples(tracked_run, "val")
+    examples = _examples(tracked_run.module, tracked_run.data, "val")
     for example, file, masks in zip(examples, last["filenames"], last["all_masks"], strict=True):
         assert (_pixels(tracked_run.media / file) == example.image).all()
         assert (_pixels(tracked_run.media / masks["truth"]["path"]) == example.truth).all()
@@ -122,7 +121,7 @@ class _Spy(Callback):
 
 
 def test_images_are_looked_at_in_drawn_epochs_only(tmp_path, monkeypatch):
-    data, spy = TinyDataModule(batch_size=2), _Spy(monkeypatch)
+    data, spy = TinyDataModule(batch_size=2, train_images=2), _Spy(monkeypatch)
     make_trainer(tmp_path, [spy, Pictures(3, 2)], max_epochs=5).fit(make_module(data), data)
     assert spy.epochs == [1, 1, 1, 3, 3, 3, 4, 4, 4]
 
@@ -134,9 +133,12 @@ def test_the_last_epoch_is_drawn_when_steps_are_counted(tmp_path):
 
 
 def test_validate_draws_a_sheet_of_its_own(tmp_path):
-    data = TinyDataModule()
-    make_trainer(tmp_path, [Pictures(1)]).validate(make_module(data), data, verbose=False)
+    data = TinyDataModule(batch_size=2)
+    module = make_module(data)
+    make_trainer(tmp_path, [Pictures(3)]).validate(module, data, verbose=False)
     assert _drawn(tmp_path) == ["val.png"]
+    expected = sheet(_examples(module, data, "val"), data.label_space)
+    assert (_pixels(tmp_path / "pictures" / "val.png") == np.asarray(expected)).all()
 
 
 def test_no_image_is_drawn_with_count_0(tmp_path):
@@ -164,7 +166,7 @@ def test_without_a_logger_the_curves_are_those_of_the_csv(tmp_path, monkeypatch)
         data = TinyDataModule()
         folder = tmp_path / name
         loggers = [CSVLogger(folder, name="", version="")] if name == "csv" else False
-        make_trainer(folder, [Pictures(1)], loggers, max_epochs=3, check_val_every_n_epoch=2).fit(
+        make_trainer(folder, [Pictures(1)], loggers, max_epochs=2, check_val_every_n_epoch=2).fit(
             make_module(data), data
         )
     assert drawn["csv"] == read_curves(tmp_path / "csv" / "metrics.csv")

@@ -313,3 +313,13 @@ def test_an_interrupted_video_is_playable(tmp_path: Path) -> None:
     assert 4 <= len(frames) <= 6
     assert len(rows) == len(frames)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["clip_overlay.mp4", "summary.csv"]
+
+
+def test_a_video_on_several_devices_is_refused(tmp_path: Path) -> None:
+    class Two:
+        world_size = 2
+        predict_dataloaders = DataLoader(Frames(1, (4, 4), None))
+
+    with pytest.raises(ValueError, match=r"a video needs one device, not 2; set --trainer\.devices 1"):
+        PredictionWriter(tmp_path / "out", SPACE).on_predict_start(Two(), Halves())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,27 @@
+"""`make demo`: train and test the FASSEG U-Net on faces that are drawn as it goes; then say what to look at."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from experiments import show
+from experiments.cli import run
+
+CONFIG = "experiments/fasseg_unet/synthetic.yaml"
+
+
+def main() -> None:
+    """Fit, test with the best checkpoint, and the list of pictures."""
+    start = time.monotonic()
+    fitted = run(["fit", "--config", CONFIG])
+    folder = fitted.folder.path
+    run(["test", "--config", str(fitted.folder.config), "--ckpt_path", str(fitted.folder.checkpoints / "best.ckpt")])
+    show.main([CONFIG, "--out", str(folder / "pictures" / "training_batch.png")])
+    print(f"trained and tested in {(time.monotonic() - start) / 60:.1f} minutes; look at:")
+    for picture in sorted((Path(folder) / "pictures").glob("*.png")):
+        print(f"  {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,465 @@
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from experiments import result_files, results, run_rows
+from experiments.manifest import Row, data_folder, find_data_root, find_row, load_manifest
+from experiments.pack import Packable, row_datamodule
+from experiments.result_files import (
+    Result,
+    commit,
+    nest_metrics,
+    part_of,
+    portable,
+    read_results,
+    result_path,
+    write_result,
+)
+from experiments.results_table import details, markdown, not_measured, rich_table, summarise
+from experiments.run_rows import Job, Place, estimate_minutes, run_jobs
+from tests.data.fasseg import make_fasseg
+
+ROW = {
+    "what": "A row.",
+    "config": "pyproject.toml",
+    "seeds": [0, 1, 2],
+    "data": "synthetic",
+    "headline": "clean.miou",
+    "minutes": {"cpu": 8, "gpu": 1},
+}
+
+
+def row(name="a", **changes):
+    content = {**ROW, **changes}
+    return Row(name, **{**content, "seeds": tuple(content["seeds"])})
+
+
+def manifest(folder, text=None, **rows):
+    path = folder / "manifest.yaml"
+    path.write_text(text or yaml.safe_dump({name: {**ROW, **changes} for name, changes in rows.items()}))
+    return path
+
+
+def result(folder, name="a", seed=0, miou=0.8, skin=0.5, seconds=60.0, hardware="box", dirty=False, **more):
+    metrics = {"all": {"miou": 0.1, "iou": {"skin": 0.1}}, "clean": {"miou": miou, "iou": {"skin": skin, "eyes": 0.25}}}
+    content = {"row": name, "seed": seed, "commit": "c0ffee", "dirty": dirty, "hardware": hardware, **more}
+    path = result_path(folder, name, seed)
+    write_result(path, {**content, "wall_seconds": seconds, "test_seconds": 0.0, "metrics": metrics})
+    return path
+
+
+def refused(call, *args, code=1, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(*args)
+    assert end.value.code == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+class TestManifest:
+    @pytest.mark.slow
+    def test_every_shipped_row_makes_a_datamodule_that_can_be_packed(self, tmp_path):
+        rows = load_manifest()
+        assert "fasseg_v2_readme" in rows
+        for shipped in rows.values():
+            module = row_datamodule(shipped, None if shipped.data == "synthetic" else tmp_path)
+            assert isinstance(module, Packable) or shipped.data == "synthetic", shipped.name
+
+    def test_reads_rows_in_order(self, tmp_path):
+        rows = load_manifest(manifest(tmp_path, b={}, a={"overrides": ["--x", "1"], "aim": 0.9, "minutes": {"cpu": 2}}))
+        assert list(rows) == ["a", "b"]  # as safe_dump sorts them
+        assert rows["a"].overrides == ("--x", "1")
+        assert rows["a"].minutes == {"cpu": 2, "gpu": None}
+        assert rows["b"].seeds == (0, 1, 2)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"headlin": "miou"}, r"row a: unknown key headlin \(did you mean headline\?\)"),
+            ({"config": "experiments/nothing.yaml"}, "row a: no file experiments/nothing.yaml"),
+            ({"seeds": []}, "seeds are"),
+            ({"seeds": [1, 1]}, "seeds are"),
+            ({"seeds": [True]}, "seeds are"),
+            ({"overrides": "--x 1"}, "overrides are '--x 1'"),
+            ({"overrides": ["--x", 1]}, "overrides are"),
+            ({"aim": "high"}, "aim is 'high'"),
+            ({"minutes": {"cpus": 1}}, r"unknown key minutes.cpus \(did you mean cpu\?\)"),
+            ({"minutes": {"cpu": 0}}, "minutes are"),
+            ({"what": ""}, "what is ''"),
+        ],
+    )
+    def test_a_fault_is_named(self, tmp_path, changes, message):
+        with pytest.raises(ValueError, match=message) as error:
+            load_manifest(manifest(tmp_path, a=changes))
+        assert "\n" not in str(error.value)
+
+    def test_all_faults_come_at_once(self, tmp_path):
+        text = "a: {what: x}\nb: 3\nmissing: {}\na: {}\n"
+        with pytest.raises(ValueError, match=r"a stands twice; .*no config.*row b: holds 3.*row missing: a name has"):
+            load_manifest(manifest(tmp_path, text))
+
+    @pytest.mark.parametrize("text", ["- a\n", "a: [", "3"])
+    def test_no_manifest_at_all(self, tmp_path, text):
+        with pytest.raises(ValueError, match=r"manifest.yaml (is no YAML|holds no rows)"):
+            load_manifest(manifest(tmp_path, text))
+
+    def test_unknown_row_has_the_nearest_name(self):
+        with pytest.raises(ValueError, match=r"no row fasseg_v4 .*did you mean fasseg_v3\?"):
+            find_row({"fasseg_v3": row(), "voc": row()}, "fasseg_v4")
+
+    def test_data_root(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("STRUCTSEG_DATA", str(tmp_path))
+        assert find_data_root(None) == tmp_path
+        assert find_data_root(str(tmp_path / "x")) == tmp_path / "x"
+        (tmp_path / "fasseg").mkdir()
+        assert data_folder(row(data="fasseg"), tmp_path) == tmp_path / "fasseg"
+        assert data_folder(row(data="synthetic"), None) is None
+        with pytest.raises(FileNotFoundError, match=r"a reads .*voc, which is no folder"):
+            data_folder(row(data="voc"), tmp_path)
+        with pytest.raises(FileNotFoundError, match="a reads voc; give the folder"):
+            data_folder(row(data="voc"), None)
+
+
+class TestFiles:
+    def test_nan_becomes_null_and_is_read_as_nan(self, tmp_path):
+        path = result(tmp_path, miou=math.nan, skin=math.inf)
+        assert json.loads(path.read_text())["metrics"]["clean"] == {"miou": None, "iou": {"skin": None, "eyes": 0.25}}
+        assert math.isnan(read_results(tmp_path)[0].value("clean.miou"))
+
+    def test_a_failed_write_leaves_what_was_there(self, tmp_path):
+        path = result(tmp_path, miou=0.5)
+        before = path.read_text()
+        with pytest.raises(TypeError):
+            write_result(path, {"row": "a", "config": object()})
+        assert path.read_text() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"row": "a"}', '{"row": "a", "seed": 0, "metrics": 3}'])
+    def test_a_damaged_file_is_named(self, tmp_path, text):
+        result(tmp_path, seed=1)
+        (tmp_path / "a.0.json").write_text(text)
+        with pytest.raises(ValueError, match=r"a\.0\.json is damaged"):
+            read_results(tmp_path)
+
+    def test_a_file_under_another_name_is_refused(self, tmp_path):
+        result(tmp_path).rename(tmp_path / "b.0.json")
+        with pytest.raises(ValueError, match=r"b\.0\.json holds row a, seed 0"):
+            read_results(tmp_path)
+        (tmp_path / "b.0.json").rename(tmp_path / "notes.json")
+        with pytest.raises(ValueError, match=r"notes\.json is no result"):
+            read_results(tmp_path)
+
+    def test_seeds_are_ordered_as_numbers(self, tmp_path):
+        for seed in (10, 2):
+            result(tmp_path, seed=seed)
+        assert [found.seed for found in read_results(tmp_path)] == [2, 10]
+
+    def test_an_unknown_metric_has_the_nearest_name(self, tmp_path):
+        result(tmp_path)
+        with pytest.raises(ValueError, match=r"a\.0\.json has no metric clear.miou \(did you mean clean.miou\?\)"):
+            read_results(tmp_path)[0].value("clear.miou")
+
+    def test_metrics_without_parts_stay_flat(self):
+        logged = {"test/miou": 0.5, "test/iou/skin": 0.25, "val/miou": 0.9, "train/loss": 1.0}
+        assert nest_metrics(logged) == {"miou": 0.5, "iou": {"skin": 0.25}}
+
+    def test_metrics_with_parts_get_names(self):
+        logged = {"test/miou": 0.5, "test/iou/skin": 0.25, "test/clean/miou": 0.75, "test/clean/iou/skin": 1.0}
+        assert nest_metrics(logged) == {
+            "all": {"miou": 0.5, "iou": {"skin": 0.25}},
+            "clean": {"miou": 0.75, "iou": {"skin": 1.0}},
+        }
+
+    def test_configurations_name_no_folder_of_the_machine(self, tmp_path):
+        config = {
+            "root": str(tmp_path / "fasseg"),
+            "size": [1, 2],
+            "x": [str(result_files.ROOT / "a.yaml"), "runs", None],
+        }
+        there = portable({**config, "y": "/elsewhere/deep/file"}, tmp_path)
+        assert there == {
+            "root": "$STRUCTSEG_DATA/fasseg",
+            "size": [1, 2],
+            "x": ["a.yaml", "runs", None],
+            "y": ".../file",
+        }
+
+    def test_the_commit_outside_a_checkout_is_as_told(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(result_files, "ROOT", tmp_path)
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        monkeypatch.delenv("STRUCTSEG_COMMIT", raising=False)
+        assert commit() == ("unknown", True)
+        monkeypatch.setenv("STRUCTSEG_COMMIT", "abc")
+        assert commit() == ("abc", False)
+        monkeypatch.setenv("STRUCTSEG_COMMIT", "abc-dirty")
+        assert commit() == ("abc", True)
+
+    def test_results_do_not_make_a_checkout_dirty_and_anything_else_does(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(result_files, "ROOT", tmp_path)
+        git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+        for args in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run([*git, *args], check=True)
+        folder = tmp_path / "experiments" / "results"
+        result(folder)
+        head, dirty = commit()
+        assert (len(head), dirty) == (40, False)
+        (folder / "manifest.yaml").write_text("")
+        assert commit() == (head, True)
+
+
+class TestTable:
+    def test_mean_spread_and_classes_by_hand(self, tmp_path):
+        for seed, miou, skin in ((0, 0.80, 0.4), (1, 0.86, math.nan), (2, 0.95, 0.6), (7, 0.1, 0.1)):
+            result(tmp_path, seed=seed, miou=miou, skin=skin, seconds=60.0 * (seed + 1))
+        summary = summarise(row(aim=0.88), read_results(tmp_path))
+        assert summary.mean == pytest.approx(0.87)  # 2.61 / 3; seed 7 is not of the row
+        assert summary.spread == pytest.approx(math.sqrt((0.07**2 + 0.01**2 + 0.08**2) / 2))
+        assert summary.classes == pytest.approx({"skin": 0.5, "eyes": 0.25})
+        assert summary.minutes == pytest.approx(2.0)
+        cells = summary.cells()
+        assert cells[:2] == ("a", "A row.")
+        assert cells[2:5] == ("3", "clean.miou 0.870 ± 0.075", "0.800 to 0.950")
+        assert cells[5:] == ("skin 0.500, eyes 0.250", "0.88: not met", "box", "2.0")
+
+    def test_a_single_seed_has_no_spread(self, tmp_path):
+        result(tmp_path, miou=0.8796, skin=math.nan, hardware="x|y")
+        summary = summarise(row(aim=0.88), read_results(tmp_path))
+        assert math.isnan(summary.spread)
+        assert summary.cells()[2:7] == ("1 of 3", "clean.miou 0.880", "", "skin -, eyes 0.250", "0.88: met")
+        assert r"| x\|y |" in markdown({"a": row()}, read_results(tmp_path))
+
+    def test_rows_without_results_stand_in_the_table(self):
+        rows = {"a": row(), "gpu": row("gpu", minutes={"cpu": None, "gpu": 4}, aim=0.5)}
+        assert summarise(rows["a"], []) is None
+        assert not_measured(rows["a"]) == "not measured (≈ 8 min on 2 cores, ≈ 1 min on a GPU)"
+        assert "| gpu | A row. | 0 of 3 | not measured (≈ 4 min on a GPU) |  |  | 0.5 |  |  |" in markdown(rows, [])
+
+    def test_uncommitted_changes_and_foreign_files_are_told(self, tmp_path):
+        result(tmp_path, dirty=True)
+        result(tmp_path, "old", 3)
+        text = markdown({"a": row()}, read_results(tmp_path))
+        assert r"| a\* | A row. |" in text
+        assert text.endswith(
+            "\n\n\\* measured with changes that were not committed\n\nof no row or seed of the manifest: old.3.json"
+        )
+        table, notes = rich_table({"a": row()}, read_results(tmp_path))
+        assert list(table.columns[0].cells) == ["a*"]
+        assert notes[0] == "* measured with changes that were not committed"
+
+    def test_details_have_each_seed(self, tmp_path):
+        result(tmp_path, seed=0, miou=0.5, skin=math.nan)
+        result(tmp_path, seed=1, miou=0.7, skin=0.25)
+        table = details(row(), read_results(tmp_path))
+        columns = [list(column.cells) for column in table.columns]
+        lines = {cells[0]: cells[1:] for cells in zip(*columns, strict=True)}
+        assert lines["clean.miou"] == ("0.5000", "0.7000", "0.6000 ± 0.1414")
+        assert lines["clean.iou.skin"] == ("-", "0.2500", "0.2500")
+        with pytest.raises(ValueError, match="b is not measured"):
+            details(row("b"), [])
+
+
+class TestCommand:
+    def test_prints_the_table(self, tmp_path, capsys):
+        path = manifest(tmp_path, a={}, b={})
+        result(tmp_path, miou=0.625)
+        results.main(["--manifest", str(path)])
+        text = capsys.readouterr().out
+        assert "clean.miou 0.625" in text
+        assert "not measured" in text
+
+    def test_missing_has_the_commands(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "c.yaml").write_text("")
+        changes = {"config": str(tmp_path / "c.yaml"), "data": "fasseg", "seeds": [0, 3], "overrides": ["--x", "a b"]}
+        path = manifest(tmp_path, a=changes)
+        result(tmp_path)
+        results.main(["--missing", "--manifest", str(path), "--data_root", str(tmp_path), "--device", "cuda"])
+        assert capsys.readouterr().out.splitlines()[:3] == [
+            "a.3: about 1 min (cuda)",
+            "    structseg fit --config c.yaml --experiment a --runs_dir runs --seed_everything 3 --x 'a b' "
+            "--data.root ./fasseg --trainer.accelerator gpu --trainer.devices 1",
+            "    structseg test --ckpt_path runs/a/RUN_ID/checkpoints/best.ckpt --seed_everything 3 "
+            "--trainer.accelerator gpu --trainer.devices 1",
+        ]
+        result(tmp_path, seed=3)
+        results.main(["--missing", "--manifest", str(path)])
+        assert capsys.readouterr().out == "every row is measured\n"
+
+    @pytest.mark.parametrize(
+        ("args", "code", "message"),
+        [
+            (["--budget", "3"], 2, "--budget says nothing without --run"),
+            (["--details", "a", "--seeds", "1"], 2, "--seeds says nothing without --run or --missing"),
+            (["--pack", "a"], 2, "--pack needs --out"),
+            (["--run", "a", "--budget", "0"], 2, "expected minutes above 0"),
+            (["--run", "a", "--missing"], 2, "not allowed with"),
+            (["--runs", "a"], 2, "unrecognized arguments: --runs a"),
+            (["--run", "a", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
+        ],
+    )
+    def test_wrong_options_are_one_line(self, args, code, message, capsys):
+        assert message in refused(results.main, args, code=code, capsys=capsys)
+
+    def test_jobs(self, tmp_path):
+        rows = {"a": row(), "b": row("b", seeds=(4,))}
+        result(tmp_path, seed=1)
+        found = read_results(tmp_path)
+
+        def choose(*names, seeds=None, again=False):
+            return [str(job) for job in results.choose_jobs(rows, found, names, seeds, again)]
+
+        assert choose("missing") == ["a.0", "a.2", "b.4"]
+        assert choose("b", "a") == ["a.0", "a.2", "b.4"]
+        assert choose("a", again=True) == ["a.0", "a.1", "a.2"]
+        assert choose("missing", seeds=[0, 4]) == ["a.0", "b.4"]
+        with pytest.raises(ValueError, match="none of the rows a has seed 4"):
+            choose("a", seeds=[4])
+        with pytest.raises(ValueError, match="no row c"):
+            choose("c")
+
+
+class TestRunning:
+    @pytest.fixture
+    def place(self, tmp_path):
+        (tmp_path / "results").mkdir()
+        return Place("cpu", None, tmp_path / "runs", tmp_path / "manifest.yaml", tmp_path / "results")
+
+    @pytest.fixture
+    def child(self, place, monkeypatch):
+        """Makes every job run this Python text, which finds the names of its result and of the part file."""
+
+        def become(text):
+            def command(job, place):
+                path = result_path(place.results, job.row.name, job.seed)
+                names = (
+                    f"import os, signal, sys, time; path={str(path)!r}; part={str(part_of(path))!r}; job={str(job)!r}\n"
+                )
+                return [sys.executable, "-S", "-c", names + text]
+
+            monkeypatch.setattr(run_rows, "measure_command", command)
+
+        return become
+
+    def test_minutes_are_those_measured_here_else_scaled(self):
+        def measured(name, minutes, hardware="box"):
+            return Result(Path(), name, 0, {"hardware": hardware, "wall_seconds": 60 * minutes})
+
+        rows = {"a": row(), "b": row("b", minutes={"cpu": 10, "gpu": None})}
+        assert estimate_minutes(rows["a"], "cpu", "box", [], rows) == 8
+        assert estimate_minutes(rows["a"], "cuda", "box", [], rows) == 1
+        assert estimate_minutes(rows["b"], "cuda", "box", [], rows) is None
+        assert estimate_minutes(rows["a"], "cpu", "box", [measured("a", 3), measured("a", 5)], rows) == 4
+        assert estimate_minutes(rows["a"], "cpu", "box", [measured("b", 5)], rows) == 4  # half of what was said
+        assert estimate_minutes(rows["a"], "cpu", "box", [measured("a", 3, "other")], rows) == 8
+
+    def test_each_row_is_a_process_and_a_failing_one_does_not_stop_the_rest(self, place, child, capsys):
+        child("print(job, os.getpid())\nif job == 'a.0': raise ValueError('no such colour')")
+        jobs = [Job(row(), 0), Job(row(), 1)]
+        assert run_jobs(jobs, place) == jobs[:1]
+        text = capsys.readouterr().out
+        assert re.search(r"a\.0: failed .*exit code 1", text)
+        assert "ValueError: no such colour" in text
+        assert "a.1: measured" in text
+        logs = [(place.runs_dir / "results" / f"a.{seed}.log").read_text().split() for seed in (0, 1)]
+        assert logs[0][:1] + logs[1][:1] == ["a.0", "a.1"]
+        assert logs[0][1] != logs[1][1] != str(os.getpid())
+
+    def test_what_does_not_fit_the_budget_is_not_started(self, place, child, capsys):
+        child("open(path, 'w').write('x')")
+        unknown = row("c", minutes={"cpu": None, "gpu": 1})
+        assert run_jobs([Job(row(), 0), Job(unknown, 0)], place, budget_minutes=5) == []
+        text = capsys.readouterr().out
+        assert "a.0: not started, needs about 8.0 min, 5.0 min are left" in text
+        assert "c.0: not started, needs unknown minutes" in text
+        assert list(place.results.iterdir()) == []
+
+    @pytest.mark.parametrize("stubborn", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"])
+    def test_a_run_over_the_budget_is_stopped_and_leaves_nothing(self, place, child, capsys, monkeypatch, stubborn):
+        monkeypatch.setattr(run_rows, "GRACE_SECONDS", 0.3)
+        child(stubborn + "open(part, 'w').write('{')\nprint(os.getpid(), flush=True)\ntime.sleep(60)")
+        start = time.monotonic()
+        assert run_jobs([Job(row(minutes={"cpu": 0.001, "gpu": 1}), 0)], place, budget_minutes=1.5 / 60) == []
+        assert time.monotonic() - start < 10
+        assert "a.0: stopped after" in capsys.readouterr().out
+        assert list(place.results.iterdir()) == []
+        pid = int((place.runs_dir / "results" / "a.0.log").read_text().split()[0])
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    def test_a_killed_run_leaves_nothing(self, place, child):
+        child("open(part, 'w').write('{')\nos.kill(os.getpid(), signal.SIGKILL)")
+        job = Job(row(), 0)
+        assert run_jobs([job], place) == [job]
+        assert list(place.results.iterdir()) == []
+
+    def test_termination_ends_the_run_too(self, place, child, monkeypatch):
+        monkeypatch.setattr(run_rows, "GRACE_SECONDS", 0.3)
+        child(
+            "open(part, 'w').write('{')\nprint(os.getpid(), flush=True)\nos.kill(os.getppid(), signal.SIGTERM)\n"
+            "time.sleep(60)"
+        )
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            run_jobs([Job(row(), 0)], place)
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert list(place.results.iterdir()) == []
+        pid = int((place.runs_dir / "results" / "a.0.log").read_text().split()[0])
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_no_cuda_device_is_said_in_one_line(self, place):
+        with pytest.raises(ValueError, match="no CUDA device on this machine"):
+            run_jobs([Job(row(), 0)], Place("cuda", None, place.runs_dir, place.manifest, place.results), 5)
+
+    def test_missing_data_stop_everything_before_it_starts(self, place, child):
+        child("open(path, 'w').write('x')")
+        with pytest.raises(FileNotFoundError, match="b reads fasseg"):
+            run_jobs([Job(row(), 0), Job(row("b", data="fasseg"), 0)], place)
+        assert not place.runs_dir.exists()
+
+
+@pytest.mark.slow
+def test_a_row_end_to_end(tmp_path, capsys):
+    make_fasseg(tmp_path / "data" / "fasseg", train=4, test=3)
+    config = {
+        "model": {"class_path": "FASSEGUNet"},
+        "data": {"class_path": "FASSEGDataModule", "init_args": {"size": [32, 32], "score_at": "native"}},
+        "trainer": {"max_epochs": 3},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    whole = {"config": str(tmp_path / "tiny.yaml"), "data": "fasseg", "overrides": ["--trainer.max_epochs", "2"]}
+    broken = {**whole, "overrides": ["--data.version", "V3"]}
+    path = manifest(tmp_path, broken=broken, whole=whole)
+    where = ["--manifest", str(path), "--results", str(tmp_path / "results"), "--data_root", str(tmp_path / "data")]
+    run = ["--run", "missing", *where, "--runs_dir", str(tmp_path / "runs"), "--seeds", "1"]
+    assert "failed: broken.1" in refused(results.main, run, capsys=capsys)
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["whole.1.json"]
+
+    found = json.loads((tmp_path / "results" / "whole.1.json").read_text())
+    assert (found["method"], found["train_images"], found["test_images"]) == ("FASSEGUNet", 4, 3)
+    assert set(found["metrics"]) == {"all", "clean"}
+    ious = found["metrics"]["clean"]["iou"]
+    assert list(ious) == ["background", "skin", "hair", "eyes", "nose", "mouth"]
+    known = [value for value in ious.values() if value is not None]
+    assert found["metrics"]["clean"]["miou"] == pytest.approx(sum(known) / len(known), abs=1e-5)
+    config = found["config"]
+    assert (config["seed_everything"], config["trainer"]["max_epochs"]) == (1, 2)
+    assert config["data"]["init_args"]["root"] == "$STRUCTSEG_DATA/fasseg"
+    assert str(tmp_path.parent) not in json.dumps(found)
+    assert found["wall_seconds"] > 0
+    assert found["initial_weights"] == "random"
+
+    results.main(["--details", "whole", *where[:4]])
+    assert "clean.miou" in capsys.readouterr().out

@@ -1,0 +1,29 @@
+import errno
+
+import pytest
+import torch
+
+from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    target = tmp_path / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"step": torch.tensor(1)}, target)
+
+    def fills_up(content, file):
+        file.write(b"half a checkpoint")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fills_up)
+    with pytest.raises(OSError, match=r"last\.ckpt could not be written .*No space left.*; the previous one is whole"):
+        writer.save_checkpoint({"step": torch.tensor(2)}, target)
+    assert torch.load(target, weights_only=True)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_first_checkpoint_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda content, file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+    with pytest.raises(OSError, match="could not be written"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "sub" / "best.ckpt")
+    assert not list((tmp_path / "sub").iterdir())
