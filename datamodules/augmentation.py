@@ -83,7 +83,7 @@ class AugmentationPipeline(nn.Module):
         affine = K.RandomAffine(
             degrees=s.rotate,
             translate=(s.translate, s.translate),
-            scale=tuple(s.scale),
+            scale=(s.scale[0], s.scale[1]),
             shear=s.shear or None,
             p=1.0,
         )
@@ -108,7 +108,7 @@ class AugmentationPipeline(nn.Module):
         keys = [key for key in ("mask", "blobs") if key in batch]
         # One tensor, so that all labels are warped alike; shifted by one, so that the zeros that a warp lets in from
         # outside can be told from class 0.
-        labels = torch.stack([batch[key] + 1 for key in keys], 1).float() if keys else None  # type: ignore[literal-required]
+        labels = torch.stack([batch[key] + 1 for key in keys], 1).float() if keys else None
         if self.geometry is not None:
             moved = self.geometry({"image": image} if labels is None else {"image": image, "mask": labels})
             image, labels = moved["image"], moved.get("mask")
@@ -122,6 +122,6 @@ class AugmentationPipeline(nn.Module):
             mirrored = whole.flip(-1)
             if key == "mask":
                 mirrored = self.flip_lookup.to(mirrored.device)[mirrored]
-            out[key] = torch.where(flip[:, None, None], mirrored, whole)  # type: ignore[literal-required]
+            out[key] = torch.where(flip[:, None, None], mirrored, whole)
         out["image"] = self.colour(image).clamp(0, 1)
         return out

@@ -1,4 +1,4 @@
-"""The vocabularies of the suite: which classes a label map holds, how they are drawn, and how one space maps to another."""
+"""The vocabularies of the suite: the classes that label maps hold, their colours, and the maps between them."""
 
 from __future__ import annotations
 
@@ -134,14 +134,15 @@ _CELEBA = (
     "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip",
     "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
 )  # fmt: skip
+_CELEBA_COLOURS = (
+    (0, 0, 0), (204, 0, 0), (76, 153, 0), (204, 204, 0), (51, 51, 255), (204, 0, 204), (0, 255, 255),
+    (255, 204, 204), (102, 51, 0), (255, 0, 0), (102, 204, 0), (255, 255, 0), (0, 0, 153), (0, 0, 204),
+    (255, 51, 153), (0, 204, 204), (0, 51, 0), (255, 153, 51), (0, 204, 0),
+)  # fmt: skip
 CELEBAMASK_HQ = LabelSpace(
     "celebamask_hq",
     _CELEBA,
-    (
-        (0, 0, 0), (204, 0, 0), (76, 153, 0), (204, 204, 0), (51, 51, 255), (204, 0, 204), (0, 255, 255),
-        (255, 204, 204), (102, 51, 0), (255, 0, 0), (102, 204, 0), (255, 255, 0), (0, 0, 153), (0, 0, 204),
-        (255, 51, 153), (0, 204, 204), (0, 51, 0), (255, 153, 51), (0, 204, 0),
-    ),  # fmt: skip
+    _CELEBA_COLOURS,
     _pairs(_CELEBA, ("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear")),
     _groups(
         _CELEBA,
@@ -151,7 +152,7 @@ CELEBAMASK_HQ = LabelSpace(
         nose=("nose",),
         mouth=("mouth", "u_lip", "l_lip"),
     ),
-)  # fmt: skip
+)
 
 _VOC = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_modules.base import SegmentationModule
 
 
-def check_watched_keys(trainer: Trainer, module: SegmentationModule, has_validation: bool) -> None:
+def check_watched_keys(callbacks: list[Callback], module: SegmentationModule, has_validation: bool) -> None:
     """Holds every watched key against those that the module logs. Without validation data the last epoch is the best.
 
     Raises:
         ValueError: a callback watches a key that no step logs.
     """
     known = module.logged_keys()
-    for callback in trainer.callbacks:
+    for callback in callbacks:
         if not isinstance(callback, ModelCheckpoint | EarlyStopping) or callback.monitor is None:
             continue
         if not has_validation and callback.monitor.startswith("val/"):

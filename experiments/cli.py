@@ -15,7 +15,7 @@ from typing import Any
 
 import wandb
 import yaml
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
@@ -101,14 +101,15 @@ class StructsegCLI(LightningCLI):
         predicting = self.subcommand == "predict"
         if config["logger"] is None:
             kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder)
+        given = config["callbacks"] or []
+        config["callbacks"] = [StepSeed(), *(given if isinstance(given, list) else [given]), ScoreTables()]
         if config["enable_progress_bar"] is not False:
-            config["callbacks"] = [*(config["callbacks"] or []), RichProgressBar()]
+            config["callbacks"].append(RichProgressBar())
+        if predicting:
+            config["callbacks"].append(PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space))
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, StepSeed())
-        trainer.callbacks.append(ScoreTables())
-        if predicting:
-            trainer.callbacks.append(PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space))
+        self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             callback.dirpath = str(self.folder.checkpoints.resolve())  # type: ignore[attr-defined]
         return trainer
@@ -120,11 +121,10 @@ class StructsegCLI(LightningCLI):
         rank_zero_info(f"initial weights: {self.model.initial_weights}")
         if self.subcommand == "fit":
             rank_zero_info(f"run folder: {self.folder.path}")
-            check_watched_keys(self.trainer, self.model, self.datamodule.has_validation)
+            check_watched_keys(self.callbacks, self.model, self.datamodule.has_validation)
             rank_zero_info("what differs from the defaults:")
             for key, value in changes(self.config_dump, self._parser("fit").get_defaults().as_dict()):
                 rank_zero_info(f"  {key}: {value}")
-
 
     def before_fit(self) -> None:
         """Missing data is found before anything is written."""

@@ -104,7 +104,7 @@ def _classes() -> list[type]:
     """Every class that a configuration is likely to name: the suite's, the optimisers, schedules and callbacks."""
     ours = ("losses", "datamodules", "lightning_modules", "experiments", "torch.optim", "pytorch_lightning")
     pending: list[type] = [SegmentationModule, SegmentationDataModule, nn.Module, Optimizer, LRScheduler, Callback]
-    found = [Trainer]
+    found: list[type] = [Trainer]
     while pending:
         one = pending.pop()
         pending += one.__subclasses__()

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
@@ -110,7 +111,7 @@ class MetricsCSV(CSVLogger):
 
     @property
     @rank_zero_only
-    def experiment(self) -> ExperimentWriter:  # type: ignore[override]
+    def experiment(self) -> _ExperimentWriter:
         """The writer; made at first use."""
         if self._experiment is None:
             file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -45,6 +46,10 @@ class SegmentationModule(LightningModule):
         flip_test: average the class probabilities of each image and its mirror image in evaluation and prediction.
     """
 
+    mean: Tensor
+    std: Tensor
+    mirrored_classes: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -57,7 +62,7 @@ class SegmentationModule(LightningModule):
         flip_test: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bf16, on CPU and GPU alike
         self.loss = loss
         self.label_space = label_space
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -93,18 +98,17 @@ class SegmentationModule(LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""
-        logits: Tensor = self.network((image - self.mean) / self.std)
+        normalized = ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(normalized)
         return logits
 
     def evaluate(self, image: Tensor) -> Tensor:
-        """As `forward`; with `flip_test`, log-probabilities averaged over the image and its mirror image."""
-        logits = self(image)
+        """As `forward`, in float32; with `flip_test`, log-probabilities of the image and its mirror image, averaged."""
+        logits: Tensor = self(image).float()
         if not self.flip_test:
-            return logits  # type: ignore[no-any-return]
-        mirrored = self(image.flip(-1)).flip(-1)[:, self.mirrored_classes]
-        return torch.logaddexp(logits.float().log_softmax(1), mirrored.float().log_softmax(1)) - torch.log(
-            torch.tensor(2.0)
-        )
+            return logits
+        mirrored = self(image.flip(-1)).float().flip(-1)[:, self.mirrored_classes]
+        return torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
 
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         image, mask = batch["image"], batch["mask"]
@@ -195,8 +199,8 @@ class SegmentationModule(LightningModule):
         return {
             "method": type(self).__name__,
             **card.describe_space(self.label_space),
-            "mean": [float(v) for v in self.mean.flatten()],  # type: ignore[operator, union-attr]
-            "std": [float(v) for v in self.std.flatten()],  # type: ignore[operator, union-attr]
+            "mean": [float(v) for v in self.mean.flatten()],
+            "std": [float(v) for v in self.std.flatten()],
             "size": list(self.input_size) if self.input_size else None,
             "initial_weights": self.initial_weights,
             "config": self.resolved_config,

@@ -42,6 +42,4 @@ class FASSEGUNet(SegmentationModule):
         flip_test: bool = False,
     ) -> None:
         loss = loss or nn.CrossEntropyLoss(ignore_index=label_space.ignore_index)
-        super().__init__(
-            network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std, flip_test
-        )
+        super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)

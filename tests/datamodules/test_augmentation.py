@@ -71,7 +71,9 @@ def test_nothing_asked_for_changes_nothing():
 
 
 def test_a_batch_without_labels_is_augmented_too():
-    out = AugmentationPipeline(Augmentation(flip=1, rotate=5), GREYS)({"image": torch.rand(2, 3, 8, 8), "name": ["a", "b"]})
+    out = AugmentationPipeline(Augmentation(flip=1, rotate=5), GREYS)(
+        {"image": torch.rand(2, 3, 8, 8), "name": ["a", "b"]}
+    )
     assert set(out) == {"image", "name"}
 
 

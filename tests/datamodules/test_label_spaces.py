@@ -6,7 +6,16 @@ from datamodules.label_spaces import CELEBAMASK_HQ, COCO, FASSEG, HELEN, MAPS, S
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("fasseg", 6), ("helen", 11), ("stn", 9), ("parts", 3), ("occlusion", 3), ("celebamask_hq", 19), ("voc", 21), ("coco", 81)],
+    [
+        ("fasseg", 6),
+        ("helen", 11),
+        ("stn", 9),
+        ("parts", 3),
+        ("occlusion", 3),
+        ("celebamask_hq", 19),
+        ("voc", 21),
+        ("coco", 81),
+    ],
 )
 def test_sizes_of_the_spaces(name, size):
     space = label_space(name)

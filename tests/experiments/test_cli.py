@@ -119,6 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny_config, tmp_
     assert resumed.folder.path.resolve() == cut.folder.path.resolve(), "the same folder and run id"
     first, second = weights(whole.folder.checkpoints / "last.ckpt"), weights(last)
     assert all(torch.equal(first[key], second[key]) for key in first)
+
     def epochs(run):
         with (run.folder.path / "metrics.csv").open() as file:
             return [row["epoch"] for row in csv.DictReader(file) if row["val/miou"]]
@@ -135,7 +136,10 @@ def test_the_seed_matters(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.label_space", "fasseg"], r"has the classes of parts \(background, face, hair\), the data those of fasseg"),
+        (
+            ["--data.label_space", "fasseg"],
+            r"has the classes of parts \(background, face, hair\), the data those of fasseg",
+        ),
         (["--checkpoint.monitor", "val/mIoU"], "BestAndLast watches val/mIoU, which no step logs; choose val/miou"),
     ],
 )

@@ -16,13 +16,16 @@ def _rooms():
             "  - Expected a <class 'NoneType'>",
             "unknown option data.rot (did you mean root?)",
         ),
-        ("unrecognized arguments: --trainer.max_epoch 1", "unknown option trainer.max_epoch (did you mean max_epochs?)"),
+        (
+            "unrecognized arguments: --trainer.max_epoch 1",
+            "unknown option trainer.max_epoch (did you mean max_epochs?)",
+        ),
         (
             'Parser key "data":\n - Parser key "size":\n Expected a <class \'tuple\'>. Got value: 3\n',
             "data.size: expected tuple, got 3",
         ),
         (
-            'Parser key "model":\n  - Expected a dot import path string: FASSEGUnet\n  - Expected a <class \'NoneType\'>',
+            "Parser key \"model\":\n  - Expected a dot import path string: FASSEGUnet\n  - Expected a <class 'NoneType'>",
             "model: there is no class FASSEGUnet (did you mean FASSEGUNet?)",
         ),
         (
