@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from datamodules.augmentation import Augmentation, AugmentationPipeline
 from datamodules.label_spaces import LabelSpace
@@ -143,7 +143,11 @@ class SegmentationDataModule(LightningDataModule):
         if self.predict_dir is None:
             raise ValueError("predict needs images: give --data.predict_dir an image, a folder, a video or camera:0")
         inputs = predict_inputs(self.predict_dir, self.size, Path(self.predict_out))
-        return DataLoader(inputs, batch_size=1, collate_fn=collate)
+        if isinstance(inputs, IterableDataset):  # a video: one process reads it, in order
+            return DataLoader(inputs, batch_size=1, collate_fn=collate)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = UnrepeatedDistributedSampler(inputs, num_replicas=world, rank=rank, shuffle=False)
+        return DataLoader(inputs, batch_size=1, sampler=sampler, num_workers=self.num_workers, collate_fn=collate)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's hook
         """Augments training batches on their device, seeded by (seed, epoch, batch, rank) and not by history."""

@@ -175,8 +175,9 @@ def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
 
 
 def image_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) float32 in 0..1 from an RGB image."""
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous().float().div_(255)
+    """(3, H, W) float32 in 0..1 from an RGB image; in numpy, as torch's threads get in each other's way in workers."""
+    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def mask_tensor(mask: NDArray[np.uint8]) -> Tensor:

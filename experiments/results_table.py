@@ -100,9 +100,8 @@ def _class_ious(row: Row, results: Sequence[Result]) -> dict[str, float]:
     for result in results:
         branch: Any = result.content["metrics"]
         for name in row.headline.split(".")[:-1]:
-            branch = branch[name]
-        ious = branch.get("iou", {}) if "iou" in branch or not row.headline.startswith("iou.") else branch
-        for name, value in ious.items():
+            branch = branch if name == "iou" else branch[name]
+        for name, value in branch.get("iou", {}).items():
             found.setdefault(name, []).extend([] if value is None else [value])
     return {name: statistics.fmean(values) if values else math.nan for name, values in found.items()}
 

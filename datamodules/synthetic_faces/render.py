@@ -54,9 +54,8 @@ def render_face(seed: int, index: int, size: tuple[int, int] = (128, 128), split
         ValueError: a side is not within 32..1024.
     """
     check_size(size)
-    face = sample_face(Dice(np.random.default_rng([seed, split, index, 0])))
-    texture, grain = (np.random.default_rng([seed, split, index, stream]) for stream in (1, 2))
-    return render(face, texture, grain, size)
+    choices, texture, grain = (np.random.default_rng([seed, split, index, stream]) for stream in range(3))
+    return render(sample_face(Dice(choices)), texture, grain, size)
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -104,7 +104,7 @@ def sample_face(dice: Dice) -> Face:
             earring=dice.weighted(stud=1, hoop=1, drop=1.4) if dice.chance(0.05 + 0.6 * feminine) else "none",
             size=dice.between(0.7, 1.3),
             metal=dice.mix((0.95, 0.80, 0.42), (0.86, 0.87, 0.90)),
-            necklace=dice.weighted(chain=1, pearls=1) if dice.chance(0.04 + 0.26 * feminine) else "none",
+            necklace=dice.weighted(chain=1, pearls=1) if dice.chance(0.02 + 0.14 * feminine) else "none",
             stone=dice.colour(0.5, 1.0, 0.9),
         ),
         occluder=occluder,

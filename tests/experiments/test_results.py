@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from experiments import result_files, results, run_rows
+from experiments import measure, result_files, results, run_rows
 from experiments.manifest import Row, data_folder, find_data_root, find_row, load_manifest
 from experiments.pack import Packable, row_datamodule
 from experiments.result_files import (
@@ -239,6 +240,12 @@ class TestTable:
         assert summary.cells()[2:7] == ("1 of 3", "clean.miou 0.880", "", "skin -, eyes 0.250", "0.88: met")
         assert r"| x\|y |" in markdown({"a": row()}, read_results(tmp_path))
 
+    def test_the_headline_may_be_a_class(self, tmp_path):
+        result(tmp_path, skin=0.75)
+        summary = summarise(row(headline="clean.iou.skin"), read_results(tmp_path))
+        assert summary.mean == 0.75
+        assert summary.classes == {"skin": 0.75, "eyes": 0.25}
+
     def test_rows_without_results_stand_in_the_table(self):
         rows = {"a": row(), "gpu": row("gpu", minutes={"cpu": None, "gpu": 4}, aim=0.5)}
         assert summarise(rows["a"], []) is None
@@ -428,6 +435,15 @@ class TestRunning:
         with pytest.raises(FileNotFoundError, match="b reads fasseg"):
             run_jobs([Job(row(), 0), Job(row("b", data="fasseg"), 0)], place)
         assert not place.runs_dir.exists()
+
+
+@pytest.mark.parametrize(("interrupted", "finished"), [(True, False), (True, True), (False, False)])
+def test_an_interrupted_training_is_not_scored(tmp_path, monkeypatch, interrupted, finished):
+    trainer = SimpleNamespace(interrupted=interrupted, state=SimpleNamespace(finished=finished))
+    monkeypatch.setattr(measure, "run", lambda args: SimpleNamespace(trainer=trainer))
+    with pytest.raises(RuntimeError, match="the training was interrupted"):
+        measure.measure(row(), 0, "cpu", None, str(tmp_path), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -68,6 +68,8 @@ def test_an_older_epoch_shows_an_older_prediction(tracked_run):
 def test_wandb_has_the_images_with_both_masks(tracked_run):
     logged = tracked_run.wandb.values("val/pictures")
     assert [row["count"] for row in logged] == [3, 3, 3]
+    steps = [row["trainer/global_step"] for row in tracked_run.wandb.history if "val/pictures" in row]
+    assert steps == [4, 8, 10]  # two steps an epoch
     last = logged[-1]
     assert last["captions"] == ["val_000", "val_001", "val_002"]
     examples = _examples(tracked_run.module, tracked_run.data, "val")
@@ -247,3 +249,5 @@ def test_the_command_line_tracks_figures_configuration_and_pictures(tmp_path, mo
     assert run.config["pictures"] == {"count": 2, "every_n_epochs": 10}
     assert [row["captions"] for row in run.values("val/pictures")] == [["val_000", "val_001"]]
     assert _drawn(folder) == ["loss.png", "val_epoch_0001.png"]
+    assert (folder / "classes_val.csv").is_file()
+    assert len(run.values("val/confusion")) == 1
