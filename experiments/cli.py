@@ -200,6 +200,7 @@ def run(args: list[str]) -> StructsegCLI:
     os.environ.setdefault("WANDB_SILENT", "true")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     warnings.filterwarnings("ignore", message=".*LeafSpec")
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist")  # the scores have already met
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*")
     given = _with_card(args) if args else args

@@ -70,6 +70,12 @@ class SegmentationModule(LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self._check_normalization(tuple(mean), tuple(std))
+        ignored = getattr(loss, "ignore_index", label_space.ignore_index)
+        if ignored != label_space.ignore_index:
+            raise ValueError(
+                f"{type(loss).__name__} ignores {ignored}, the labels' unlabelled pixels are {label_space.ignore_index}; "
+                f"set --model.loss.ignore_index {label_space.ignore_index}"
+            )
         mirrored = label_space.flip_lookup()[: len(label_space)]
         self.register_buffer("mirrored_classes", mirrored, persistent=False)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
@@ -154,7 +160,9 @@ class SegmentationModule(LightningModule):
         self._log_scores("val/", self.val_scores, self.val_loss)
 
     def on_test_start(self) -> None:
-        """Makes a set of scores for each named part of the test set."""
+        """Starts from nothing, with a set of scores for each named part of the test set."""
+        self.test_scores.reset()
+        self.test_loss.reset()
         self._subsets = dict(getattr(getattr(self.trainer, "datamodule", None), "test_subsets", {}))
         self.subset_scores = nn.ModuleDict({name: self._scores() for name in self._subsets}).to(self.device)
 
