@@ -22,9 +22,11 @@ from datamodules.fasseg_download import download_fasseg
 from datamodules.fasseg_files import Pair, Part, Version, find_pairs, is_clean, pose_of, select, split_folds
 from datamodules.fasseg_labels import PROTOCOL, decode_fasseg, decode_published, resize_published
 from datamodules.label_spaces import FASSEG
+from datamodules.packed import PackedFile, packed_size
 from datamodules.samples import Sample, image_tensor, mask_tensor, read_image, resize_image, resize_mask
 
 LabelDecoding = Literal["fasseg-labels-1", "published"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class FASSEGDataModule(SegmentationDataModule):
@@ -155,8 +157,16 @@ class FASSEGDataModule(SegmentationDataModule):
             native_mask=not train and self.score_at == "native",
         )
 
+    def files_to_pack(self) -> list[PackedFile]:
+        """Photographs, shrunk to `size`, and labels as they are: the published decoding reads their off colours."""
+        pairs = [pair for split in SPLITS for pair in self.pairs(split)]
+        photographs = [PackedFile(pair.image, pair.name + pair.image.suffix, self.size) for pair in pairs]
+        places = [pair.name.replace("_RGB/", "_Labels/") + pair.label.suffix for pair in pairs]
+        return photographs + [PackedFile(pair.label, place) for pair, place in zip(pairs, places, strict=True)]
+
     def _part(self, part: Part) -> tuple[Pair, ...]:
         if part not in self._parts:
+            packed_size(self.root, self.size)
             try:
                 found = find_pairs(self.root, self.version, part)
             except FileNotFoundError as error:

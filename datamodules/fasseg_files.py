@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from datamodules.packed import packed_size
 from datamodules.samples import open_image
 
 Version = Literal["V1", "V2", "V3"]
@@ -168,13 +169,14 @@ def find_pairs(root: Path, version: Version, part: Part) -> Found:
         if key not in photographs:
             raise ValueError(f"{labels[key]} has no photograph {key} in {part.title()}_RGB; add it or remove the label")
 
+    shrunk = packed_size(home) or packed_size(home.parent)
     mismatched = [key for key in labels if known and key in MISMATCHED_TEST]
     pairs = []
     for key in sorted(labels, key=_order):
         if key in mismatched:
             continue
         pair = Pair(f"{version}/{part.title()}_RGB/{key}", photographs[key], labels[key])
-        _check_sizes(pair)
+        _check_sizes(pair, shrunk)
         pairs.append(pair)
     prefix = f"{version}/{part.title()}_RGB/"
     return Found(
@@ -250,9 +252,10 @@ def _number(text: str) -> float:
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else float("inf")
 
 
-def _check_sizes(pair: Pair) -> None:
+def _check_sizes(pair: Pair, shrunk: tuple[int, int] | None) -> None:
+    """`shrunk`: the (H, W) that photographs have in a compact copy; its labels keep their size."""
     image, label = _size(pair.image), _size(pair.label)
-    if image != label:
+    if image != label and image[::-1] != shrunk:
         raise ValueError(
             f"{pair.image} is {image[0]}x{image[1]} but its label {pair.label.name} {label[0]}x{label[1]}; "
             f"the label must be of the same crop: mend or remove the pair"

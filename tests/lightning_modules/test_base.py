@@ -82,7 +82,9 @@ def test_weights_that_expect_another_normalisation_are_refused():
 
 
 def test_a_loss_that_ignores_another_value_is_refused():
-    with pytest.raises(ValueError, match=r"CrossEntropyLoss ignores -100, .* are 255; set --model\.loss\.ignore_index 255"):
+    with pytest.raises(
+        ValueError, match=r"CrossEntropyLoss ignores -100, .* are 255; set --model\.loss\.ignore_index 255"
+    ):
         SegmentationModule(TinyNetwork(3), nn.CrossEntropyLoss(), PARTS)
 
 

@@ -10,7 +10,7 @@ from lightning_modules.networks import smp as module
 from lightning_modules.networks.pretrained import packaged_state_dict
 from lightning_modules.networks.smp import SMPNetwork
 
-SMALL = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_weights": None}
+SMALL = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_weights": "random"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_shorter_decoder_makes_a_shallower_encoder():
         ({"encoder_name": "resnet-50"}, r"nearest: resnet50"),
         ({"encoder_name": "efficientnet-b0"}, r"no packaged weights for efficientnet-b0; there are some for tf_"),
         ({"encoder_name": "timm-tf_efficientnet_lite0"}, r"pads symmetrically.*tu-tf_efficientnet_lite0"),
-        ({"encoder_name": "resnet18", "encoder_weights": "imgnet"}, r"the hub has: imagenet, ssl, swsl; null"),
+        ({"encoder_name": "resnet18", "encoder_weights": "imgnet"}, r"the hub has: imagenet, ssl, swsl; random starts"),
         ({"encoder_name": "tu-resnet18", "encoder_weights": "x"}, r"unknown for tu-resnet18; the hub has: a1_in1k"),
         ({"architecture": "FPN", "decoder_channels": 64}, r"FPN has no decoder_channels"),
         ({"decoder_channels": 64}, r"decoder_channels is 64, but Unet takes the form of its default, \(256"),
