@@ -73,8 +73,8 @@ class SegmentationModule(LightningModule):
         ignored = getattr(loss, "ignore_index", label_space.ignore_index)
         if ignored != label_space.ignore_index:
             raise ValueError(
-                f"{type(loss).__name__} ignores {ignored}, the labels' unlabelled pixels are {label_space.ignore_index}; "
-                f"set --model.loss.ignore_index {label_space.ignore_index}"
+                f"{type(loss).__name__} ignores {ignored}, the labels' unlabelled pixels are "
+                f"{label_space.ignore_index}; set --model.loss.ignore_index {label_space.ignore_index}"
             )
         mirrored = label_space.flip_lookup()[: len(label_space)]
         self.register_buffer("mirrored_classes", mirrored, persistent=False)
