@@ -42,6 +42,7 @@ class SegmentationDataModule(LightningDataModule):
     """
 
     test_subsets: Mapping[str, frozenset[str]] = {}  # parts of the test set, by sample name, that are also scored apart
+    download: bool = False  # whether `prepare_data` fetches what is missing
 
     def __init__(
         self,

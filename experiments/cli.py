@@ -21,7 +21,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
-from datamodules.base import SegmentationDataModule
+from datamodules.base import SegmentationDataModule, Split
 from experiments.checks import check_watched_keys
 from experiments.parser import StructsegParser, check_order, fail, import_rooms
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
@@ -128,19 +128,20 @@ class StructsegCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Missing data is found before anything is written."""
-        self.datamodule.dataset("train")
-        if self.datamodule.has_validation:
-            self.datamodule.dataset("val")
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self._begin("train", *(("val",) if self.datamodule.has_validation else ()))
 
     def before_validate(self) -> None:
         """As `before_fit`."""
-        self.datamodule.dataset("val")
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self._begin("val")
 
     def before_test(self) -> None:
         """As `before_fit`."""
-        self.datamodule.dataset("test")
+        self._begin("test")
+
+    def _begin(self, *splits: Split) -> None:
+        if not self.datamodule.download:  # what is yet to be fetched cannot be looked at
+            for split in splits:
+                self.datamodule.dataset(split)
         self.folder.path.mkdir(parents=True, exist_ok=True)
 
 
