@@ -1,8 +1,11 @@
 """What every test may use: the real data and reference vectors, where they are, and a home of its own."""
 
-import torchvision_fallback  # noqa: F401  # isort: skip  before anything that imports torchvision
-
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: several workers share the cores
+
+import torchvision_fallback  # noqa: E402, F401  # isort: skip  before anything that imports torchvision
+
 from pathlib import Path
 
 import pytest
