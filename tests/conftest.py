@@ -4,12 +4,15 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: several workers share the cores
 
-import torchvision_fallback  # noqa: E402, F401  # isort: skip  before anything that imports torchvision
+import torchvision_fallback  # noqa: F401  # isort: skip  before anything that imports torchvision
 
 from pathlib import Path
 
 import pytest
+import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers are the threads
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
