@@ -50,6 +50,10 @@ class LabelSpace:
 
         Raises:
             ValueError: the suite has no map between the two spaces.
+
+        Example:
+            >>> FASSEG.classes[CELEBAMASK_HQ.lookup(FASSEG)[CELEBAMASK_HQ.classes.index("l_brow")]]
+            'hair'
         """
         table = torch.full((256,), to.ignore_index, dtype=torch.int64)
         if to.classes == self.classes:

@@ -23,6 +23,16 @@ class PolyLR(LRScheduler):
 
     Raises:
         ValueError: an argument is not positive.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = PolyLR(optimizer, total_steps=4, power=1.0, every=2)
+        >>> for _ in range(2):
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> schedule.get_last_lr()
+        [0.5]
     """
 
     def __init__(
