@@ -36,6 +36,18 @@ from lightning_modules.card import read_card
 TOOLS = {"show": "draw an augmented batch with its labels", "results": "the results table, and the runs behind it"}
 
 
+_KNOWN_WARNINGS = (
+    "LightningCLI's args parameter",  # `main` hands over what it was given
+    ".*LeafSpec",
+    ".*recommended to use .*sync_dist",  # the scores have already met over the processes
+    ".*does not have many workers",
+    ".*The number of training batches",
+    "Total length of `list`",  # nothing is held out, and that is said
+    "Be aware that when using `ckpt_path`",
+    "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+)
+
+
 class KeepConfig(SaveConfigCallback):
     """Writes `experiment.yaml` into the run's folder and into the W&B run, once."""
 
@@ -199,11 +211,8 @@ def run(args: list[str]) -> StructsegCLI:
     check_order(args)
     import_rooms()
     os.environ.setdefault("WANDB_SILENT", "true")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    warnings.filterwarnings("ignore", message=".*LeafSpec")
-    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist")  # the scores have already met
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+    for known in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=known)
     given = _with_card(args) if args else args
     temporary = Path(given[2]) if given is not args else None
     try:
