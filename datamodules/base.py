@@ -94,7 +94,7 @@ class SegmentationDataModule(LightningDataModule):
         if split not in self._datasets:
             made = self.make_dataset(split)
             if made is None or len(made) == 0:  # type: ignore[arg-type]
-                raise ValueError(f"{type(self).__name__} has no {split} images; choose a datamodule or split that has")
+                raise ValueError(f"{type(self).__name__} has no {split} images; choose settings or data that have some")
             self._datasets[split] = made
         return self._datasets[split]
 

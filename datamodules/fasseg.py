@@ -23,7 +23,7 @@ from datamodules.fasseg_files import Pair, Part, Version, find_pairs, is_clean, 
 from datamodules.fasseg_labels import PROTOCOL, decode_fasseg, decode_published, resize_published
 from datamodules.label_spaces import FASSEG
 from datamodules.packed import PackedFile, packed_size
-from datamodules.samples import Sample, image_tensor, mask_tensor, read_image, resize_image, resize_mask
+from datamodules.samples import Sample, check_image, image_tensor, mask_tensor, read_image, resize_image, resize_mask
 
 LabelDecoding = Literal["fasseg-labels-1", "published"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -150,8 +150,14 @@ class FASSEGDataModule(SegmentationDataModule):
     def make_dataset(self, split: Split) -> FASSEGDataset:
         """The samples of a split; masks of validation and test at their own size where `score_at` says so."""
         train = split == "train"
+        pairs = self.pairs(split)
+        if not pairs and split == "val":
+            raise ValueError("FASSEG: nothing is held out for validation; set --data.fold")
+        for pair in pairs:  # what is damaged is found before an hour of training, not after
+            check_image(pair.image)
+            read_label(pair.label)
         return FASSEGDataset(
-            self.pairs(split),
+            pairs,
             self.size,
             label_decoding=self.label_decoding if train else PROTOCOL,
             native_mask=not train and self.score_at == "native",

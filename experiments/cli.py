@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from datamodules.base import SegmentationDataModule, Split
 from experiments.checks import check_watched_keys
-from experiments.parser import StructsegParser, check_order, fail, import_rooms
+from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order, fail, import_rooms, shorten
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
 from lightning_modules.base import SegmentationModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
@@ -32,9 +33,6 @@ from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.step_seed import StepSeed
 from lightning_modules.callbacks.tables import ScoreTables
 from lightning_modules.card import read_card
-
-TOOLS = {"show": "draw an augmented batch with its labels", "results": "the results table, and the runs behind it"}
-
 
 _KNOWN_WARNINGS = (
     "LightningCLI's args parameter",  # `main` hands over what it was given
@@ -61,8 +59,9 @@ class KeepConfig(SaveConfigCallback):
         if path.is_file():
             old = _flat(yaml.safe_load(path.read_text()))
             for key, value in _flat(new).items():
-                if old.get(key) != value and key != "ckpt_path":
-                    print(f"resumed with {key}: {old.get(key)} -> {value}")
+                before = old.get(key)
+                if (type(before), before) != (type(value), value) and key != "ckpt_path":  # 1.0 is all, 1 is one
+                    print(f"resumed with {key}: {before} -> {value}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         for logger in trainer.loggers:
@@ -98,7 +97,12 @@ class StructsegCLI(LightningCLI):
         """Settles the run's folder before anything could write elsewhere."""
         config = self.config[self.subcommand]
         if config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
-            read_card(Path(config["ckpt_path"]))
+            seen = read_card(Path(config["ckpt_path"]))["epoch"] + 1
+            most = config["trainer"]["max_epochs"]
+            if self.subcommand == "fit" and most is not None and 0 <= most < seen:
+                raise ValueError(
+                    f"{config['ckpt_path']} has seen {seen} epochs; raise --trainer.max_epochs from {most}"
+                )
         files = config.get("config") or []
         name = config["experiment"] or (Path(str(files[0])).stem if files else None)
         if name == Path(CONFIG_NAME).stem:
@@ -154,7 +158,12 @@ class StructsegCLI(LightningCLI):
         if not self.datamodule.download:  # what is yet to be fetched cannot be looked at
             for split in splits:
                 self.datamodule.dataset(split)
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it writes nothing
+            return
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"no run folder {self.folder.path} ({error.strerror}); set --runs_dir") from None
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -189,6 +198,8 @@ def _with_card(args: list[str]) -> list[str]:
     if args[0] == "fit" or "--ckpt_path" not in names or {"--config", "-c", "--model", "--print_config"} & set(names):
         return args
     at = names.index("--ckpt_path")
+    if "=" not in args[at] and at + 1 == len(args):
+        fail("--ckpt_path has no value; give the path of a checkpoint", 2)
     path = Path(args[at].split("=", 1)[1] if "=" in args[at] else args[at + 1])
     card = read_card(path)
     if not card["config"]:
@@ -239,14 +250,25 @@ def run(args: list[str]) -> StructsegCLI:
 def main() -> None:
     """Entry point: a tool of the suite, or one of Lightning's subcommands. Errors are one line, exit code 1."""
     args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help"):
+        print("structseg SUBCOMMAND ...; --help after a subcommand lists its options\n")
+        print("\n".join(f"  {name:10}{text}" for name, text in {**SUBCOMMANDS, **TOOLS}.items()))
+        return
+    if args[0] == "--version":
+        print(f"structseg {version('structseg')}")
+        return
     try:
-        if args and args[0] in TOOLS:
+        if args[0] in TOOLS:
             import_module(f"experiments.{args[0]}").main(args[1:])
         else:
             run(args)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    except Exception as error:
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
+            fail("interrupted; a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt", 130)
+        raise
+    except Exception as error:  # the one place where every error becomes a line
         if os.environ.get("STRUCTSEG_TRACEBACK"):
             raise
         fail(_one_line(error))
@@ -259,6 +281,8 @@ def _one_line(error: Exception) -> str:
         return type(error).__name__
     if lines[0].startswith("Caught "):
         return lines[-1].partition(": ")[2] or lines[-1]
+    if "Does not validate against any of the Union" in lines[0]:  # raised while jsonargparse made an object
+        return shorten(str(error))
     plain = isinstance(error, ValueError | TypeError | OSError)
     return lines[0] if plain else f"{type(error).__name__}: {lines[0]} (STRUCTSEG_TRACEBACK=1 shows where)"
 

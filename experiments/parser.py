@@ -28,7 +28,13 @@ from lightning_modules.base import SegmentationModule
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+SUBCOMMANDS = {
+    "fit": "train, keep the best and the last checkpoint",
+    "validate": "score the held-out images",
+    "test": "score the test images; a checkpoint is enough",
+    "predict": "label an image, a folder, a video or a camera; a checkpoint is enough",
+}
+TOOLS = {"show": "draw an augmented batch with its labels", "results": "the results table, and the runs behind it"}
 
 
 def import_rooms() -> None:
@@ -46,11 +52,12 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def check_order(args: list[str]) -> None:
     """Options before the subcommand, or before `--config`, would be lost in silence; they are refused."""
-    if not args or args[0] in ("-h", "--help"):
-        return
+    if not args:
+        fail("a subcommand is missing; structseg --help lists them", 2)
     if args[0] not in SUBCOMMANDS:
-        near = difflib.get_close_matches(args[0], SUBCOMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the subcommand comes first: {', '.join(SUBCOMMANDS)}"
+        names = [*SUBCOMMANDS, *TOOLS]
+        near = difflib.get_close_matches(args[0], names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the subcommand comes first: {', '.join(names)}"
         fail(f"{args[0]} is no subcommand; {hint}", 2)
     for position, arg in enumerate(args[1:], 1):
         if arg.split("=", 1)[0] in ("--config", "-c"):
@@ -75,24 +82,48 @@ class StructsegParser(LightningArgumentParser):
 def shorten(message: str) -> str:
     """One line of jsonargparse's nested complaint: which key, what came, what was expected, the nearest known name."""
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+    where = f"{key}: " if key else ""
+    grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     unknown = re.search(r"Option '([\w.]+)' is not accepted|accept option '([\w.]+)'", message)
     unknown = unknown or re.search(r"[Uu]nrecognized arguments: (?:'?--)?([\w.]+)", message)
-    if unknown:
-        name = next(group for group in unknown.groups() if group)
+    if grouped or unknown:
+        found = [group for group in (grouped or unknown).groups() if group]  # type: ignore[union-attr]
+        name = ".".join(found)
         full = name if not key or name.startswith(key) else f"{key}.{name}"
-        return f"unknown option {full}{_nearest(name.rsplit('.', 1)[-1], _option_names())}"
-    types = [t for t in re.findall(r"Expected an? <class '([\w.]+)'>", message) if t != "NoneType"]
+        part = next((p for p in name.split(".") if p in ("init_arg", "class")), name.rsplit(".", 1)[-1])
+        return f"unknown option {full}{_nearest(part, _option_names())}"
+    required = re.findall(r"arguments are required: ([^\n]+)", message)
+    if required:
+        hint = ", or give --ckpt_path" if ".model" in required[-1] and "fit." not in required[-1] else ""
+        return f"{where}missing {required[-1]}; give it on the command line or in --config{hint}"
+    choice = re.search(r"Expected a typing\.Literal\[([^\]]+)\]\. Got value: (\S+)", message)
+    if choice:
+        return f"{where}expected one of {choice[1]}, got {choice[2]}"
+    reasons = _reasons(message)
+    if reasons:
+        return where + "; ".join(reasons)
+    types = re.findall(r"Expected an? (<class '[\w.]+'>|tuple with \d+ elements)", message)
+    types = [t.removeprefix("<class '").removesuffix("'>") for t in types if "NoneType" not in t]
     if types:
         value = re.findall(r"(?:Given|Got) value: (.+?)(?:\. Got value|$)", message, re.MULTILINE)
-        return f"{key}: expected {' or '.join(dict.fromkeys(types))}, got {value[0] if value else 'something else'}"
+        return f"{where}expected {' or '.join(dict.fromkeys(types))}, got {value[0] if value else 'something else'}"
     missing = re.search(r"Expected a dot import path string: (\S+)", message)
     if missing:
         classes = {found.__name__ for found in _classes()}
-        return f"{key}: there is no class {missing[1]}{_nearest(missing[1], classes)}"
-    required = re.findall(r"arguments are required: ([^\n]+)", message)
-    if required:
-        return f"{key + ': ' if key else ''}missing {required[-1]}; give it on the command line or in --config"
+        return f"{where}there is no class {missing[1]}{_nearest(missing[1], classes)}"
     return " ".join(line.strip(" -") for line in message.splitlines()[:3])
+
+
+# What jsonargparse says around the reasons: the shape of the complaint, or that another type did not fit either.
+_FRAME = re.compile(
+    r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|Expected an? <class"
+    r"|Expected an? tuple|Expected a path but|Expected a dot import path|Type typing\."
+)
+
+
+def _reasons(message: str) -> list[str]:
+    lines = [line.strip().removeprefix("- ").strip() for line in message.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not _FRAME.match(line)))
 
 
 def _nearest(name: str, known: set[str]) -> str:
@@ -116,6 +147,7 @@ def _classes() -> list[type]:
 def _option_names() -> set[str]:
     """The names of every option of the suite, the trainer and the optimisers, without their prefixes."""
     names = {"config", "ckpt_path", "print_config", "experiment", "runs_dir", "seed_everything", "trainer", "model"}
+    names |= {"data", "checkpoint", "pictures", "init_args", "class_path"}
     for found in _classes():
         names |= set(inspect.signature(found.__init__).parameters)  # type: ignore[misc]
     names |= {field.name for field in dataclasses.fields(Augmentation)}

@@ -18,6 +18,9 @@ CONFIG_NAME = "experiment.yaml"
 _HANDED_DOWN = "STRUCTSEG_RUN_FOLDER"  # from the first process to the ones that DDP starts
 
 
+_WANDB_MODES = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run. Its name is the run id, which is also the W&B id.
@@ -84,20 +87,25 @@ def wandb_mode() -> str:
     """`WANDB_MODE` where it is set; otherwise online for someone who is logged in, and offline for everyone else."""
     chosen = os.environ.get("WANDB_MODE")
     if chosen:
-        return "offline" if chosen == "dryrun" else chosen
+        if chosen not in _WANDB_MODES:
+            raise ValueError(f"WANDB_MODE is {chosen}; set it to online, offline or disabled")
+        return _WANDB_MODES[chosen]
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     return "online" if os.environ.get("WANDB_API_KEY") or get_netrc_auth(host) else "offline"
 
 
 def make_loggers(folder: RunFolder) -> list[Logger]:
-    """W&B under the run's id, and `metrics.csv`, both in the run's folder."""
+    """W&B under the run's id, unless it is disabled, and `metrics.csv`, both in the run's folder."""
+    mode = wandb_mode()
+    if mode == "disabled":
+        return [MetricsCSV(folder.path)]
     wandb_logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", "structseg"),
         name=f"{folder.experiment}-{folder.run_id}",
         group=folder.run_id,  # offline segments of one run stay together
         save_dir=folder.path,
         id=folder.run_id,
-        mode=wandb_mode(),
+        mode=mode,
     )
     wandb_logger._wandb_init.pop("anonymous", None)  # W&B warns about the setting even where it is None
     return [wandb_logger, MetricsCSV(folder.path)]

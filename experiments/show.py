@@ -33,8 +33,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("--plain", action="store_true", help="without augmentation")
     parser.add_argument("--draw", type=int, default=0, help="another number, another draw of the augmentation")
     parser.add_subclass_arguments(SegmentationDataModule, "data", fail_untyped=False)
-    path = Path(next((arg for arg in args if not arg.startswith("-")), ""))
-    if args and path.suffix in (".yaml", ".yml"):
+    path = Path(next((arg for arg in args if arg.endswith((".yaml", ".yml"))), ""))
+    if path.name:
         if not path.is_file():
             raise FileNotFoundError(f"no configuration {path}; give the YAML of an experiment")
         data = yaml.safe_load(path.read_text()).get("data")
@@ -43,12 +43,19 @@ def main(args: list[str]) -> None:
         parser.set_defaults({"data": data})
     config = parser.parse_args(args)
     datamodule: SegmentationDataModule = parser.instantiate_classes(config).data
+    if config.count < 1:
+        raise ValueError(f"--count is {config.count}; at least 1 image is drawn")
     samples = datamodule.dataset(config.split)
     batch = collate([samples[i] for i in range(min(config.count, len(samples)))])  # type: ignore[arg-type]
     if config.split == "train" and not config.plain:
         batch = datamodule.augment(batch, [config.draw])
     out = Path(config.out)
-    draw_batch(batch, datamodule.label_space).save(out)
+    try:
+        draw_batch(batch, datamodule.label_space).save(out)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{out} could not be written ({error}); give --out the path of a PNG in a folder that exists"
+        ) from None
     print(f"{len(batch['image'])} images with their labels: {out}")
 
 

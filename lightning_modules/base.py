@@ -193,13 +193,25 @@ class SegmentationModule(LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
-        schedule = self.lr_scheduler(optimizer)
+        try:
+            schedule = self.lr_scheduler(optimizer)
+        except ValueError as error:
+            raise ValueError(
+                f"lr_scheduler: {error}; PolyLR and OneCycle find the number of steps themselves"
+            ) from None
         if isinstance(schedule, PolyLR | OneCycle) and schedule.total_steps is None:
             schedule.total_steps = int(self.trainer.estimated_stepping_batches)
         by_step = isinstance(schedule, PolyLR | OneCycle | OneCycleLR)
         config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = getattr(schedule, "monitor", "val/loss")
+            held_out = getattr(getattr(self.trainer, "datamodule", None), "has_validation", True)
+            known = {key for key in self.logged_keys() if held_out or key.startswith("train/")}
+            if config["monitor"] not in known:
+                raise ValueError(
+                    f"lr_scheduler watches {config['monitor']}, which no step logs here; "
+                    f"set --model.lr_scheduler.monitor, such as to {'val/loss' if held_out else 'train/loss'}"
+                )
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def make_card(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def describe_space(space: LabelSpace) -> dict[str, Any]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a checkpoint file; nothing in the file is run.
+    """The card of a checkpoint file, with `epoch`, the last one that it has seen; nothing in the file is run.
 
     Raises:
         FileNotFoundError: no such file.
@@ -52,8 +52,8 @@ def read_card(path: Path) -> dict[str, Any]:
         reason = str(error).split("\n", 1)[0]
         raise ValueError(f"{path} holds more than tensors and plain values and was not loaded ({reason})") from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({str(error).splitlines()[0]}); use another") from None
+        reason = "" if "mmap" in str(error) else f" ({str(error).splitlines()[0]})"
+        raise ValueError(f"{path} is damaged or no checkpoint{reason}; use another") from None
     if not isinstance(content, dict) or KEY not in content:
         raise ValueError(f"{path} is no checkpoint of structseg: it has no card; use one that `structseg fit` wrote")
-    card: dict[str, Any] = content[KEY]
-    return card
+    return {**content[KEY], "epoch": content.get("epoch", 0)}

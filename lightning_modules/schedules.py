@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class PolyLR(LRScheduler):
+class _Counted(LRScheduler):
+    """A schedule over a number of steps that the trainer knows; a resumed run has its own number, not the old one's."""
+
+    total_steps: int | None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over everything; the number of steps only where none is known."""
+        own = self.total_steps
+        super().load_state_dict(state_dict)
+        self.total_steps = own or self.total_steps
+
+    def _position(self) -> tuple[int, int]:
+        """The step, and of how many; the first step is the same for any number of steps."""
+        if self.total_steps is None:
+            if self.last_epoch > 0:
+                raise ValueError(f"{type(self).__name__} was stepped without total_steps; give it their number")
+            return 0, 1 << 30
+        return self.last_epoch, self.total_steps
+
+
+class PolyLR(_Counted):
     """Polynomial decay to zero in stairs: rate * (1 - every * floor(step / every) / total_steps) ** power.
 
     To be stepped once an optimiser step. From `total_steps` on the rate is 0. Each parameter group keeps its own base
@@ -49,12 +70,12 @@ class PolyLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each parameter group at the current step."""
-        step, total = _position(self)
+        step, total = self._position()
         factor = (1 - self.every * (step // self.every) / total) ** self.power if step < total else 0.0
         return [rate * factor for rate in self.base_lrs]
 
 
-class OneCycle(LRScheduler):
+class OneCycle(_Counted):
     """One cycle by cosines: from rate / start up to the rate over the first `warmup` share, then down to rate / end.
 
     The optimiser's own rate is the highest one, so that it stands in one place; momentum is left alone. From
@@ -92,7 +113,7 @@ class OneCycle(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each parameter group at the current step."""
-        step, total = _position(self)
+        step, total = self._position()
         peak = self.warmup * total
         if step < peak:
             low, part = 1 / self.start, 1 - step / peak
@@ -100,12 +121,3 @@ class OneCycle(LRScheduler):
             low, part = 1 / self.end, min(1.0, (step - peak) / max(1.0, total - 1 - peak))
         factor = low + (1 - low) * (1 + math.cos(math.pi * part)) / 2
         return [rate * factor for rate in self.base_lrs]
-
-
-def _position(schedule: PolyLR | OneCycle) -> tuple[int, int]:
-    """The step, and of how many; the first step is the same for any number of steps."""
-    if schedule.total_steps is None:
-        if schedule.last_epoch > 0:
-            raise RuntimeError(f"{type(schedule).__name__} was stepped without total_steps; give it their number")
-        return 0, 1 << 30
-    return schedule.last_epoch, schedule.total_steps

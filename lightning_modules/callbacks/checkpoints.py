@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ class BestAndLast(ModelCheckpoint):
         )
         self.save_every_steps = save_every_steps
 
+    @property
+    def state_key(self) -> str:
+        """One key whatever is watched, so that a checkpoint finds its callback again."""
+        return type(self).__name__
+
+    def _save_last_checkpoint(self, trainer: Any, monitor_candidates: dict[str, Any]) -> None:
+        if not trainer.fast_dev_run:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keeps `last.ckpt` fresh within long epochs."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -62,6 +72,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             beside.replace(target)
         except (OSError, RuntimeError) as error:
+            free = shutil.disk_usage(target.parent).free >> 20
             beside.unlink(missing_ok=True)
             kept = "; the previous one is whole" if target.is_file() else ""
-            raise OSError(f"checkpoint {target} could not be written ({str(error).splitlines()[0]}){kept}") from None
+            reason = f"{str(error).splitlines()[0]}; {free} MiB are free"
+            raise OSError(
+                f"{target} could not be written ({reason}){kept}; free some space or set --runs_dir"
+            ) from None

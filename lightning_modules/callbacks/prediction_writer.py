@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.label_spaces import LabelSpace
@@ -58,6 +59,7 @@ class PredictionWriter(Callback):
 
         Raises:
             ValueError: frames on several devices, which would have no order.
+            OSError: no such folder can be made.
         """
         data: Any = trainer.predict_dataloaders.dataset  # type: ignore[union-attr]
         self._frames = hasattr(data, "frame_rate")
@@ -65,8 +67,11 @@ class PredictionWriter(Callback):
             raise ValueError(f"a video needs one device, not {trainer.world_size}; set --trainer.devices 1")
         self._frame_rate = data.frame_rate if self._frames else None
         self._stems = {} if self._frames else output_stems(data.names)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"no predictions can go to {self.out} ({error.strerror}); set --data.predict_out") from None
         self._rows, self._video, self._ended = [], None, False
-        self.out.mkdir(parents=True, exist_ok=True)
         trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
 
     def on_predict_batch_end(
@@ -94,8 +99,9 @@ class PredictionWriter(Callback):
             self._rows.append(Areas(name, width, height, tuple(int(count) for count in counts)))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
-        """Closes the video and writes the summary, with the rows of all ranks."""
+        """Closes the video and writes the summary, with the rows of all ranks; says where it all is."""
         self._end(trainer)
+        rank_zero_info(f"predictions: {self.out}")
 
     def on_exception(
         self,

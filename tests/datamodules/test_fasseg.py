@@ -182,7 +182,7 @@ def test_published_split_trains_on_all_unless_a_fold_is_held_out(tmp_path: Path)
     assert (len(data.dataset("train")), len(data.dataset("test"))) == (6, 3)
     assert not data.has_validation
     assert data.val_dataloader() == []
-    with pytest.raises(ValueError, match="FASSEGDataModule has no val images"):
+    with pytest.raises(ValueError, match=r"nothing is held out for validation; set --data\.fold"):
         data.dataset("val")
 
     held_out: list[str] = []

@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from experiments.cli import run
+from experiments.cli import main, run
 from lightning_modules.card import read_card
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +203,63 @@ def test_nothing_is_written_when_the_data_are_missing(tmp_path):
     config = ROOT / "experiments" / "fasseg_unet" / "fasseg_v2_readme.yaml"
     with pytest.raises((FileNotFoundError, ValueError), match="no folder"):
         fit(config, tmp_path / "runs", "--data.root", str(tmp_path / "missing"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_schedule_counts_the_steps_of_the_resumed_run(tiny_config, tmp_path):
+    cut = fit(tiny_config, tmp_path, "--trainer.max_epochs", "1")
+    last = str(cut.folder.checkpoints / "last.ckpt")
+    longer = run(["fit", "--config", str(tiny_config), "--ckpt_path", last, "--trainer.max_epochs", "3"])
+    schedule = longer.trainer.lr_scheduler_configs[0].scheduler
+    assert (schedule.total_steps, schedule.last_epoch) == (6, 6)
+    with pytest.raises(ValueError, match=r"last\.ckpt has seen 3 epochs; raise --trainer\.max_epochs from 2"):
+        run(["fit", "--config", str(tiny_config), "--ckpt_path", last, "--trainer.max_epochs", "2"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--data.batch_size", "0"], "data: batch_size=0 (1 or more)"),
+        (["--data.augmentation.flip", "3"], "augmentation: flip=3.0 (a probability, at most 1)"),
+        (["--data.score_at", "nativ"], "data.score_at: expected one of 'size', 'native', got nativ"),
+        (["--data.size", "[64]"], "data.size: expected tuple with 2 elements, got [64]"),
+        (["--data.label_space", "fasegg"], "no label space 'fasegg'; choose one of"),
+        (["--trainer.logger", "CSVLogger"], "trainer.logger: missing save_dir"),
+        (["--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "0.1"], "PolyLR and OneCycle find"),
+        (
+            [
+                "--model.lr_scheduler",
+                "pytorch_lightning.cli.ReduceLROnPlateau",
+                "--model.lr_scheduler.monitor",
+                "val/los",
+            ],
+            "lr_scheduler watches val/los, which no step logs here; set --model.lr_scheduler.monitor",
+        ),
+    ],
+)
+def test_what_a_constructor_refuses_comes_out_as_its_own_words(
+    tiny_config, tmp_path, monkeypatch, capsys, arguments, line
+):
+    words = ["structseg", "fit", "--config", str(tiny_config), *arguments, "--runs_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (1, 2)
+    error = [text for text in capsys.readouterr().err.splitlines() if text.startswith("structseg: error:")]
+    assert len(error) == 1
+    assert line in error[0]
+
+
+def test_help_names_every_subcommand_and_tool(monkeypatch, capsys):
+    for words in (["structseg"], ["structseg", "--help"]):
+        monkeypatch.setattr(sys, "argv", words)
+        main()
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in ("fit", "test", "predict", "show", "results"))
+
+
+def test_a_fast_development_run_writes_nothing(tiny_config, tmp_path):
+    fit(tiny_config, tmp_path / "runs", "--trainer.fast_dev_run", "true", "--data.val_images", "0")
     assert not (tmp_path / "runs").exists()
 
 

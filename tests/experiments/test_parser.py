@@ -41,6 +41,7 @@ def test_a_nested_complaint_becomes_one_line(message, line):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ([], "a subcommand is missing"),
         (["ft"], "did you mean fit"),
         (["--config", "x.yaml", "fit"], "subcommand comes first"),
         (["fit", "--trainer.max_epochs", "3", "--config", "x.yaml"], "give --config first"),
@@ -58,7 +59,6 @@ def test_arguments_that_would_be_lost_are_refused(args, message, capsys):
 
 def test_the_right_order_passes():
     check_order(["fit", "--config", "a.yaml", "-c", "b.yaml", "--trainer.max_epochs", "3"])
-    check_order([])
 
 
 def test_an_abbreviation_is_refused(capsys):
