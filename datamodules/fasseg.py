@@ -125,7 +125,14 @@ class FASSEGDataModule(SegmentationDataModule):
     def setup(self, stage: str) -> None:
         """Names the parts of the test set that are scored apart."""
         if stage == "test":
-            self.test_subsets = scored_apart([pair.name for pair in self.pairs("test")])
+            names = [pair.name for pair in self.pairs("test")]
+            self.test_subsets = scored_apart(names)
+            clean = len(self.test_subsets.get("clean", names))
+            if clean < len(names):
+                rank_zero_info(
+                    f"FASSEG {self.version} test: {len(names)} photographs; `clean` has {clean}, without the "
+                    f"{len(names) - clean} that are also training photographs or of a sitting with one"
+                )
 
     @property
     def has_validation(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from experiments.parser import nearest
 
 Device = Literal["cpu", "cuda"]
 
@@ -35,6 +36,7 @@ class Row:
         seeds: one run each.
         overrides: further arguments of `structseg fit`.
         aim: the headline's mean that is wanted, if any.
+        also: further metrics that the table shows beside the headline.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Row:
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = field(default=())
     aim: float | None = None
+    also: tuple[str, ...] = field(default=())
 
 
 def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
@@ -75,7 +78,7 @@ def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
 
 def _row(name: str, content: dict[str, Any]) -> Row:
     minutes: dict[str, float | None] = {key: content["minutes"].get(key) for key in MINUTES_KEYS.values()}
-    lists: dict[str, Any] = {key: tuple(content[key]) for key in ("seeds", "overrides") if key in content}
+    lists: dict[str, Any] = {key: tuple(content[key]) for key in ("seeds", "overrides", "also") if key in content}
     return Row(name=name, **{**content, **lists, "minutes": minutes})
 
 
@@ -98,9 +101,10 @@ def _faults(name: str, content: Any) -> Iterable[str]:
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(map(_whole, seeds)) or len(set(seeds)) < len(seeds):
         yield f"seeds are {seeds!r}, not a list of different whole numbers from 0"
-    overrides = content.get("overrides", [])
-    if not isinstance(overrides, list) or not all(isinstance(arg, str) for arg in overrides):
-        yield f"overrides are {overrides!r}, not a list of texts"
+    for key in ("overrides", "also"):
+        texts = content.get(key, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            yield f"{key} are {texts!r}, not a list of texts"
     if not (content.get("aim") is None or _number(content["aim"])):
         yield f"aim is {content['aim']!r}, not a number"
     minutes = content.get("minutes", {})
@@ -117,12 +121,6 @@ def _whole(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)`, or nothing where nothing is near."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def find_row(rows: Mapping[str, Row], name: str) -> Row:

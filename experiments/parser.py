@@ -7,6 +7,7 @@ import difflib
 import inspect
 import re
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any, NoReturn
@@ -91,7 +92,7 @@ def shorten(message: str) -> str:
         name = ".".join(found)
         full = name if not key or name.startswith(key) else f"{key}.{name}"
         part = next((p for p in name.split(".") if p in ("init_arg", "class")), name.rsplit(".", 1)[-1])
-        return f"unknown option {full}{_nearest(part, _option_names())}"
+        return f"unknown option {full}{nearest(part, _option_names())}"
     required = re.findall(r"arguments are required: ([^\n]+)", message)
     if required:
         hint = ", or give --ckpt_path" if ".model" in required[-1] and "fit." not in required[-1] else ""
@@ -110,7 +111,7 @@ def shorten(message: str) -> str:
     missing = re.search(r"Expected a dot import path string: (\S+)", message)
     if missing:
         classes = {found.__name__ for found in _classes()}
-        return f"{where}there is no class {missing[1]}{_nearest(missing[1], classes)}"
+        return f"{where}there is no class {missing[1]}{nearest(missing[1], classes)}"
     return " ".join(line.strip(" -") for line in message.splitlines()[:3])
 
 
@@ -126,8 +127,9 @@ def _reasons(message: str) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line and not _FRAME.match(line)))
 
 
-def _nearest(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known - {name}), 1, 0.6)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)`, or nothing where nothing is near."""
+    near = difflib.get_close_matches(name, sorted(set(known) - {name}), 1, 0.55)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -26,6 +26,7 @@ class Summary:
         seeds: those that are measured.
         values: the headline metric of each.
         classes: mean IoU of each class over the seeds in which it occurs; nan where in none.
+        beside: means of the metrics that the row shows beside its headline.
         minutes: mean of fit and test together.
         hardware: each that was used.
         dirty: whether any seed was measured with changes that were not committed.
@@ -35,6 +36,7 @@ class Summary:
     seeds: tuple[int, ...]
     values: tuple[float, ...]
     classes: Mapping[str, float]
+    beside: Mapping[str, float]
     minutes: float
     hardware: tuple[str, ...]
     dirty: bool
@@ -65,7 +67,8 @@ class Summary:
             row.name + mark,
             row.what,
             str(len(self.seeds)) if set(self.seeds) == set(row.seeds) else f"{len(self.seeds)} of {len(row.seeds)}",
-            f"{row.headline} {self.mean:.3f}{spread}",
+            f"{row.headline} {self.mean:.3f}{spread}"
+            + "".join(f"<br>{name} {value:.3f}" for name, value in self.beside.items()),
             low_high,
             ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in self.classes.items()),
             aim,
@@ -88,6 +91,7 @@ def summarise(row: Row, results: Iterable[Result]) -> Summary | None:
         tuple(result.seed for result in own),
         tuple(result.value(row.headline) for result in own),
         _class_ious(row, own),
+        {name: statistics.fmean(result.value(name) for result in own) for name in row.also},
         statistics.fmean(result.minutes for result in own),
         tuple(dict.fromkeys(result.hardware for result in own)),
         any(result.dirty for result in own),
@@ -140,7 +144,7 @@ def rich_table(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[Tabl
     for title in HEADER:
         table.add_column(title, justify="right" if title == "min" else "left", no_wrap=title == "row")
     for line in lines:
-        table.add_row(*(cell.replace("\\*", "*") for cell in line))
+        table.add_row(*(cell.replace("\\*", "*").replace("<br>", "\n") for cell in line))
     return table, [note.replace("\\*", "*") for note in notes]
 
 

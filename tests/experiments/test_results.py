@@ -479,3 +479,15 @@ def test_a_row_end_to_end(tmp_path, capsys):
 
     results.main(["--details", "whole", *where[:4]])
     assert "clean.miou" in capsys.readouterr().out
+
+
+def test_the_readme_shows_the_table_that_the_results_make(capsys):
+    results.main(["--markdown"])
+    table = capsys.readouterr().out.strip()
+    shown = (
+        (result_files.ROOT / "README.md")
+        .read_text()
+        .partition("<!-- structseg results --markdown -->")[2]
+        .partition("<!-- end -->")[0]
+    )
+    assert shown.strip() == table, "paste what `structseg results --markdown` prints between the two marks"
