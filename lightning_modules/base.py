@@ -62,7 +62,8 @@ class SegmentationModule(LightningModule):
         flip_test: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bf16, on CPU and GPU alike
+        # Channels last halves the time of a bf16 step on a CPU.
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = loss
         self.label_space = label_space
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
