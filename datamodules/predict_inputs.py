@@ -79,15 +79,22 @@ def predict_inputs(source: str, size: tuple[int, int], out: Path) -> PredictImag
 
 
 def _images_below(folder: Path, out: Path | None) -> list[Path]:
+    """The images to predict: none of `out`, and none that an earlier prediction wrote below the folder."""
+    written = {summary.parent for summary in folder.glob("**/summary.csv") if _is_summary(summary)} - {folder}
     left_out = out.resolve() if out is not None and out.resolve() != folder.resolve() else None
     found = []
     for file in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file() or written & set(file.parents):
             continue
         if left_out is None or folder.resolve().is_relative_to(left_out) or left_out not in file.resolve().parents:
             found.append(file)
     return sorted(found)
+
+
+def _is_summary(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(18) == b"name,width,height,"
 
 
 def _problem(file: Path) -> str | None:

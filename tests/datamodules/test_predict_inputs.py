@@ -115,3 +115,12 @@ def test_the_source_decides(tmp_path: Path) -> None:
     assert isinstance(predict_inputs(str(tmp_path / "clip.mp4"), SIZE, tmp_path / "out"), PredictImages)
     assert isinstance(predict_inputs(str(tmp_path / "clip.mp4/a.png"), SIZE, tmp_path / "out"), PredictImages)
     assert isinstance(predict_inputs("camera:0", SIZE, tmp_path / "out"), PredictFrames)
+
+
+def test_what_an_earlier_prediction_wrote_is_no_photograph(tmp_path):
+    for name, summary in (("old", "name,width,height,background\n"), ("own", "name;age\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.csv").write_text(summary)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    assert PredictImages(tmp_path, (8, 8), tmp_path / "new").names == ["own/a.png"]
+    assert PredictImages(tmp_path / "old", (8, 8), tmp_path / "new").names == ["a.png"]
