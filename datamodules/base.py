@@ -100,23 +100,23 @@ class SegmentationDataModule(LightningDataModule):
 
     def _loader(self, split: Split) -> DataLoader[Sample]:
         data = self.dataset(split)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         train = split == "train"
-        # Both samplers depend on (seed, epoch) alone; the second never repeats a sample to even out the ranks.
-        sampler: DistributedSampler[Sample] = (
-            DistributedSampler(data, world, rank, shuffle=True, seed=_run_seed())
-            if train
-            else UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
-        )
         return DataLoader(
             data,
             batch_size=1 if not train and self.score_at == "native" else self.batch_size,
-            sampler=sampler,
+            sampler=self._sampler(data, train),
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _sampler(self, data: Dataset[Sample], train: bool) -> DistributedSampler[Sample]:
+        """This process's share, by (seed, epoch) alone; in evaluation no sample is repeated to even out the ranks."""
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if train:
+            return DistributedSampler(data, world, rank, shuffle=True, seed=_run_seed())
+        return UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled by (seed, epoch); every image once an epoch."""
@@ -146,8 +146,7 @@ class SegmentationDataModule(LightningDataModule):
         inputs = predict_inputs(self.predict_dir, self.size, Path(self.predict_out))
         if isinstance(inputs, IterableDataset):  # a video: one process reads it, in order
             return DataLoader(inputs, batch_size=1, collate_fn=collate)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = UnrepeatedDistributedSampler(inputs, num_replicas=world, rank=rank, shuffle=False)
+        sampler = self._sampler(inputs, train=False)
         return DataLoader(inputs, batch_size=1, sampler=sampler, num_workers=self.num_workers, collate_fn=collate)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's hook

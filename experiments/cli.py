@@ -41,7 +41,6 @@ _KNOWN_WARNINGS = (
     ".*does not have many workers",
     ".*The number of training batches",
     "Total length of `list`",  # nothing is held out, and that is said
-    "Be aware that when using `ckpt_path`",
     "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
 )
 
@@ -62,7 +61,6 @@ class KeepConfig(SaveConfigCallback):
                 before = old.get(key)
                 if (type(before), before) != (type(value), value) and key != "ckpt_path":  # 1.0 is all, 1 is one
                     print(f"resumed with {key}: {before} -> {value}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -224,7 +222,7 @@ def run(args: list[str]) -> StructsegCLI:
     os.environ.setdefault("WANDB_SILENT", "true")
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=known)
-    given = _with_card(args) if args else args
+    given = _with_card(args)
     temporary = Path(given[2]) if given is not args else None
     try:
         return StructsegCLI(
