@@ -14,12 +14,24 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from datamodules.augmentation import Augmentation, AugmentationPipeline
+from datamodules.blobs import BlobDataset, BlobKind
 from datamodules.label_spaces import LabelSpace
 from datamodules.label_spaces import label_space as find_label_space
 from datamodules.predict_inputs import predict_inputs
 from datamodules.samples import Batch, Sample, collate
 
 Split = Literal["train", "val", "test"]
+
+
+class EpochSampler(DistributedSampler[Sample]):
+    """A DistributedSampler that also tells its data set the epoch, for samples that are varied in the workers."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch, while no worker reads."""
+        super().set_epoch(epoch)
+        tell = getattr(self.dataset, "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -37,6 +49,8 @@ class SegmentationDataModule(LightningDataModule):
         std: deviation of each channel, on images in 0..1, that the module divides by.
         score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
         seed: of the data: splits and made images. The order and the augmentation follow `--seed_everything`.
+        blobs: regions that a loss asks to agree, made in the workers: the labels, their connected components, or
+            superpixels cut by the labels; None makes none.
         predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
         predict_out: the folder that predictions are written to.
     """
@@ -57,6 +71,7 @@ class SegmentationDataModule(LightningDataModule):
         seed: int = 0,
         predict_dir: str | None = None,
         predict_out: str = "predictions",
+        blobs: BlobKind | None = None,
     ) -> None:
         super().__init__()
         problems = []
@@ -77,6 +92,7 @@ class SegmentationDataModule(LightningDataModule):
         self.mean, self.std = tuple(mean), tuple(std)
         self.score_at = score_at
         self.seed = seed
+        self.blobs: BlobKind | None = blobs
         self.predict_dir, self.predict_out = predict_dir, predict_out
         self.pipeline = AugmentationPipeline(augmentation, self.label_space)
         self._datasets: dict[Split, Dataset[Sample]] = {}
@@ -95,7 +111,7 @@ class SegmentationDataModule(LightningDataModule):
             made = self.make_dataset(split)
             if made is None or len(made) == 0:  # type: ignore[arg-type]
                 raise ValueError(f"{type(self).__name__} has no {split} images; choose settings or data that have some")
-            self._datasets[split] = made
+            self._datasets[split] = made if self.blobs is None else BlobDataset(made, self.blobs)
         return self._datasets[split]
 
     def _loader(self, split: Split) -> DataLoader[Sample]:
@@ -115,7 +131,7 @@ class SegmentationDataModule(LightningDataModule):
         """This process's share, by (seed, epoch) alone; in evaluation no sample is repeated to even out the ranks."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if train:
-            return DistributedSampler(data, world, rank, shuffle=True, seed=_run_seed())
+            return EpochSampler(data, world, rank, shuffle=True, seed=_run_seed())
         return UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
 
     def train_dataloader(self) -> DataLoader[Sample]:

@@ -28,6 +28,7 @@ from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order,
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
 from lightning_modules.base import SegmentationModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
+from lightning_modules.callbacks.image_scores import ImageScores
 from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.step_seed import StepSeed
@@ -116,7 +117,8 @@ class StructsegCLI(LightningCLI):
         if config["logger"] is None:
             kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder)
         given = config["callbacks"] or []
-        config["callbacks"] = [StepSeed(), *(given if isinstance(given, list) else [given]), ScoreTables()]
+        given = given if isinstance(given, list) else [given]
+        config["callbacks"] = [StepSeed(), *given, ScoreTables(), ImageScores()]
         if config["enable_progress_bar"] is not False:
             config["callbacks"].append(RichProgressBar())
         if predicting:

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from experiments.parser import nearest
 
 Device = Literal["cpu", "cuda"]
+Split = Literal["val", "test"]
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository: the manifest's paths start there
 MANIFEST = ROOT / "experiments" / "results" / "manifest.yaml"
@@ -37,6 +38,9 @@ class Row:
         overrides: further arguments of `structseg fit`.
         aim: the headline's mean that is wanted, if any.
         also: further metrics that the table shows beside the headline.
+        tests: further arguments of `structseg test` for each test of the same checkpoint, whose metrics go by its name:
+            `128.miou`. Empty = one test without a name.
+        scored_on: `test`, or `val` for a row that helps to choose settings: `structseg validate` scores it.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Row:
     overrides: tuple[str, ...] = field(default=())
     aim: float | None = None
     also: tuple[str, ...] = field(default=())
+    tests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scored_on: Split = "test"
 
 
 def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
@@ -79,7 +85,8 @@ def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
 def _row(name: str, content: dict[str, Any]) -> Row:
     minutes: dict[str, float | None] = {key: content["minutes"].get(key) for key in MINUTES_KEYS.values()}
     lists: dict[str, Any] = {key: tuple(content[key]) for key in ("seeds", "overrides", "also") if key in content}
-    return Row(name=name, **{**content, **lists, "minutes": minutes})
+    tests = {name: tuple(args) for name, args in content.get("tests", {}).items()}
+    return Row(name=name, **{**content, **lists, "minutes": minutes, "tests": tests})
 
 
 def _faults(name: str, content: Any) -> Iterable[str]:
@@ -92,7 +99,8 @@ def _faults(name: str, content: Any) -> Iterable[str]:
     for key in content:
         if key not in known:
             yield f"unknown key {key}{nearest(str(key), known)}"
-    yield from (f"no {key}" for key, item in known.items() if key not in content and item.default is MISSING)
+    needed = [key for key, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
+    yield from (f"no {key}" for key in needed if key not in content)
     for key in ("what", "config", "data", "headline"):
         if key in content and not (isinstance(content[key], str) and content[key]):
             yield f"{key} is {content[key]!r}, not a text"
@@ -103,8 +111,9 @@ def _faults(name: str, content: Any) -> Iterable[str]:
         yield f"seeds are {seeds!r}, not a list of different whole numbers from 0"
     for key in ("overrides", "also"):
         texts = content.get(key, [])
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        if not _texts(texts):
             yield f"{key} are {texts!r}, not a list of texts"
+    yield from _test_faults(content)
     if not (content.get("aim") is None or _number(content["aim"])):
         yield f"aim is {content['aim']!r}, not a number"
     minutes = content.get("minutes", {})
@@ -113,6 +122,27 @@ def _faults(name: str, content: Any) -> Iterable[str]:
     else:
         keys = tuple(MINUTES_KEYS.values())
         yield from (f"unknown key minutes.{k}{nearest(str(k), keys)}" for k in minutes if k not in keys)
+
+
+def _test_faults(content: dict[str, Any]) -> Iterable[str]:
+    if content.get("scored_on", "test") not in get_args(Split):
+        yield f"scored_on is {content['scored_on']!r}, not {' or '.join(get_args(Split))}"
+    if "tests" not in content:
+        return
+    tests = content["tests"]
+    if not isinstance(tests, dict) or not tests or not all(map(_texts, tests.values())):
+        yield f"tests are {tests!r}, not a list of texts for each name"
+        return
+    wrong = [name for name in tests if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name)]
+    yield from (f"the test name {name!r} is no text of letters, digits, underscores and hyphens" for name in wrong)
+    also = content["also"] if _texts(content.get("also")) else []
+    for metric in () if wrong else (content.get("headline"), *also):
+        if isinstance(metric, str) and metric.split(".")[0] not in tests:
+            yield f"metric {metric} belongs to no test; say which: {', '.join(f'{name}.{metric}' for name in tests)}"
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _whole(value: Any) -> bool:
@@ -177,9 +207,11 @@ def args_to_fit(row: Row, seed: int, device: Device, data: str | None, config: s
     return args + _on(device)
 
 
-def args_to_test(checkpoint: str, seed: int, device: Device) -> list[str]:
-    """What follows `structseg` to test the checkpoint of a run."""
-    return ["test", "--ckpt_path", checkpoint, "--seed_everything", str(seed), *_on(device)]
+def args_to_score(row: Row, checkpoint: str, seed: int, device: Device) -> dict[str, list[str]]:
+    """What follows `structseg` to score the checkpoint of a run, for each of the row's tests; "" = it has no names."""
+    command = "test" if row.scored_on == "test" else "validate"
+    args = [command, "--ckpt_path", checkpoint, "--seed_everything", str(seed)]
+    return {name: [*args, *more, *_on(device)] for name, more in (row.tests or {"": ()}).items()}
 
 
 def _on(device: Device) -> list[str]:

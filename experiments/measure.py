@@ -12,12 +12,23 @@ import yaml
 
 from datamodules.packed import packed_copy
 from experiments.cli import StructsegCLI, run
-from experiments.manifest import ROOT, Device, Row, args_to_fit, args_to_test, data_folder, find_row, load_manifest
-from experiments.result_files import commit, hardware, nest_metrics, portable, result_path, versions, write_result
+from experiments.manifest import ROOT, Device, Row, args_to_fit, args_to_score, data_folder, find_row, load_manifest
+from experiments.result_files import (
+    commit,
+    hardware,
+    images_path,
+    nest_metrics,
+    portable,
+    result_path,
+    versions,
+    write_images,
+    write_result,
+)
+from lightning_modules.callbacks.image_scores import images_file, read_table
 
 
 def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_dir: str, results: Path) -> Path:
-    """Trains and tests, and writes the result at the very end.
+    """Trains and tests, and writes the images' scores and the result at the very end.
 
     Args:
         row: the row.
@@ -28,7 +39,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         results: folder of the result.
 
     Returns:
-        The file that was written.
+        The result's file.
 
     Raises:
         RuntimeError: the training or the test did not come to its end.
@@ -42,11 +53,20 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     fit = _whole(run(args_to_fit(row, seed, device, name, str(ROOT / row.config), runs_dir)), "training")
     wall = time.perf_counter() - start
     config = yaml.safe_load(fit.folder.config.read_text())
+
+    split = row.scored_on
+    left = images_file(fit.folder.path, split)
+    metrics: dict[str, Any] = {}
+    images: dict[str, list[list[str]]] = {}
     start = time.perf_counter()
-    test = _whole(run(args_to_test(str(fit.folder.checkpoints / "best.ckpt"), seed, device)), "test")
+    for test, args in args_to_score(row, str(fit.folder.checkpoints / "best.ckpt"), seed, device).items():
+        left.unlink(missing_ok=True)  # what the test before has left must not be taken for this one's
+        scored = _whole(run(args), "test")
+        logged = {key: round(float(value), 6) for key, value in scored.trainer.callback_metrics.items()}
+        metrics[test], images[test] = nest_metrics(logged, split), read_table(left)
     test_wall = time.perf_counter() - start
 
-    logged = {key: round(float(value), 6) for key, value in test.trainer.callback_metrics.items()}
+    path = result_path(results, row.name, seed)
     content: dict[str, Any] = {
         "row": row.name,
         "seed": seed,
@@ -62,11 +82,12 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         "test_seconds": round(test_wall, 1),
         "initial_weights": fit.model.initial_weights,
         "train_images": len(fit.datamodule.dataset("train")),
-        "test_images": len(test.datamodule.dataset("test")),
-        "metrics": nest_metrics(logged),
+        "scored_on": split,
+        f"{split}_images": len(scored.datamodule.dataset(split)),
+        "images": write_images(images_path(path), images),
+        "metrics": metrics.get("", metrics),
         "config": portable(config, data_root),
     }
-    path = result_path(results, row.name, seed)
     write_result(path, content)
     return path
 

@@ -1,14 +1,15 @@
-"""The files that runs leave for the results table: `ROW.SEED.json`, whole or not there."""
+"""The files that runs leave for the results table: `ROW.SEED.json`, whole or not there, and the images' scores."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import torch
 
-from experiments.manifest import ROOT, Device, nearest
+from experiments.manifest import ROOT, Device, Split
+from experiments.parser import nearest
+from lightning_modules.callbacks.image_scores import write_table
 
 PACKAGES = (
     "torch",
@@ -26,6 +29,7 @@ PACKAGES = (
     "segmentation-models-pytorch",
     "timm",
 )
+_KINDS = ("*.json", "*.images.csv.gz")
 _NAME = re.compile(r"(?P<row>\w+)\.(?P<seed>\d+)\.json")
 
 
@@ -47,7 +51,7 @@ class Result:
 
     @property
     def minutes(self) -> float:
-        """Of fit and test together."""
+        """Of the fit and all tests together."""
         return float(self.content["wall_seconds"] + self.content.get("test_seconds", 0.0)) / 60
 
     @property
@@ -59,6 +63,11 @@ class Result:
     def dirty(self) -> bool:
         """Whether the code held changes that the commit does not have."""
         return bool(self.content["dirty"])
+
+    @property
+    def scored_on(self) -> str:
+        """`test` or `val`."""
+        return str(self.content.get("scored_on", "test"))
 
     def value(self, key: str) -> float:
         """A metric by its dotted name; nan where the file has null.
@@ -75,6 +84,11 @@ class Result:
 def result_path(folder: Path, row: str, seed: int) -> Path:
     """Where the result of a row and seed belongs."""
     return folder / f"{row}.{seed}.json"
+
+
+def images_path(result: Path) -> Path:
+    """Where the scores of each image belong, beside the result."""
+    return result.with_suffix(".images.csv.gz")
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -121,6 +135,33 @@ def write_result(path: Path, content: Mapping[str, Any]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def write_images(path: Path, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """Writes the scores of each image as one table, with a first column `test` where the tests have names.
+
+    Args:
+        path: the file, as `images_path` says.
+        tables: what `ImageScores` wrote, header first, by the name of the test; "" = there is but one.
+
+    Returns:
+        The file's SHA-256, for the result that it belongs to.
+
+    Raises:
+        ValueError: the tables do not have the same columns.
+    """
+    headers = {tuple(table[0]) for table in tables.values()}
+    if len(headers) != 1:
+        raise ValueError(f"the tests {', '.join(tables)} have different classes; give them rows of their own")
+    lines = [[test, *line] for test, table in tables.items() for line in table[1:]]
+    lines.insert(0, ["test", *headers.pop()])
+    write_table(path, [line[1:] for line in lines] if "" in tables else lines)
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def part_of(path: Path) -> Path:
     """The file that is written before it gets its name."""
     return path.with_name(f".{path.name}.part")
@@ -134,8 +175,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def nest_metrics(logged: Mapping[str, float]) -> dict[str, Any]:
-    """The test's `test/...` values as a tree.
+def nest_metrics(logged: Mapping[str, float], split: Split = "test") -> dict[str, Any]:
+    """The test's `test/...` values, or the validation's `val/...`, as a tree.
 
     `test/iou/skin` -> `iou.skin`. Where parts of the test set are scored apart, that is where `test/PART/miou` is
     logged beside `test/miou`, each part has its name and the whole is `all`: `clean.iou.skin`, `all.iou.skin`.
@@ -143,7 +184,7 @@ def nest_metrics(logged: Mapping[str, float]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in logged.items():
         first, *path = key.split("/")
-        if first != "test" or not path:
+        if first != split or not path:
             continue
         branch = tree
         for name in path[:-1]:
@@ -187,7 +228,9 @@ def commit() -> tuple[str, bool]:
     """
     try:
         head = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--", ".", ":(exclude)experiments/results/*.json")
+        changes = _git(
+            "status", "--porcelain", "--", ".", *(f":(exclude)experiments/results/{kind}" for kind in _KINDS)
+        )
     except (OSError, subprocess.CalledProcessError):
         told = os.environ.get("STRUCTSEG_COMMIT", "unknown-dirty")
         return told.removesuffix("-dirty"), told.endswith("-dirty")

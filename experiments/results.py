@@ -13,6 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from experiments import pack, run_rows
+from experiments.compare import compare_rows
 from experiments.manifest import (
     MANIFEST,
     MINUTES_KEYS,
@@ -22,28 +23,33 @@ from experiments.manifest import (
     Device,
     Row,
     args_to_fit,
-    args_to_test,
+    args_to_score,
     find_data_root,
     find_row,
     load_manifest,
 )
 from experiments.parser import fail
+from experiments.plot import plot_rows
 from experiments.result_files import Result, read_results
 from experiments.results_table import details, markdown, rich_table
 from experiments.run_rows import Job, Place
 
 # Options that say something only beside another.
-_ONLY_WITH = {
+_ONLY_WITH: dict[str, tuple[str, ...]] = {
     "budget": ("run",),
     "again": ("run",),
     "runs_dir": ("run", "missing"),
     "device": ("run", "missing"),
     "seeds": ("run", "missing"),
     "data_root": ("run", "missing", "pack"),
-    "out": ("pack",),
+    "out": ("pack", "plot"),
+    "x": ("plot",),
+    "y": ("plot",),
     "limit": ("pack",),
     "quality": ("pack",),
 }
+
+_NEEDS = {"pack": ("out",), "plot": ("x", "y", "out")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,18 +64,24 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--markdown", action="store_true", help="the table as Markdown")
     what.add_argument("--details", metavar="ROW", help="every metric of a row, each seed")
     what.add_argument("--missing", action="store_true", help="rows not yet measured, and the commands to do it by hand")
     what.add_argument("--run", nargs="+", metavar="ROW", help=f"measure rows, or `{MISSING_ROWS}` for all of them")
     what.add_argument("--pack", nargs="+", metavar="ROW", help="copy what rows read into --out, images shrunk")
+    what.add_argument("--compare", nargs=2, metavar="ROW", help="two rows on the same images, with intervals")
+    what.add_argument("--plot", nargs="+", metavar="ROW", help="draw --y over --x into --out")
+    parser.add_argument("--markdown", action="store_true", help="the table, or the comparison, as Markdown")
+    parser.add_argument("--x", metavar="KEY", help="a setting: model.init_args.loss.init_args.beta")
+    parser.add_argument("--y", nargs="+", metavar="METRIC", help="metrics, one panel each: 128.miou")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
     parser.add_argument("--again", action="store_true", help="measure anew what is measured")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing that does not fit, stop in time")
     parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="what to train on; default: cpu")
     parser.add_argument("--data_root", metavar="FOLDER", help="holds the data folders; default: STRUCTSEG_DATA")
     parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="of all runs; default: runs")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="new or empty folder of the compact copy")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="new or empty folder of the compact copy; PNG of the plot"
+    )
     parser.add_argument("--limit", type=float, metavar="MIB", help="largest compact copy; default: 64 MiB")
     parser.add_argument("--quality", type=int, metavar="1..100", help="of JPEG, for shrunk images; default: lossless")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
@@ -84,8 +96,13 @@ def main(args: list[str]) -> None:
     for option, modes in _ONLY_WITH.items():
         if getattr(given, option) not in (None, False) and not any(getattr(given, mode) for mode in modes):
             parser.error(f"--{option} says nothing without {' or '.join(f'--{mode}' for mode in modes)}")
-    if given.pack and given.out is None:
-        parser.error("--pack needs --out FOLDER")
+    for mode, needed in _NEEDS.items():
+        lacking = [f"--{option}" for option in needed if getattr(given, mode) and getattr(given, option) is None]
+        if lacking:
+            parser.error(f"--{mode} needs {' and '.join(lacking)}")
+    other = [mode for mode in ("details", "missing", "run", "pack", "plot") if getattr(given, mode)]
+    if given.markdown and other:
+        parser.error(f"--markdown is not allowed with --{other[0]}")
     if given.budget is not None and not (math.isfinite(given.budget) and given.budget > 0):
         parser.error(f"--budget is {given.budget:g}; expected minutes above 0")
 
@@ -112,6 +129,13 @@ def main(args: list[str]) -> None:
         chosen = list({job.row.name: job.row for job in jobs}.values())
         limit = 64.0 if given.limit is None else given.limit
         pack.pack_rows(chosen, given.out, data_root, limit, given.quality)
+    elif given.compare:
+        first, second = (find_row(rows, name) for name in given.compare)
+        for comparison in compare_rows(first, second, results):
+            print(f"{comparison.markdown()}\n") if given.markdown else _console().print(comparison.rich_table())
+    elif given.plot:
+        plot_rows([find_row(rows, name) for name in dict.fromkeys(given.plot)], results, given.x, given.y, given.out)
+        print(given.out)
     else:
         _print_table(rows, results, given.markdown)
 
@@ -150,10 +174,10 @@ def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, 
         data = None if row.data == SYNTHETIC else f"{root}/{row.data}"
         fit = args_to_fit(row, job.seed, device, data, os.path.relpath(ROOT / row.config), str(runs_dir))
         checkpoint = str(runs_dir / row.name / "RUN_ID" / "checkpoints" / "best.ckpt")
-        for command in (fit, args_to_test(checkpoint, job.seed, device)):
+        for command in (fit, *args_to_score(row, checkpoint, job.seed, device).values()):
             print("    structseg " + " ".join(arg if arg.startswith("$") else shlex.quote(arg) for arg in command))
     if jobs:
-        print("RUN_ID is the folder that fit names. `structseg results --run ROW` does both, and keeps the result.")
+        print("RUN_ID is the folder that fit names. `structseg results --run ROW` does it all, and keeps the result.")
     else:
         print("every row is measured")
 

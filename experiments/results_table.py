@@ -67,7 +67,7 @@ class Summary:
             row.name + mark,
             row.what,
             str(len(self.seeds)) if set(self.seeds) == set(row.seeds) else f"{len(self.seeds)} of {len(row.seeds)}",
-            f"{row.headline} {self.mean:.3f}{spread}"
+            f"{_scored_on(row)}{row.headline} {self.mean:.3f}{spread}"
             + "".join(f"<br>{name} {value:.3f}" for name, value in self.beside.items()),
             low_high,
             ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in self.classes.items()),
@@ -81,11 +81,16 @@ def summarise(row: Row, results: Iterable[Result]) -> Summary | None:
     """The figures of a row; None where no seed of it is measured.
 
     Raises:
-        ValueError: a result does not have the row's headline metric.
+        ValueError: a result does not have the row's headline metric, or was not scored on what the row says.
     """
     own = [result for result in results if result.row == row.name and result.seed in row.seeds]
     if not own:
         return None
+    for result in own:
+        if result.scored_on != row.scored_on:
+            raise ValueError(
+                f"{result.path} was scored on {result.scored_on}, its row says {row.scored_on}; measure it"
+            )
     return Summary(
         row,
         tuple(result.seed for result in own),
@@ -117,6 +122,11 @@ def not_measured(row: Row) -> str:
     return f"not measured ({', '.join(times)})" if times else "not measured"
 
 
+def _scored_on(row: Row) -> str:
+    """What stands before the figure of a row that never saw the test set."""
+    return "" if row.scored_on == "test" else "validation: "
+
+
 def _lines(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[list[tuple[str, ...]], list[str]]:
     """The cells of each line, and the notes below."""
     summaries = {name: summarise(row, results) for name, row in rows.items()}
@@ -124,7 +134,7 @@ def _lines(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[list[tup
     for name, row in rows.items():
         summary = summaries[name]
         aim = "" if row.aim is None else f"{row.aim:g}"
-        empty = (name, row.what, f"0 of {len(row.seeds)}", not_measured(row), "", "", aim, "", "")
+        empty = (name, row.what, f"0 of {len(row.seeds)}", _scored_on(row) + not_measured(row), "", "", aim, "", "")
         lines.append(empty if summary is None else summary.cells())
     notes = [DIRTY_NOTE] if any(summary and summary.dirty for summary in summaries.values()) else []
     foreign = [result.path.name for result in results if not _belongs(result, rows)]
@@ -151,9 +161,13 @@ def rich_table(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[Tabl
 def markdown(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
     """The table as Markdown, with the notes below it."""
     lines, notes = _lines(rows, results)
-    text = [HEADER, ("---",) * (len(HEADER) - 1) + ("---:",), *lines]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in text)
-    return "\n\n".join([table, *notes])
+    return "\n\n".join([markdown_table(HEADER, ("---",) * (len(HEADER) - 1) + ("---:",), lines), *notes])
+
+
+def markdown_table(header: Sequence[str], rules: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table of texts; `rules` (`---`, `---:`) align the columns."""
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in (header, rules, *lines))
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def details(row: Row, results: Sequence[Result]) -> Table:
@@ -178,7 +192,8 @@ def details(row: Row, results: Sequence[Result]) -> Table:
         mean = f"{statistics.fmean(known):.4f}{spread}" if known else "-"
         table.add_row(key, *("-" if math.isnan(value) else f"{value:.4f}" for value in values), mean)
     table.add_section()
-    for key in ("commit", "date", "hardware", "wall_seconds", "test_seconds", "train_images", "test_images"):
+    kept = ("commit", "date", "hardware", "wall_seconds", "test_seconds", "train_images", "val_images", "test_images")
+    for key in (key for key in kept if any(key in result.content for result in own)):
         said = [str(result.content.get(key, "-")) for result in own]
         table.add_row(key, *(text[:10] if key in ("commit", "date") else text for text in said), "")
     return table

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.manifest import MINUTES_KEYS, ROOT, Device, Row, data_folder
-from experiments.result_files import Result, hardware, part_of, read_results, result_path
+from experiments.result_files import Result, hardware, images_path, part_of, read_results, result_path
 
 GRACE_SECONDS = 10.0  # between asking a run to stop and killing it
 LOG_LINES = 12  # shown of a run that failed
@@ -131,7 +131,9 @@ def _run(job: Job, place: Place, needed: float | None, deadline: float | None) -
             code = None
         finally:
             _stop(process)
-            part_of(result_path(place.results, job.row.name, job.seed)).unlink(missing_ok=True)
+            result = result_path(place.results, job.row.name, job.seed)
+            for file_left in (result, images_path(result)):
+                part_of(file_left).unlink(missing_ok=True)
     minutes = (time.monotonic() - start) / 60
     if code is None:
         print(f"{job}: stopped after {minutes:.1f} min, the budget is used up; nothing is written", flush=True)

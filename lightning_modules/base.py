@@ -117,16 +117,21 @@ class SegmentationModule(LightningModule):
         mirrored = self(image.flip(-1)).float().flip(-1)[:, self.mirrored_classes]
         return torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
 
+    def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        loss: Tensor = self.loss(logits, batch["mask"])
+        return loss
+
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
-        image, mask = batch["image"], batch["mask"]
+        image = batch["image"]
         count = len(image)
         if split == "train":
             self.input_size = (image.shape[-2], image.shape[-1])
-            loss = self.loss(self(image), mask)
+            loss = self._loss(self(image), batch)
             self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
             return {"loss": loss}
+        mask = batch["mask"]
         logits = resize_logits(self.evaluate(image), (mask.shape[-2], mask.shape[-1]))
-        loss = self.loss(logits, mask)
+        loss = self._loss(logits, batch)
         prediction = logits.argmax(1)
         mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
         mean.update(loss, count)

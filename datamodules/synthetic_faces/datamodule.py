@@ -8,7 +8,9 @@ from torch.utils.data import Dataset
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule, Split
-from datamodules.label_spaces import label_space as find_label_space
+from datamodules.blobs import BlobKind
+from datamodules.label_spaces import CELEBAMASK_HQ
+from datamodules.occluders import OCCLUDED, OccludedDataset, Occluders, check_space
 from datamodules.samples import Sample
 from datamodules.synthetic_faces.dataset import SyntheticFacesDataset
 
@@ -33,9 +35,13 @@ class SyntheticFacesDataModule(SegmentationDataModule):
         seed: of the faces.
         predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
         predict_out: the folder that predictions are written to.
+        occluders: further things pasted before the faces, others each epoch in training, the same always in validation
+            and test; they need label_space occlusion. None pastes none.
+        blobs: regions that a loss asks to agree.
 
     Raises:
-        ValueError: a count below 1, or a label space that CelebAMask-HQ does not map to.
+        ValueError: a count below 1, a label space that CelebAMask-HQ does not map to, or occluders in another than
+            occlusion.
     """
 
     def __init__(
@@ -54,16 +60,23 @@ class SyntheticFacesDataModule(SegmentationDataModule):
         seed: int = 0,
         predict_dir: str | None = None,
         predict_out: str = "predictions",
+        occluders: Occluders | None = None,
+        blobs: BlobKind | None = None,
     ) -> None:
         if min(train, val, test) < 1:
             raise ValueError(f"train={train}, val={val}, test={test}; at least 1 image each is needed")
         super().__init__(
             label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
-            predict_out,
+            predict_out, blobs,
         )  # fmt: skip
+        check_space(occluders, self.label_space)
+        self.occluders = occluders
         self.counts = dict(zip(_SPLITS, (train, val, test), strict=True))
 
     def make_dataset(self, split: Split) -> Dataset[Sample]:
         """The faces of a split."""
-        space = find_label_space(self.label_space.name)
-        return SyntheticFacesDataset(self.counts[split], self.seed, self.size, space, split=_SPLITS.index(split))
+        count, number = self.counts[split], _SPLITS.index(split)
+        if self.occluders is None:
+            return SyntheticFacesDataset(count, self.seed, self.size, self.label_space, number)
+        faces = SyntheticFacesDataset(count, self.seed, self.size, CELEBAMASK_HQ, number, OCCLUDED)
+        return OccludedDataset(faces, self.occluders, self.seed, number, vary=split == "train")

@@ -23,6 +23,8 @@ class SyntheticFacesDataset(Dataset[Sample]):
         label_space: any space that CELEBAMASK_HQ maps to; one with a class `occluder` also gets the hands and things
             before the face, which the others call background.
         split: number of the split; two splits share no sample.
+        occluder: index that hands and things before the face get in the mask; default: that of the class `occluder`,
+            and of the background where there is none.
 
     Raises:
         ValueError: a number out of its range, or no map to the label space.
@@ -35,6 +37,7 @@ class SyntheticFacesDataset(Dataset[Sample]):
         size: tuple[int, int] = (128, 128),
         label_space: LabelSpace = CELEBAMASK_HQ,
         split: int = 0,
+        occluder: int | None = None,
     ) -> None:
         if count < 1 or seed < 0 or split < 0:
             raise ValueError(f"count {count}, seed {seed}, split {split}; expected count >= 1, seed and split >= 0")
@@ -42,7 +45,9 @@ class SyntheticFacesDataset(Dataset[Sample]):
         self.count, self.seed, self.size, self.split = count, seed, size, split
         self.label_space = label_space
         self._table = CELEBAMASK_HQ.lookup(label_space).numpy()
-        self._occluder = label_space.classes.index("occluder") if "occluder" in label_space.classes else None
+        if occluder is None and "occluder" in label_space.classes:
+            occluder = label_space.classes.index("occluder")
+        self._occluder = occluder
 
     def __len__(self) -> int:
         return self.count

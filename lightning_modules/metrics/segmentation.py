@@ -135,7 +135,7 @@ class SegmentationMetrics(Metric):
             values.update({f"{score}/{name}": value for name, value in zip(self.classes, by_class, strict=True)})
         if self.groups:
             values.update(self._group_scores(matrix))
-        return {key: values[key].float() for key in self.metric_keys}
+        return {key: value.float() for key, value in values.items()}
 
     def _group_scores(self, matrix: Tensor) -> dict[str, Tensor]:
         members = [list(indices) for indices in self.groups.values()]

@@ -9,25 +9,29 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from experiments import measure, result_files, results, run_rows
-from experiments.manifest import Row, data_folder, find_data_root, find_row, load_manifest
+from experiments.manifest import Row, args_to_score, data_folder, find_data_root, find_row, load_manifest
 from experiments.pack import Packable, row_datamodule
 from experiments.result_files import (
     Result,
     commit,
+    images_path,
     nest_metrics,
     part_of,
     portable,
     read_results,
     result_path,
+    write_images,
     write_result,
 )
 from experiments.results_table import details, markdown, not_measured, rich_table, summarise
 from experiments.run_rows import Job, Place, estimate_minutes, run_jobs
+from lightning_modules.callbacks.image_scores import read_table
 from tests.data.fasseg import make_fasseg
 
 ROW = {
@@ -98,12 +102,38 @@ class TestManifest:
             ({"minutes": {"cpus": 1}}, r"unknown key minutes.cpus \(did you mean cpu\?\)"),
             ({"minutes": {"cpu": 0}}, "minutes are"),
             ({"what": ""}, "what is ''"),
+            ({"scored_on": "train"}, "scored_on is 'train', not val or test"),
+            ({"tests": {}}, "tests are {}, not a list of texts for each name"),
+            ({"tests": ["--x"]}, r"tests are \['--x'\], not a list"),
+            ({"tests": {"a": "--x"}}, "tests are {'a': '--x'}"),
+            ({"tests": {"a": ["--x", 1]}}, "tests are {'a': "),
+            ({"tests": {128: []}}, "the test name 128 is no text of letters"),
+            ({"tests": {"a.b": []}}, "the test name 'a.b' is no text of letters"),
+            (
+                {"tests": {"128": [], "250": []}},
+                "clean.miou belongs to no test; say which: 128.clean.miou, 250.clean.m",
+            ),
+            ({"tests": {"clean": []}, "also": ["all.miou"]}, "metric all.miou belongs to no test"),
         ],
     )
     def test_a_fault_is_named(self, tmp_path, changes, message):
         with pytest.raises(ValueError, match=message) as error:
             load_manifest(manifest(tmp_path, a=changes))
         assert "\n" not in str(error.value)
+
+    def test_tests_by_name(self, tmp_path):
+        tests = {"128": ["--data.score_at", "size"], "250": []}
+        rows = load_manifest(manifest(tmp_path, a={"tests": tests, "headline": "250.miou", "scored_on": "val"}, b={}))
+        assert rows["a"].tests == {"128": ("--data.score_at", "size"), "250": ()}
+        assert (rows["a"].scored_on, rows["b"].scored_on, rows["b"].tests) == ("val", "test", {})
+        where = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+        assert args_to_score(rows["a"], "x.ckpt", 3, "cpu") == {
+            "128": ["validate", "--ckpt_path", "x.ckpt", "--seed_everything", "3", *tests["128"], *where],
+            "250": ["validate", "--ckpt_path", "x.ckpt", "--seed_everything", "3", *where],
+        }
+        assert args_to_score(rows["b"], "x.ckpt", 3, "cpu") == {
+            "": ["test", "--ckpt_path", "x.ckpt", "--seed_everything", "3", *where]
+        }
 
     def test_all_faults_come_at_once(self, tmp_path):
         text = "a: {what: x}\nb: 3\nmissing: {}\na: {}\n"
@@ -182,6 +212,24 @@ class TestFiles:
             "clean": {"miou": 0.75, "iou": {"skin": 1.0}},
         }
 
+    def test_metrics_of_a_validation(self):
+        logged = {"test/miou": 0.5, "val/iou/skin": 0.25, "val/miou": 0.9, "train/loss": 1.0}
+        assert nest_metrics(logged, "val") == {"iou": {"skin": 0.25}, "miou": 0.9}
+
+    def test_images_of_one_test_and_of_several(self, tmp_path):
+        path = images_path(result_path(tmp_path, "a", 0))
+        assert path == tmp_path / "a.0.images.csv.gz"
+        one, two = [["name", "tp/x"], ["i", "1"]], [["name", "tp/x"], ["i", "2"], ["j", "3"]]
+        first = write_images(path, {"": one})
+        assert read_table(path) == one
+        assert write_images(path, {"128": one, "250": two}) != first
+        assert read_table(path) == [["test", "name", "tp/x"], ["128", "i", "1"], ["250", "i", "2"], ["250", "j", "3"]]
+        assert write_images(path, {"": one}) == first
+        with pytest.raises(ValueError, match="the tests a, b have different classes"):
+            write_images(path, {"a": one, "b": [["name", "tp/y"]]})
+        assert [file.name for file in tmp_path.iterdir()] == ["a.0.images.csv.gz"]
+        assert read_results(tmp_path) == []  # it is no result
+
     def test_configurations_name_no_folder_of_the_machine(self, tmp_path):
         config = {
             "root": str(tmp_path / "fasseg"),
@@ -212,7 +260,7 @@ class TestFiles:
         for args in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run([*git, *args], check=True)
         folder = tmp_path / "experiments" / "results"
-        result(folder)
+        write_images(images_path(result(folder)), {"": [["name"]]})
         head, dirty = commit()
         assert (len(head), dirty) == (40, False)
         (folder / "manifest.yaml").write_text("")
@@ -245,6 +293,15 @@ class TestTable:
         summary = summarise(row(headline="clean.iou.skin"), read_results(tmp_path))
         assert summary.mean == 0.75
         assert summary.classes == {"skin": 0.75, "eyes": 0.25}
+
+    def test_figures_of_validation_images_say_so(self, tmp_path):
+        result(tmp_path, scored_on="val")
+        rows = {"a": row(scored_on="val"), "b": row("b", scored_on="val")}
+        text = markdown(rows, read_results(tmp_path))
+        assert "| validation: clean.miou 0.800 |" in text
+        assert "| validation: not measured (" in text
+        with pytest.raises(ValueError, match=r"a\.0\.json was scored on val, its row says test; measure it"):
+            markdown({"a": row()}, read_results(tmp_path))
 
     def test_rows_without_results_stand_in_the_table(self):
         rows = {"a": row(), "gpu": row("gpu", minutes={"cpu": None, "gpu": 4}, aim=0.5)}
@@ -299,6 +356,14 @@ class TestCommand:
             "    structseg test --ckpt_path runs/a/RUN_ID/checkpoints/best.ckpt --seed_everything 3 "
             "--trainer.accelerator gpu --trainer.devices 1",
         ]
+        tests = {"128": ["--data.score_at", "size"], "250": ["--x", "a b"]}
+        path = manifest(tmp_path, a={**changes, "tests": tests, "headline": "128.miou"})
+        results.main(["--missing", "--manifest", str(path), "--data_root", str(tmp_path)])
+        test = "    structseg test --ckpt_path runs/a/RUN_ID/checkpoints/best.ckpt --seed_everything 3 "
+        assert [
+            line.removesuffix(" --trainer.accelerator cpu --trainer.devices 1")
+            for line in capsys.readouterr().out.splitlines()[2:4]
+        ] == [f"{test}--data.score_at size", f"{test}--x 'a b'"]
         result(tmp_path, seed=3)
         results.main(["--missing", "--manifest", str(path)])
         assert capsys.readouterr().out == "every row is measured\n"
@@ -309,6 +374,12 @@ class TestCommand:
             (["--budget", "3"], 2, "--budget says nothing without --run"),
             (["--details", "a", "--seeds", "1"], 2, "--seeds says nothing without --run or --missing"),
             (["--pack", "a"], 2, "--pack needs --out"),
+            (["--plot", "a", "b", "--y", "miou"], 2, "--plot needs --x and --out"),
+            (["--x", "a"], 2, "--x says nothing without --plot"),
+            (["--compare", "a", "b", "--out", "x"], 2, "--out says nothing without --pack or --plot"),
+            (["--compare", "a"], 2, "--compare: expected 2 arguments"),
+            (["--compare", "a", "b", "--plot", "a"], 2, "not allowed with"),
+            (["--details", "a", "--markdown"], 2, "--markdown is not allowed with --details"),
             (["--run", "a", "--budget", "0"], 2, "expected minutes above 0"),
             (["--run", "a", "--missing"], 2, "not allowed with"),
             (["--runs", "a"], 2, "unrecognized arguments: --runs a"),
@@ -349,9 +420,8 @@ class TestRunning:
         def become(text):
             def command(job, place):
                 path = result_path(place.results, job.row.name, job.seed)
-                names = (
-                    f"import os, signal, sys, time; path={str(path)!r}; part={str(part_of(path))!r}; job={str(job)!r}\n"
-                )
+                parts = f"part={str(part_of(path))!r}; images={str(part_of(images_path(path)))!r}"
+                names = f"import os, signal, sys, time; path={str(path)!r}; {parts}; job={str(job)!r}\n"
                 return [sys.executable, "-S", "-c", names + text]
 
             monkeypatch.setattr(run_rows, "measure_command", command)
@@ -405,7 +475,7 @@ class TestRunning:
             os.kill(pid, 0)
 
     def test_a_killed_run_leaves_nothing(self, place, child):
-        child("open(part, 'w').write('{')\nos.kill(os.getpid(), signal.SIGKILL)")
+        child("open(part, 'w').write('{')\nopen(images, 'w').write('x')\nos.kill(os.getpid(), signal.SIGKILL)")
         job = Job(row(), 0)
         assert run_jobs([job], place) == [job]
         assert list(place.results.iterdir()) == []
@@ -457,25 +527,48 @@ def test_a_row_end_to_end(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     whole = {"config": str(tmp_path / "tiny.yaml"), "data": "fasseg", "overrides": ["--trainer.max_epochs", "2"]}
     broken = {**whole, "overrides": ["--data.version", "V3"]}
-    path = manifest(tmp_path, broken=broken, whole=whole)
+    held_out = [*whole["overrides"], "--data.fold", "0", "--data.folds", "2"]
+    held = {**whole, "overrides": held_out, "scored_on": "val", "headline": "miou"}
+    whole |= {"tests": {"native": [], "small": ["--data.score_at", "size"]}, "headline": "native.clean.miou"}
+    path = manifest(tmp_path, broken=broken, held=held, whole=whole)
     where = ["--manifest", str(path), "--results", str(tmp_path / "results"), "--data_root", str(tmp_path / "data")]
     run = ["--run", "missing", *where, "--runs_dir", str(tmp_path / "runs"), "--seeds", "1"]
     assert "failed: broken.1" in refused(results.main, run, capsys=capsys)
-    assert [file.name for file in (tmp_path / "results").iterdir()] == ["whole.1.json"]
+    assert sorted(file.name for file in (tmp_path / "results").iterdir()) == [
+        f"{name}.1.{kind}" for name in ("held", "whole") for kind in ("images.csv.gz", "json")
+    ]
 
     found = json.loads((tmp_path / "results" / "whole.1.json").read_text())
     assert (found["method"], found["train_images"], found["test_images"]) == ("FASSEGUNet", 4, 3)
-    assert set(found["metrics"]) == {"all", "clean"}
-    ious = found["metrics"]["clean"]["iou"]
-    assert list(ious) == ["background", "skin", "hair", "eyes", "nose", "mouth"]
-    known = [value for value in ious.values() if value is not None]
-    assert found["metrics"]["clean"]["miou"] == pytest.approx(sum(known) / len(known), abs=1e-5)
+    assert {test: set(parts) for test, parts in found["metrics"].items()} == {
+        "native": {"all", "clean"},
+        "small": {"all", "clean"},
+    }
+    assert found["metrics"]["native"] != found["metrics"]["small"]
+    clean = found["metrics"]["native"]["clean"]
+    assert list(clean["iou"]) == ["background", "skin", "hair", "eyes", "nose", "mouth"]
+    known = [value for value in clean["iou"].values() if value is not None]
+    assert clean["miou"] == pytest.approx(sum(known) / len(known), abs=1e-5)
     config = found["config"]
     assert (config["seed_everything"], config["trainer"]["max_epochs"]) == (1, 2)
     assert config["data"]["init_args"]["root"] == "$STRUCTSEG_DATA/fasseg"
     assert str(tmp_path.parent) not in json.dumps(found)
     assert found["wall_seconds"] > 0
     assert found["initial_weights"] == "random"
+
+    header, *images = read_table(tmp_path / "results" / "whole.1.images.csv.gz")
+    assert header[:3] == ["test", "name", "tp/background"]
+    assert [line[0] for line in images] == ["native"] * 3 + ["small"] * 3
+    for test, lines in (("native", images[:3]), ("small", images[3:])):
+        hits, _, missed = np.array([line[2:20] for line in lines], int).sum(0).reshape(3, 6)
+        accuracy = hits.sum() / (hits + missed).sum()
+        assert found["metrics"][test]["all"]["pixel_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+    held = json.loads((tmp_path / "results" / "held.1.json").read_text())
+    assert (held["scored_on"], held["train_images"], held["val_images"]) == ("val", 2, 2)
+    assert "test_images" not in held
+    assert isinstance(held["metrics"]["miou"], float)
+    assert len(read_table(tmp_path / "results" / "held.1.images.csv.gz")) == 1 + 2
 
     results.main(["--details", "whole", *where[:4]])
     assert "clean.miou" in capsys.readouterr().out

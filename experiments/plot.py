@@ -1,0 +1,75 @@
+"""A plot of results: metrics of several rows over a setting in which the rows differ."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.manifest import Row
+from experiments.parser import nearest
+from experiments.result_files import Result
+
+
+def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequence[str], png_path: Path) -> None:
+    """Draws a panel for each metric: a point for each seed, a line through the rows' means.
+
+    Args:
+        rows: of different settings.
+        results: what is measured; every row needs one of them.
+        x: dotted key of the setting in the results' configurations, a number: `model.init_args.lr`.
+        ys: dotted names of metrics.
+        png_path: the picture; its folder is made.
+
+    Raises:
+        ValueError: a row is not measured, has no such setting or metric or shares it with another; validation and test
+            are mixed; the picture is no `.png`.
+    """
+    if png_path.suffix != ".png":
+        raise ValueError(f"--out is {png_path}; expected a file that ends in .png")
+    points: dict[float, list[Result]] = {}
+    for row in rows:
+        own = [result for result in results if result.row == row.name and result.seed in row.seeds]
+        if not own:
+            raise ValueError(f"{row.name} is not measured; measure it with `structseg results --run {row.name}`")
+        for result in own:
+            points.setdefault(_setting(result, x), []).append(result)
+    for value, found in points.items():
+        names = list(dict.fromkeys(result.row for result in found))
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} have {x} {value:g} alike; name one row for each value")
+    if len(points) < 2:
+        raise ValueError(f"{x} is {next(iter(points)):g} in all results; give --x a setting in which the rows differ")
+    splits = {result.scored_on for found in points.values() for result in found}
+    if len(splits) > 1:
+        raise ValueError("some rows are scored on validation images, some on the test set; plot them apart")
+
+    figure = Figure(figsize=(4.5 * len(ys), 3.5), layout="constrained")
+    for axes, y in zip(figure.subplots(1, len(ys), squeeze=False)[0], ys, strict=True):
+        curve = {value: [result.value(y) for result in points[value]] for value in sorted(points)}
+        means = [statistics.fmean(values) for values in curve.values()]
+        axes.plot(list(curve), means, color="tab:blue", label="mean")
+        for i, (value, seeds) in enumerate(curve.items()):
+            axes.plot([value] * len(seeds), seeds, ".", color="tab:orange", label=None if i else "a seed")
+        axes.set(xlabel=x.replace(".init_args", ""), ylabel=f"{y} (validation)" if splits == {"val"} else y)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    png_path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png_path, dpi=120)
+
+
+def _setting(result: Result, key: str) -> float:
+    """A number in the configuration of a result."""
+    branch: Any = result.content.get("config")
+    for name in key.split("."):
+        if not isinstance(branch, Mapping) or name not in branch:
+            known = branch if isinstance(branch, Mapping) else ()
+            raise ValueError(f"{result.path}: its configuration has no {key}; there is no {name}{nearest(name, known)}")
+        branch = branch[name]
+    if isinstance(branch, bool) or not isinstance(branch, int | float) or not math.isfinite(branch):
+        raise ValueError(f"{result.path}: {key} is {branch!r}; expected a number")
+    return float(branch)

@@ -1,0 +1,126 @@
+"""Structure via consensus: face segmentation and occlusion, trained so that the pixels of a region agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from datamodules.label_spaces import LabelSpace
+from lightning_modules.base import SegmentationModule, Split, StepOutput
+from lightning_modules.metrics.structure import SuperpixelAccuracy
+from lightning_modules.metrics.structured import StructuredMetrics
+from lightning_modules.networks.face_occ_net import FaceOccNet
+from lightning_modules.teacher import load_teacher
+from losses.consensus import ConsensusLoss
+
+
+class ConsensusSegmenter(SegmentationModule):
+    """A network trained with the consensus loss, or with any other loss as the ablation; scored for structure too.
+
+    The regions are the batch's `blobs`, which the datamodule makes (`--data.blobs`), or the labels where it makes none.
+
+    Source: Masi, Mathai, AbdAlmageed, "Towards Learning Structure via Consensus for Face Segmentation and Parsing",
+    CVPR 2020.
+
+    Args:
+        label_space: the classes, linked to the data's.
+        network: makes the network from the number of classes: `FaceOccNet`, or `SMPNetwork` for every architecture and
+            encoder of segmentation-models-pytorch.
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar; default: `ConsensusLoss` as in the paper.
+            `torch.nn.CrossEntropyLoss` with the labels' `ignore_index` is the ablation.
+        optimizer: makes the optimiser from the parameters.
+        lr_scheduler: makes the schedule from the optimiser.
+        mean: of each channel, linked to the data's.
+        std: of each channel, linked to the data's.
+        flip_test: average each image with its mirror image in evaluation and prediction.
+        teacher_ckpt: checkpoint of a model of the same classes, whose predictions on the augmented images replace the
+            training labels, such as for faces without any. Read when a fit starts, and not part of this checkpoint.
+        teacher: `hard` takes the teacher's likeliest classes, `soft` its probabilities.
+
+    Raises:
+        ValueError: a soft teacher for a loss that does not take it.
+    """
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        network: Callable[[int], nn.Module] = FaceOccNet,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        flip_test: bool = False,
+        teacher_ckpt: str | None = None,
+        teacher: Literal["hard", "soft"] = "hard",
+    ) -> None:
+        loss = loss or ConsensusLoss(ignore_index=label_space.ignore_index)
+        super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
+        if teacher == "soft" and not isinstance(loss, ConsensusLoss):
+            raise ValueError(
+                f"a soft teacher needs ConsensusLoss, not {type(loss).__name__}; beta 0 leaves its label term alone"
+            )
+        self.teacher_ckpt = None if teacher_ckpt is None else Path(teacher_ckpt)
+        self.soft_teacher = teacher == "soft"
+        self._teacher: list[SegmentationModule] = []  # in a list, so that it is no part of this module's state
+        self.test_superpixels = SuperpixelAccuracy(label_space.ignore_index)
+
+    def _scores(self) -> StructuredMetrics:
+        space = self.label_space
+        return StructuredMetrics(space.classes, space.ignore_index, space.groups)
+
+    def on_fit_start(self) -> None:
+        """Reads the teacher.
+
+        Raises:
+            ValueError: it is no checkpoint of this suite, or has other classes.
+        """
+        if self.teacher_ckpt is not None:
+            self._teacher = [load_teacher(self.teacher_ckpt, self.label_space).to(self.device)]
+
+    def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        target, blobs = batch["mask"], batch.get("blobs")
+        if not isinstance(self.loss, ConsensusLoss):
+            loss: Tensor = self.loss(logits, target)
+        else:
+            loss = self.loss(logits, target, blobs, names=batch.get("name"))
+        return loss
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        if split == "train" and self._teacher:
+            batch = self._taught(batch)
+        elif "mask" not in batch:
+            raise ValueError("training images without labels need a teacher; set --model.teacher_ckpt")
+        output = super()._step(batch, split)
+        data = getattr(self.trainer, "datamodule", None)
+        if split == "test" and "blobs" in batch and getattr(data, "blobs", None) == "superpixels":
+            self.test_superpixels.update(output["prediction"], batch["mask"], batch["blobs"])
+        return output
+
+    @torch.no_grad()
+    def _taught(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the teacher's labels; regions that are cut by other labels are cut by these too."""
+        probabilities = self._teacher[0].evaluate(batch["image"]).softmax(1)
+        classes = probabilities.argmax(1)
+        taught = {**batch, "mask": probabilities if self.soft_teacher else classes}
+        if "mask" in batch:  # what is outside the image after augmentation stays unlabelled
+            outside = batch["mask"] == self.label_space.ignore_index
+            if not self.soft_teacher:
+                taught["mask"] = classes.masked_fill(outside, self.label_space.ignore_index)
+        if "blobs" in batch:
+            taught["blobs"] = batch["blobs"] * len(self.label_space) + classes
+        return taught
+
+    def on_test_epoch_end(self) -> None:
+        """Also logs `test/superpixel_accuracy` where the data's blobs are superpixels."""
+        super().on_test_epoch_end()
+        if self.test_superpixels.update_called:
+            for key, value in self.test_superpixels.compute().items():
+                self.log(f"test/{key}", value)
+            self.test_superpixels.reset()

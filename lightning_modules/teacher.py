@@ -1,0 +1,44 @@
+"""A trained model, made again from its checkpoint alone, to label images for another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from datamodules.label_spaces import LabelSpace
+from lightning_modules.base import SegmentationModule
+from lightning_modules.card import read_card
+
+set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value, not a group of options; the command line does it too
+
+
+def load_teacher(path: Path, label_space: LabelSpace) -> SegmentationModule:
+    """The model of a checkpoint, frozen and in evaluation mode.
+
+    Args:
+        path: a checkpoint that `structseg fit` wrote, of any method.
+        label_space: the classes that it has to have.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, no checkpoint of this suite, written without its configuration, or of other classes.
+    """
+    card = read_card(path)
+    if tuple(card["classes"]) != label_space.classes:
+        raise ValueError(
+            f"teacher {path} has the classes of {card['label_space']} ({', '.join(card['classes'])}), not those of "
+            f"{label_space.name} ({', '.join(label_space.classes)}); use a teacher of the same classes"
+        )
+    if not card["config"]:
+        raise ValueError(f"teacher {path} holds no configuration; use a checkpoint that `structseg fit` wrote")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SegmentationModule, "model")
+    config = card["config"]["model"]
+    linked = {"label_space": label_space, "mean": card["mean"], "std": card["std"]}
+    parsed = parser.parse_object({"model": {**config, "init_args": {**config["init_args"], **linked}}})
+    module: SegmentationModule = parser.instantiate_classes(parsed).model
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])
+    return module.requires_grad_(False).eval()

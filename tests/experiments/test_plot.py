@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import results
+from experiments.manifest import Row
+from experiments.plot import plot_rows
+from experiments.result_files import read_results, result_path, write_result
+
+BETA = "model.init_args.loss.init_args.beta"
+
+
+def row(name):
+    return Row(name, "A row.", "pyproject.toml", "synthetic", "miou", {"cpu": 1, "gpu": 1}, (0, 1, 2))
+
+
+def measured(folder, name, beta, seed=0, miou=0.5, **more):
+    config = {"model": {"init_args": {"loss": {"class_path": "Loss", "init_args": {"beta": beta}}}}}
+    content = {"row": name, "seed": seed, "dirty": False, "hardware": "box", "wall_seconds": 1.0, "config": config}
+    metrics = {"128": {"miou": miou, "all": {"f1": 0.5}}}
+    write_result(result_path(folder, name, seed), {**content, "metrics": metrics, **more})
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they are saved."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **more: (figures.append(self), save(self, *args, **more))
+    )
+    return figures
+
+
+def test_points_means_and_names(tmp_path, drawn):
+    for name, beta, scores in (("b", 5, (0.6, 0.8)), ("a", 0.5, (0.5, 0.6)), ("c", 20, (0.4, 0.4))):
+        for seed, score in enumerate(scores):
+            measured(tmp_path, name, beta, seed, score)
+    measured(tmp_path, "other", 7)
+    out = tmp_path / "docs" / "x.png"
+    plot_rows([row("b"), row("a"), row("c")], read_results(tmp_path), BETA, ["128.miou", "128.all.f1"], out)
+    first, second = drawn[0].axes
+    assert (first.get_xlabel(), first.get_ylabel()) == ("model.loss.beta", "128.miou")
+    assert second.get_ylabel() == "128.all.f1"
+    mean, *points = first.lines
+    assert mean.get_xdata().tolist() == [0.5, 5, 20]
+    assert mean.get_ydata() == pytest.approx([0.55, 0.7, 0.4])
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in points] == [
+        ([0.5, 0.5], [0.5, 0.6]),
+        ([5, 5], [0.6, 0.8]),
+        ([20, 20], [0.4, 0.4]),
+    ]
+    with Image.open(out) as picture:
+        assert picture.size == (1080, 420)
+        assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+    assert out.stat().st_size < 300_000
+
+
+def test_validation_is_said_and_not_mixed_with_test(tmp_path, drawn):
+    measured(tmp_path, "a", 1, scored_on="val")
+    measured(tmp_path, "b", 2, scored_on="val")
+    plot_rows([row("a"), row("b")], read_results(tmp_path), BETA, ["128.miou"], tmp_path / "x.png")
+    assert drawn[0].axes[0].get_ylabel() == "128.miou (validation)"
+    measured(tmp_path, "b", 2)
+    with pytest.raises(ValueError, match="some rows are scored on validation images"):
+        plot_rows([row("a"), row("b")], read_results(tmp_path), BETA, ["128.miou"], tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "x", "y", "out", "message"),
+    [
+        ("ab", BETA, "128.miou", "x.jpg", r"--out is .*x.jpg; expected a file that ends in .png"),
+        ("ac", BETA, "128.miou", "x.png", "a and c have model.*beta 1 alike"),
+        ("a", BETA, "128.miou", "x.png", "beta is 1 in all results; give --x a setting"),
+        ("az", BETA, "128.miou", "x.png", "z is not measured"),
+        ("ab", BETA, "128.mious", "x.png", r"no metric 128.mious \(did you mean 128.miou\?\)"),
+        ("ab", BETA[:-4] + "betta", "128.miou", "x.png", r"there is no betta \(did you mean beta\?\)"),
+        ("ab", BETA + ".x", "128.miou", "x.png", "there is no x"),
+        ("ab", "model.init_args.loss.class_path", "128.miou", "x.png", "class_path is 'Loss'; expected a number"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(tmp_path, names, x, y, out, message):
+    for name, beta in (("a", 1), ("b", 2), ("c", 1)):
+        measured(tmp_path, name, beta)
+    with pytest.raises(ValueError, match=message) as error:
+        plot_rows([row(name) for name in names], read_results(tmp_path), x, [y], tmp_path / out)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_the_command(tmp_path, capsys):
+    content = {"what": "x", "config": "pyproject.toml", "seeds": [0], "data": "synthetic", "headline": "128.miou"}
+    content |= {"minutes": {"cpu": 1}}
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"a": content, "b": content}))
+    measured(tmp_path, "a", 1)
+    measured(tmp_path, "b", 2)
+    out = tmp_path / "x.png"
+    where = ["--manifest", str(tmp_path / "manifest.yaml")]
+    results.main(["--plot", "a", "b", "--x", BETA, "--y", "128.miou", "--out", str(out), *where])
+    assert capsys.readouterr().out.strip() == str(out)
+    assert Image.open(out).size == (540, 420)
