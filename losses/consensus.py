@@ -7,10 +7,12 @@ CVPR 2020, equation 8. All of it is sums over regions: the cost grows with pixel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+
+from losses.consensus_checks import check_range, check_shapes, refuse_conflict, refuse_logits
 
 Normalization = Literal["blob", "published"]
 Reduction = Literal["blob", "image"]
@@ -25,16 +27,18 @@ class _Settings(NamedTuple):
 
 
 class _Regions(NamedTuple):
-    """Which pixel belongs where; the last bin takes the pixels that are ignored.
+    """Which pixel belongs where.
 
-    ids: int64 (N, 1, H, W), 0..bins. bins: number of regions an image. label: (N, bins) int64, or the (N, C, bins)
-    sums of soft targets. classes: the hard target with 0 for ignored pixels, (N, 1, H, W); None where it is soft.
+    ids: int64 (N, 1, H, W), 0..bins; the last one has the pixels that are ignored. bins: number of regions an image.
+    label: (N, bins) int64, or the (N, C, bins) sums of soft targets. classes: the hard target, (N, 1, H, W), 0 where
+    it is ignored; None where it is soft. conflict: whether a region has two labels, a scalar; None where not looked at.
     """
 
     ids: Tensor
     bins: int
     label: Tensor
     classes: Tensor | None
+    conflict: Tensor | None = None
 
 
 def consensus_loss(
@@ -75,7 +79,7 @@ def consensus_loss(
         label_reduction: `blob` = t is the mean over the blob's pixels; `image` = the sum over H * W (published `all`).
         consensus_reduction: `blob` = the divergences are averaged over the blob; `image` = summed over H * W.
         ignore_index: target value of the pixels that belong to no blob.
-        validate: check values too (labels, ids, one label a blob, nan), not only shapes; on a GPU one synchronisation.
+        validate: check values too (labels, ids, one label a blob, nan), not only shapes; on a GPU two synchronisations.
         names: of the N images, for messages.
 
     Returns:
@@ -83,8 +87,8 @@ def consensus_loss(
 
     Raises:
         TypeError: a tensor of the wrong type.
-        ValueError: shapes or devices that do not fit, labels or ids out of range, a blob with two labels, nan or
-            infinite logits.
+        ValueError: a setting out of range, shapes or devices that do not fit, labels or ids out of range, a blob with
+            two labels, nan or infinite logits.
 
     Example:
         One blob of two pixels that lean to opposite classes: t = 1/2, and either pixel is
@@ -96,21 +100,33 @@ def consensus_loss(
         >>> consensus_loss(logits, torch.zeros(1, 1, 2, dtype=torch.long), alpha=0, beta=1)
         tensor(0.5108)
     """
-    settings = _Settings(
-        alpha, beta, normalization == "published", label_reduction == "image", consensus_reduction == "image"
-    )
-    target, blobs = _check_shapes(logits, target, blobs)
-    compiling = torch.compiler.is_compiling()
+    settings = _settings(alpha, beta, normalization, label_reduction, consensus_reduction)
+    target, blobs = check_shapes(logits, target, blobs)
     with torch.autocast(logits.device.type, enabled=False):
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        regions = _regions(logits, target, blobs, ignore_index, validate and not compiling, names)
-        if compiling:
-            return _plain(logits, regions, settings)
-        loss: Tensor = _Consensus.apply(logits, regions, settings, validate)
-    if validate and not torch.isfinite(loss):
-        _refuse_logits(logits, names)
-    return loss
+        if torch.compiler.is_compiling():
+            return _plain(logits, _regions(logits, target, blobs, ignore_index, False, None), settings)
+        with torch.no_grad():
+            regions = _regions(logits, target, blobs, ignore_index, validate, names)
+            p, total, *sums = _sums(logits.log_softmax(1), regions, settings)
+            conflict, underflows, finite = _flags(total, sums, regions, validate)
+            if conflict:
+                assert blobs is not None
+                refuse_conflict(regions.ids, target, blobs, ignore_index, names)
+            if not finite:
+                refuse_logits(logits, names)
+            share = None  # of each pixel in the probability of its region's label
+            if underflows:
+                log_label_sum, share = _log_label_sum(logits.log_softmax(1), regions)
+                sums.append(log_label_sum)
+        if not (logits.requires_grad and torch.is_grad_enabled()):
+            return _loss_of_sums(regions, settings, logits.shape, *sums)
+        leaves = [sums[i].requires_grad_() for i in (0, 1, 4)[: len(sums) - 2]]
+        loss = _loss_of_sums(regions, settings, logits.shape, *sums)
+        slopes = torch.autograd.grad(loss, leaves)
+        attached: Tensor = _WithGradient.apply(logits, loss.detach(), regions, settings, p, share, *slopes)
+        return attached
 
 
 class ConsensusLoss(nn.Module):
@@ -140,23 +156,7 @@ class ConsensusLoss(nn.Module):
         validate: bool = True,
     ) -> None:
         super().__init__()
-        problems = [
-            f"{name}={value} (0 or more, and finite)"
-            for name, value in (("alpha", alpha), ("beta", beta))
-            if not 0 <= value < float("inf")
-        ]
-        words = {"normalization": ("blob", "published"), "label_reduction": ("blob", "image")}
-        words["consensus_reduction"] = words["label_reduction"]
-        given = {
-            "normalization": normalization,
-            "label_reduction": label_reduction,
-            "consensus_reduction": consensus_reduction,
-        }
-        problems += [
-            f"{name}={given[name]!r} ({' or '.join(words[name])})" for name in words if given[name] not in words[name]
-        ]
-        if problems:
-            raise ValueError("ConsensusLoss: " + ", ".join(problems))
+        _settings(alpha, beta, normalization, label_reduction, consensus_reduction)
         self.alpha, self.beta = alpha, beta
         self.normalization: Normalization = normalization
         self.label_reduction: Reduction = label_reduction
@@ -177,57 +177,61 @@ class ConsensusLoss(nn.Module):
         return f"alpha={self.alpha}, beta={self.beta}, normalization={self.normalization}"
 
 
-class _Consensus(torch.autograd.Function):
-    """The loss with its gradient in closed form.
+def _settings(alpha: float, beta: float, normalization: str, label: str, consensus: str) -> _Settings:
+    problems = [
+        f"{name}={value} (0 or more, and finite)"
+        for name, value in (("alpha", alpha), ("beta", beta))
+        if not 0 <= value < float("inf")
+    ]
+    words = {"normalization": (normalization, Normalization), "label_reduction": (label, Reduction)}
+    words["consensus_reduction"] = (consensus, Reduction)
+    problems += [
+        f"{name}={word!r} ({' or '.join(get_args(known))})"
+        for name, (word, known) in words.items()
+        if word not in get_args(known)
+    ]
+    if problems:
+        raise ValueError("consensus loss: " + ", ".join(problems))
+    return _Settings(alpha, beta, normalization == "published", label == "image", consensus == "image")
+
+
+class _WithGradient(torch.autograd.Function):
+    """The loss, with its gradient in closed form.
 
     All that the loss needs of the pixels is P = sum of p and Q = sum of log p in each region: its gradient for a
     pixel's log p is dL/dP * p + dL/dQ, and that passes through the log-softmax.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, regions: _Regions, settings: _Settings, validate: bool) -> Tensor:
-        log_p = logits.log_softmax(1)
-        p, *sums = _sums(log_p, regions, settings)
-        share = None  # of each pixel in the probability of its region's label
-        if regions.classes is not None:
-            least = sums[0].gather(1, regions.label[:, None]).masked_fill(sums[3] == 0, 1)
-            unsynchronised = not validate and logits.is_cuda
-            if unsynchronised or bool((least < _underflow(p)).any()):
-                log_sum, share = _log_label_sum(logits.log_softmax(1), regions)
-                sums.append(log_sum)
-        if not ctx.needs_input_grad[0]:
-            return _loss_of_sums(regions, settings, logits.shape, *sums)
-        with torch.enable_grad():
-            leaves = [sums[i].requires_grad_() for i in (0, 1, 4)[: len(sums) - 2]]
-            loss = _loss_of_sums(regions, settings, logits.shape, *sums)
-            slopes = torch.autograd.grad(loss, leaves)
-        ctx.save_for_backward(logits, p, share, *slopes)
+    def forward(
+        ctx: Any, logits: Tensor, loss: Tensor, regions: _Regions, settings: _Settings, *saved: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(logits, *saved)
         ctx.regions, ctx.settings = regions, settings
-        return loss.detach()
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        (outer,) = grad_outputs
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         logits, p, share, by_p, by_log_p, *by_label = ctx.saved_tensors
         regions: _Regions = ctx.regions
+        nothing = (None,) * (5 + len(ctx.saved_tensors) - 2)
         if torch.is_grad_enabled():  # create_graph: autograd derives the derivative
             with torch.autocast(logits.device.type, enabled=False):
                 loss = _plain(logits, regions, ctx.settings)
-            (grad,) = torch.autograd.grad(loss, logits, outer, create_graph=True)
-            return grad, None, None, None
-        grad = _spread(by_p * outer, regions).mul_(p).add_(_spread(by_log_p * outer, regions))
+            return torch.autograd.grad(loss, logits, outer[0], create_graph=True)[0], *nothing
+        grad = _spread(by_p * outer[0], regions).mul_(p).add_(_spread(by_log_p * outer[0], regions))
         if ctx.settings.published:
             grad.masked_fill_(p == 0, 0)
         if share is not None:
             assert regions.classes is not None
-            grad.scatter_add_(1, regions.classes, share.mul(_spread(by_label[0] * outer, regions)))
-        return grad.addcmul_(p, grad.sum(1, keepdim=True), value=-1), None, None, None
+            grad.scatter_add_(1, regions.classes, share.mul(_spread(by_label[0] * outer[0], regions)))
+        return grad.addcmul_(p, grad.sum(1, keepdim=True), value=-1), *nothing
 
 
 def _plain(logits: Tensor, regions: _Regions, settings: _Settings) -> Tensor:
     """The loss by operations that autograd and the compiler can see through."""
     log_p = logits.log_softmax(1)
-    _, *sums = _sums(log_p, regions, settings)
+    _, _, *sums = _sums(log_p, regions, settings)
     exact = [] if regions.classes is None else [_log_label_sum(log_p, regions)[0]]
     return _loss_of_sums(regions, settings, logits.shape, *sums, *exact)
 
@@ -270,22 +274,43 @@ def _loss_of_sums(
 
 
 def _sums(log_p: Tensor, regions: _Regions, settings: _Settings) -> tuple[Tensor, ...]:
-    """p, and over each region the sums of p and of log p, how many count in the latter, and how many pixels there are.
+    """p, a number that is finite if all of p and log p are, and the sums over each region.
 
-    Where no gradient is recorded p takes the memory of `log_p`.
+    The sums are of p and of log p, of how many count in the latter, and of pixels. Where no gradient is recorded p
+    takes the memory of `log_p`.
     """
     pixels = _sum(log_p.new_ones(()).expand(log_p.shape[0], 1, *log_p.shape[2:]), regions)
     if settings.published:  # the published code leaves out probabilities that underflow
         p = log_p.exp()
         some = p > 0
-        return p, _sum(p, regions), _sum(torch.where(some, log_p, 0), regions), _sum(some.to(p.dtype), regions), pixels
-    log_p_sum = _sum(log_p, regions)
-    p = log_p.exp() if torch.is_grad_enabled() else log_p.exp_()
-    return p, _sum(p, regions), log_p_sum, pixels, pixels
+        counted, log_p = _sum(some.to(p.dtype), regions), torch.where(some, log_p, 0)
+        log_p_sum = _sum(log_p, regions)
+    else:
+        counted, log_p_sum = pixels, _sum(log_p, regions)
+        p = log_p.exp() if torch.is_grad_enabled() else log_p.exp_()
+    p_sum = _sum(p, regions)
+    return p, p_sum.sum() + log_p_sum.sum(), *(table[..., :-1] for table in (p_sum, log_p_sum, counted, pixels))
+
+
+def _flags(total: Tensor, sums: list[Tensor], regions: _Regions, validate: bool) -> tuple[bool, bool, bool]:
+    """Whether a region has two labels, whether its label's probability underflows, whether the sums are finite."""
+    p_sum, pixels = sums[0], sums[3]
+    if regions.classes is None:
+        underflows = pixels.new_zeros((), dtype=torch.bool)
+    elif not validate and pixels.is_cuda:
+        return False, True, True  # the exact way fits all, and costs less than to wait for the device
+    else:
+        least = p_sum.gather(1, regions.label[:, None]).masked_fill(pixels == 0, 1)
+        underflows = (least < 1e6 * torch.finfo(least.dtype).tiny).any()
+    if not validate:
+        return False, bool(underflows), True
+    conflict = torch.zeros_like(underflows) if regions.conflict is None else regions.conflict
+    found = torch.stack((conflict, underflows, torch.isfinite(total)))
+    return tuple(found.tolist())
 
 
 def _sum(values: Tensor, regions: _Regions) -> Tensor:
-    """(N, C, H, W) summed over each region: (N, C, bins).
+    """(N, C, H, W) summed over each region, and over the pixels that are ignored: (N, C, bins + 1).
 
     Bands of rows are summed apart and then together: a long sum in float32 loses digits, and on a GPU fewer threads
     wait for each other.
@@ -294,7 +319,7 @@ def _sum(values: Tensor, regions: _Regions) -> Tensor:
     bands = max(d for d in range(1, h + 1) if h % d == 0 and (d == 1 or 8 * d * (regions.bins + 1) <= h * w))
     index = regions.ids.view(n, 1, bands, -1).expand(-1, c, -1, -1)
     table = values.new_zeros(n, c, bands, regions.bins + 1)
-    return table.scatter_add(3, index, values.reshape(n, c, bands, -1)).sum(2)[:, :, :-1]
+    return table.scatter_add(3, index, values.reshape(n, c, bands, -1)).sum(2)
 
 
 def _spread(table: Tensor, regions: _Regions) -> Tensor:
@@ -315,44 +340,8 @@ def _log_label_sum(log_p: Tensor, regions: _Regions) -> tuple[Tensor, Tensor]:
     top = top.scatter_reduce(2, flat, own.detach().view(n, 1, -1), "amax")
     top = torch.where(torch.isfinite(top), top, 0)
     scaled = (own - top.gather(2, flat).view(n, 1, h, w)).exp()
-    total = _sum(scaled, regions).clamp(min=torch.finfo(log_p.dtype).tiny)
+    total = _sum(scaled, regions)[..., :-1].clamp(min=torch.finfo(log_p.dtype).tiny)
     return top[:, :, :-1] + total.log(), scaled * _spread(1 / total, regions)
-
-
-def _underflow(p: Tensor) -> float:
-    """Sums of probabilities below this have lost digits."""
-    return float(torch.finfo(p.dtype).tiny) * 1e6
-
-
-def _check_shapes(logits: Tensor, target: Tensor, blobs: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Hard targets as int64 (N, 1, H, W), soft ones as they are; blobs as int64 (N, 1, H, W)."""
-    if logits.ndim != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits are {_described(logits)}; (N, C, H, W) of a float type are needed")
-    n, c, h, w = logits.shape
-    if min(c, h, w) == 0:
-        raise ValueError(f"logits are {_described(logits)}; at least one class and one pixel are needed")
-    maps = {"target": target} | ({} if blobs is None else {"blobs": blobs})
-    for name, given in maps.items():
-        if given.device != logits.device:
-            raise ValueError(f"{name} is on {given.device}, the logits on {logits.device}; move it there")
-        soft = name == "target" and given.is_floating_point()
-        if soft and given.shape != logits.shape:
-            raise ValueError(
-                f"target is {_described(given)}; class indices (N, H, W), or probabilities of the logits' shape "
-                f"{tuple(logits.shape)}, are needed"
-            )
-        if not soft and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
-            raise TypeError(f"{name} has dtype {given.dtype}; integers are needed")
-        if not soft and given.shape not in ((n, h, w), (n, 1, h, w)):
-            raise ValueError(
-                f"{name} is {tuple(given.shape)}; {(n, h, w)} or {(n, 1, h, w)} fit logits {tuple(logits.shape)}"
-            )
-        maps[name] = given if soft else given.long().view(n, 1, h, w)
-    return maps["target"], maps.get("blobs")
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def _regions(
@@ -361,73 +350,29 @@ def _regions(
     n, c, h, w = logits.shape
     soft = target.is_floating_point()
     classes = target.argmax(1, keepdim=True) if soft else target
-    look = not torch.compiler.is_compiling() and (validate or not logits.is_cuda)  # at values, from the host
     ignored = None if soft else target == ignore_index
-    if look and not soft:
-        low, high = _range(target)
+    ids, bins = (classes, c) if blobs is None else (blobs, h * w)
+    if not torch.compiler.is_compiling() and (validate or not logits.is_cuda):
+        low, high, first, last = torch.stack((*classes.aminmax(), *ids.aminmax())).tolist()  # one synchronisation
         if low >= 0 and high < c:
             ignored = None
-        elif validate:
-            _check_range("target", target.masked_fill(target == ignore_index, 0), c, names)
+        elif validate and ignored is not None:
+            check_range("target", target.masked_fill(ignored, 0), c, names)
+        if blobs is not None:
+            bins = last + 1
+            if first < 0 or last >= h * w:
+                ids = blobs if ignored is None else blobs.masked_fill(ignored, 0)
+                check_range("blobs", ids, None, names)
+                found, ids = ids.unique(return_inverse=True)  # numbered anew, the same in all images
+                bins = len(found)
     if ignored is not None:
-        classes = classes.masked_fill(ignored, 0)
-    ids, bins = classes, c
-    if blobs is not None:
-        ids, bins = blobs if ignored is None else blobs.masked_fill(ignored, 0), h * w
-        if look:
-            low, high = _range(ids)
-            if low < 0:
-                _check_range("blobs", ids, None, names)
-            ids, bins = (ids, high + 1) if high < h * w else _dense(ids)
-    index = ids if ignored is None else ids.masked_fill(ignored, bins)
+        classes, ids = classes.masked_fill(ignored, 0), ids.masked_fill(ignored, bins)
     if soft:
-        regions = _Regions(index, bins, target, None)
-        return regions._replace(label=_sum(target.to(logits.dtype), regions))
+        regions = _Regions(ids, bins, target, None)
+        return regions._replace(label=_sum(target.to(logits.dtype), regions)[..., :-1])
     if blobs is None:
-        return _Regions(index, bins, torch.arange(c, device=logits.device).expand(n, c), classes)
-    flat = index.view(n, -1)
-    label = classes.new_zeros(n, bins + 1).scatter_(1, flat, classes.view(n, -1))
-    if validate:
-        found = label.gather(1, flat).view_as(classes)
-        if not torch.equal(found, classes):
-            i, _, y, x = (found != classes).nonzero()[0].tolist()
-            raise ValueError(
-                f"blob {int(blobs[i, 0, y, x])} of {_name(i, names)} holds labels {int(classes[i, 0, y, x])} and "
-                f"{int(found[i, 0, y, x])}; a blob has one label: cut the blobs by the labels"
-            )
-    return _Regions(index, bins, label[:, :-1], classes)
-
-
-def _dense(ids: Tensor) -> tuple[Tensor, int]:
-    """Large ids numbered anew from 0, the same in all images; with their number."""
-    found, dense = ids.unique(return_inverse=True)
-    return dense, len(found)
-
-
-def _range(values: Tensor) -> tuple[int, int]:
-    low, high = torch.stack(torch.aminmax(values)).tolist()
-    return low, high
-
-
-def _check_range(what: str, values: Tensor, end: int | None, names: Sequence[str] | None) -> None:
-    """Raises where a value is below 0, or `end` or above; the message names the image."""
-    wrong = values < 0 if end is None else (values < 0) | (values >= end)
-    if bool(wrong.any()):
-        i, _, y, x = wrong.nonzero()[0].tolist()
-        expected = "ids from 0" if end is None else f"classes 0..{end - 1} or ignore_index"
-        raise ValueError(f"{what} of {_name(i, names)} holds {int(values[i, 0, y, x])}; expected {expected}")
-
-
-def _refuse_logits(logits: Tensor, names: Sequence[str] | None) -> None:
-    """Raises where logits are not finite."""
-    wrong = ~torch.isfinite(logits)
-    if bool(wrong.any()):
-        i, k, y, x = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"logits of {_name(i, names)} hold {float(logits[i, k, y, x])} (class {k}, row {y}, column {x}); finite "
-            "ones are needed: lower the learning rate, or look for the first step that gave it"
-        )
-
-
-def _name(image: int, names: Sequence[str] | None) -> str:
-    return f"image {image} of the batch" if names is None else str(names[image])
+        return _Regions(ids, bins, torch.arange(c, device=logits.device).expand(n, c), classes)
+    flat = ids.view(n, -1)
+    label = classes.new_zeros(n, bins + 1).scatter(1, flat, classes.view(n, -1))
+    conflict = (label.gather(1, flat) != classes.view(n, -1)).any() if validate else None
+    return _Regions(ids, bins, label[:, :-1], classes, conflict)

@@ -384,10 +384,10 @@ class TestBadInput:
 
     def test_values(self):
         logits, target = torch.zeros(2, 3, 2, 2), torch.zeros(2, 2, 2, **LONG)
-        for value in (3, -1, 254):
+        for value, ignored in ((3, 0), (3, 255), (-1, 0), (-1, 255), (254, 255)):
             wrong = target.clone()
             wrong[1, 0, 1] = value
-            wrong[0, 0, 0] = 255
+            wrong[0, 0, 0] = ignored
             for blobs in (None, wrong.abs()):
                 with pytest.raises(ValueError, match=rf"target of image 1 of the batch holds {value}; .* 0..2 or"):
                     consensus_loss(logits, wrong, blobs)
@@ -401,8 +401,17 @@ class TestBadInput:
         with pytest.raises(ValueError, match=rf"logits of y hold {value} \(class 2, row 3, column 4\)"):
             consensus_loss(logits, target, blobs, names=["x", "y"])
 
+    def test_logits_that_are_not_finite_where_nothing_counts(self):
+        logits, target, blobs = random_case()
+        logits[0, 0, 0, 0] = math.nan
+        assert int(target[0, 0, 0]) == 255
+        with pytest.raises(ValueError, match="logits of image 0 of the batch hold nan"):
+            consensus_loss(logits, target, blobs)
+
     def test_settings(self):
         with pytest.raises(ValueError, match=r"alpha=-1 .*, beta=inf .*, normalization='idx' \(blob or published\)"):
             ConsensusLoss(-1, math.inf, "idx")
         with pytest.raises(ValueError, match="consensus_reduction='all'"):
             ConsensusLoss(consensus_reduction="all")
+        with pytest.raises(ValueError, match="normalization='publish'"):
+            consensus_loss(*random_case(), normalization="publish")
