@@ -27,18 +27,20 @@ class _Settings(NamedTuple):
 
 
 class _Regions(NamedTuple):
-    """Which pixel belongs where.
+    """Which pixel belongs where, and what is known of each region.
 
     ids: int64 (N, 1, H, W), 0..bins; the last one has the pixels that are ignored. bins: number of regions an image.
-    label: (N, bins) int64, or the (N, C, bins) sums of soft targets. classes: the hard target, (N, 1, H, W), 0 where
-    it is ignored; None where it is soft. conflict: whether a region has two labels, a scalar; None where not looked at.
+    pixels: (N, 1, bins) float, how many. label: (N, 1, bins) int64, or the (N, C, bins) sums of soft targets.
+    classes: the hard target, (N, 1, H, W), 0 where it is ignored; None where it is soft.
+    conflict: whether a region has two labels, a scalar.
     """
 
     ids: Tensor
     bins: int
+    pixels: Tensor
     label: Tensor
     classes: Tensor | None
-    conflict: Tensor | None = None
+    conflict: Tensor
 
 
 def consensus_loss(
@@ -110,7 +112,7 @@ def consensus_loss(
         with torch.no_grad():
             regions = _regions(logits, target, blobs, ignore_index, validate, names)
             p, total, *sums = _sums(logits.log_softmax(1), regions, settings)
-            conflict, underflows, finite = _flags(total, sums, regions, validate)
+            conflict, underflows, finite = _flags(total, sums[0], regions, validate)
             if conflict:
                 assert blobs is not None
                 refuse_conflict(regions.ids, target, blobs, ignore_index, names)
@@ -120,13 +122,10 @@ def consensus_loss(
             if underflows:
                 log_label_sum, share = _log_label_sum(logits.log_softmax(1), regions)
                 sums.append(log_label_sum)
-        if not (logits.requires_grad and torch.is_grad_enabled()):
-            return _loss_of_sums(regions, settings, logits.shape, *sums)
-        leaves = [sums[i].requires_grad_() for i in (0, 1, 4)[: len(sums) - 2]]
-        loss = _loss_of_sums(regions, settings, logits.shape, *sums)
-        slopes = torch.autograd.grad(loss, leaves)
-        attached: Tensor = _WithGradient.apply(logits, loss.detach(), regions, settings, p, share, *slopes)
-        return attached
+            loss, *slopes = _loss_of_sums(regions, settings, logits.shape, *sums)
+        if logits.requires_grad and torch.is_grad_enabled():
+            loss = _WithGradient.apply(logits, loss, regions, settings, p, share, *slopes)
+        return loss
 
 
 class ConsensusLoss(nn.Module):
@@ -212,9 +211,9 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        logits, p, share, by_p, by_log_p, *by_label = ctx.saved_tensors
+        logits, p, share, by_p, by_log_p, by_label = ctx.saved_tensors
         regions: _Regions = ctx.regions
-        nothing = (None,) * (5 + len(ctx.saved_tensors) - 2)
+        nothing = (None,) * 8
         if torch.is_grad_enabled():  # create_graph: autograd derives the derivative
             with torch.autocast(logits.device.type, enabled=False):
                 loss = _plain(logits, regions, ctx.settings)
@@ -224,7 +223,7 @@ class _WithGradient(torch.autograd.Function):
             grad.masked_fill_(p == 0, 0)
         if share is not None:
             assert regions.classes is not None
-            grad.scatter_add_(1, regions.classes, share.mul(_spread(by_label[0] * outer[0], regions)))
+            grad.scatter_add_(1, regions.classes, share.mul(_spread(by_label * outer[0], regions)))
         return grad.addcmul_(p, grad.sum(1, keepdim=True), value=-1), *nothing
 
 
@@ -233,7 +232,26 @@ def _plain(logits: Tensor, regions: _Regions, settings: _Settings) -> Tensor:
     log_p = logits.log_softmax(1)
     _, _, *sums = _sums(log_p, regions, settings)
     exact = [] if regions.classes is None else [_log_label_sum(log_p, regions)[0]]
-    return _loss_of_sums(regions, settings, logits.shape, *sums, *exact)
+    return _loss_of_sums(regions, settings, logits.shape, *sums, *exact)[0]
+
+
+def _sums(log_p: Tensor, regions: _Regions, settings: _Settings) -> tuple[Tensor, ...]:
+    """p, a number that is finite if all of p and log p are, and (N, C, bins) sums over each region.
+
+    The sums are of p, of log p, and of how many count in the latter (N, 1 or C, bins). Where no gradient is recorded p
+    takes the memory of `log_p`.
+    """
+    if settings.published:  # the published code leaves out probabilities that underflow
+        p = log_p.exp()
+        some = p > 0
+        counted = _sum(some.to(p.dtype), regions.ids, regions.bins)[..., :-1]
+        log_p_sum = _sum(torch.where(some, log_p, 0), regions.ids, regions.bins)
+    else:
+        counted = regions.pixels
+        log_p_sum = _sum(log_p, regions.ids, regions.bins)
+        p = log_p.exp() if torch.is_grad_enabled() else log_p.exp_()
+    p_sum = _sum(p, regions.ids, regions.bins)
+    return p, p_sum.sum() + log_p_sum.sum(), p_sum[..., :-1], log_p_sum[..., :-1], counted
 
 
 def _loss_of_sums(
@@ -243,82 +261,73 @@ def _loss_of_sums(
     p_sum: Tensor,
     log_p_sum: Tensor,
     counted: Tensor,
-    pixels: Tensor,
     log_label_sum: Tensor | None = None,
-) -> Tensor:
-    """The loss from (N, C, bins) sums over the regions; `counted` and `pixels` (N, 1 or C, bins) count their pixels."""
-    images, area = shape[0], shape[2] * shape[3]
-    present = pixels > 0
-    size: Tensor | int = area if settings.label_by_image else pixels.clamp(min=1)
-    t = p_sum / size
-    log_t = t.clamp(min=torch.finfo(t.dtype).tiny).log()
-    if regions.classes is None:
-        label_term = -(regions.label / pixels.clamp(min=1) * log_t).sum(1, keepdim=True)
-    elif log_label_sum is None:
-        label_term = -log_t.gather(1, regions.label[:, None])
-    else:
-        label_term = torch.as_tensor(size, dtype=t.dtype, device=t.device).log() - log_label_sum
-    divergence = (t * (counted * log_t - log_p_sum)).sum(1, keepdim=True)
-    if settings.published:
-        ids = present.any(0).sum(dtype=t.dtype).clamp(min=1)
-        label_weight = 1 / (ids * images)
-        per_id = counted.expand_as(t).sum((0, 1), keepdim=True).clamp(min=1)
-        divergence = divergence / (images * area if settings.consensus_by_image else per_id)
-        consensus_weight = 1 / ids
-    else:
-        label_weight = consensus_weight = 1 / present.sum(dtype=t.dtype).clamp(min=1)
-        divergence = divergence / (area if settings.consensus_by_image else pixels.clamp(min=1))
-    return settings.alpha * label_weight * torch.where(present, label_term, 0).sum() + (
-        settings.beta * consensus_weight * torch.where(present, divergence, 0).sum()
-    )
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, and its slopes with respect to p_sum, log_p_sum and log_label_sum, from sums over each region.
 
+    With t = p_sum / size, size = m or H * W, and the weights A and K of the region's two terms:
 
-def _sums(log_p: Tensor, regions: _Regions, settings: _Settings) -> tuple[Tensor, ...]:
-    """p, a number that is finite if all of p and log p are, and the sums over each region.
-
-    The sums are of p and of log p, of how many count in the latter, and of pixels. Where no gradient is recorded p
-    takes the memory of `log_p`.
+        L = sum of  A * (-log t[y])  +  K * sum over k of t[k] * (counted[k] * log t[k] - log_p_sum[k])
     """
-    pixels = _sum(log_p.new_ones(()).expand(log_p.shape[0], 1, *log_p.shape[2:]), regions)
-    if settings.published:  # the published code leaves out probabilities that underflow
-        p = log_p.exp()
-        some = p > 0
-        counted, log_p = _sum(some.to(p.dtype), regions), torch.where(some, log_p, 0)
-        log_p_sum = _sum(log_p, regions)
+    images, area = shape[0], shape[2] * shape[3]
+    pixels, dtype = regions.pixels, p_sum.dtype
+    present, at_least_one = pixels > 0, pixels.clamp(min=1)
+    if settings.published:
+        number = present.any(0).sum(dtype=dtype).clamp(min=1)
+        label_weight = present * (settings.alpha / (number * images))
+        per_id = counted.expand_as(p_sum).sum((0, 1), keepdim=True).clamp(min=1)
+        consensus_weight = (
+            present * (settings.beta / number) / (images * area if settings.consensus_by_image else per_id)
+        )
     else:
-        counted, log_p_sum = pixels, _sum(log_p, regions)
-        p = log_p.exp() if torch.is_grad_enabled() else log_p.exp_()
-    p_sum = _sum(p, regions)
-    return p, p_sum.sum() + log_p_sum.sum(), *(table[..., :-1] for table in (p_sum, log_p_sum, counted, pixels))
+        number = present.sum(dtype=dtype).clamp(min=1)
+        label_weight = present * (settings.alpha / number)
+        consensus_weight = present * (settings.beta / number) / (area if settings.consensus_by_image else at_least_one)
 
-
-def _flags(total: Tensor, sums: list[Tensor], regions: _Regions, validate: bool) -> tuple[bool, bool, bool]:
-    """Whether a region has two labels, whether its label's probability underflows, whether the sums are finite."""
-    p_sum, pixels = sums[0], sums[3]
+    size = torch.full_like(pixels, area) if settings.label_by_image else at_least_one
+    t = p_sum / size
+    seen = t.clamp(min=torch.finfo(dtype).tiny)
+    log_t = seen.log()
+    apart = counted * log_t - log_p_sum
+    terms = consensus_weight * (t * apart).sum(1, keepdim=True)
+    by_p = consensus_weight * (apart + counted * (t > 0)) / size
     if regions.classes is None:
-        underflows = pixels.new_zeros((), dtype=torch.bool)
-    elif not validate and pixels.is_cuda:
+        share = regions.label / at_least_one
+        terms = terms - label_weight * (share * log_t).sum(1, keepdim=True)
+        by_p = by_p - label_weight * share / (seen * size)
+    elif log_label_sum is None:
+        terms = terms - label_weight * log_t.gather(1, regions.label)
+        by_p = by_p.scatter_add(1, regions.label, -label_weight / (seen.gather(1, regions.label) * size))
+    else:
+        terms = terms + label_weight * (size.log() - log_label_sum)
+    return terms.sum(), by_p, -consensus_weight * t, -label_weight
+
+
+def _flags(total: Tensor, p_sum: Tensor, regions: _Regions, validate: bool) -> tuple[bool, bool, bool]:
+    """Whether a region has two labels, whether its label's probability underflows, whether the sums are finite."""
+    if regions.classes is None:
+        underflows = torch.zeros_like(regions.conflict)
+    elif not validate and p_sum.is_cuda:
         return False, True, True  # the exact way fits all, and costs less than to wait for the device
     else:
-        least = p_sum.gather(1, regions.label[:, None]).masked_fill(pixels == 0, 1)
+        least = p_sum.gather(1, regions.label).masked_fill(regions.pixels == 0, 1)
         underflows = (least < 1e6 * torch.finfo(least.dtype).tiny).any()
     if not validate:
         return False, bool(underflows), True
-    conflict = torch.zeros_like(underflows) if regions.conflict is None else regions.conflict
-    found = torch.stack((conflict, underflows, torch.isfinite(total)))
-    return tuple(found.tolist())
+    conflict, low, finite = torch.stack((regions.conflict, underflows, torch.isfinite(total))).tolist()
+    return conflict, low, finite
 
 
-def _sum(values: Tensor, regions: _Regions) -> Tensor:
+def _sum(values: Tensor, ids: Tensor, bins: int) -> Tensor:
     """(N, C, H, W) summed over each region, and over the pixels that are ignored: (N, C, bins + 1).
 
     Bands of rows are summed apart and then together: a long sum in float32 loses digits, and on a GPU fewer threads
     wait for each other.
     """
     n, c, h, w = values.shape
-    bands = max(d for d in range(1, h + 1) if h % d == 0 and (d == 1 or 8 * d * (regions.bins + 1) <= h * w))
-    index = regions.ids.view(n, 1, bands, -1).expand(-1, c, -1, -1)
-    table = values.new_zeros(n, c, bands, regions.bins + 1)
+    bands = max(d for d in range(1, h + 1) if h % d == 0 and (d == 1 or 8 * d * (bins + 1) <= h * w))
+    index = ids.view(n, 1, bands, -1).expand(-1, c, -1, -1)
+    table = values.new_zeros(n, c, bands, bins + 1)
     return table.scatter_add(3, index, values.reshape(n, c, bands, -1)).sum(2)
 
 
@@ -340,7 +349,7 @@ def _log_label_sum(log_p: Tensor, regions: _Regions) -> tuple[Tensor, Tensor]:
     top = top.scatter_reduce(2, flat, own.detach().view(n, 1, -1), "amax")
     top = torch.where(torch.isfinite(top), top, 0)
     scaled = (own - top.gather(2, flat).view(n, 1, h, w)).exp()
-    total = _sum(scaled, regions)[..., :-1].clamp(min=torch.finfo(log_p.dtype).tiny)
+    total = _sum(scaled, regions.ids, regions.bins)[..., :-1].clamp(min=torch.finfo(log_p.dtype).tiny)
     return top[:, :, :-1] + total.log(), scaled * _spread(1 / total, regions)
 
 
@@ -350,14 +359,14 @@ def _regions(
     n, c, h, w = logits.shape
     soft = target.is_floating_point()
     classes = target.argmax(1, keepdim=True) if soft else target
-    ignored = None if soft else target == ignore_index
     ids, bins = (classes, c) if blobs is None else (blobs, h * w)
+    ignored: Tensor | None = None
     if not torch.compiler.is_compiling() and (validate or not logits.is_cuda):
         low, high, first, last = torch.stack((*classes.aminmax(), *ids.aminmax())).tolist()  # one synchronisation
-        if low >= 0 and high < c:
-            ignored = None
-        elif validate and ignored is not None:
-            check_range("target", target.masked_fill(ignored, 0), c, names)
+        if low < 0 or high >= c:
+            ignored = target == ignore_index
+            if validate:
+                check_range("target", target.masked_fill(ignored, 0), c, names)
         if blobs is not None:
             bins = last + 1
             if first < 0 or last >= h * w:
@@ -365,14 +374,19 @@ def _regions(
                 check_range("blobs", ids, None, names)
                 found, ids = ids.unique(return_inverse=True)  # numbered anew, the same in all images
                 bins = len(found)
+    elif not soft:
+        ignored = target == ignore_index
     if ignored is not None:
         classes, ids = classes.masked_fill(ignored, 0), ids.masked_fill(ignored, bins)
-    if soft:
-        regions = _Regions(ids, bins, target, None)
-        return regions._replace(label=_sum(target.to(logits.dtype), regions)[..., :-1])
-    if blobs is None:
-        return _Regions(ids, bins, torch.arange(c, device=logits.device).expand(n, c), classes)
-    flat = ids.view(n, -1)
-    label = classes.new_zeros(n, bins + 1).scatter(1, flat, classes.view(n, -1))
-    conflict = (label.gather(1, flat) != classes.view(n, -1)).any() if validate else None
-    return _Regions(ids, bins, label[:, :-1], classes, conflict)
+    one = logits.new_ones(()).expand(n, 1, h, w)
+    conflict = torch.zeros((), dtype=torch.bool, device=logits.device)
+    if soft or blobs is None:
+        pixels = _sum(one, ids, bins)[..., :-1]
+        summed = _sum(target.to(logits.dtype), ids, bins)[..., :-1] if soft else None
+        label = torch.arange(c, device=logits.device).expand(n, 1, c) if summed is None else summed
+        return _Regions(ids, bins, pixels, label, None if soft else classes, conflict)
+    # The pixels of each pair of region and label: their sum, the largest, and whether there is a second.
+    of_label = _sum(one, torch.add(classes, ids, alpha=c), c * (bins + 1) - 1).view(n, 1, bins + 1, c)[:, :, :-1]
+    pixels = of_label.sum(3)
+    most, label = of_label.max(3)
+    return _Regions(ids, bins, pixels, label, classes, (most != pixels).any() if validate else conflict)
