@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from losses.consensus_checks import check_range, check_shapes, refuse_conflict, refuse_logits
+from losses.consensus_checks import check_probabilities, check_range, check_shapes, refuse_conflict, refuse_logits
+from losses.region_sums import images_at_once, region_sum, spread, spread_two, sum_two
 
 Normalization = Literal["blob", "published"]
 Reduction = Literal["blob", "image"]
@@ -29,8 +30,9 @@ class _Settings(NamedTuple):
 class _Regions(NamedTuple):
     """Which pixel belongs where, and what is known of each region.
 
-    ids: int64 (N, 1, H, W), 0..bins; the last one has the pixels that are ignored. bins: number of regions an image.
-    pixels: (N, 1, bins) float, how many. label: (N, 1, bins) int64, or the (N, C, bins) sums of soft targets.
+    ids: int64 (N, 1, H, W), 0..bins - 1; the last one has the pixels that are ignored, and no others.
+    bins: number of regions an image, and one. pixels: (N, 1, bins) float, how many, 0 of the last.
+    label: (N, 1, bins) int64, or the (N, C, bins) sums of soft targets.
     classes: the hard target, (N, 1, H, W), 0 where it is ignored; None where it is soft.
     conflict: whether a region has two labels, a scalar.
     """
@@ -67,14 +69,16 @@ def consensus_loss(
     term is also divided by N, the consensus term by C (by the number of probabilities that are not zero).
 
     The arithmetic is float32 or better, also inside autocast; value and gradient are finite for logits of any finite
-    size up to 1e4. Memory beyond the arguments: about 3 times float32 logits. Second derivatives are right, but slow.
+    size up to 1e4. Memory beyond the arguments: 3 to 4 times float32 logits where ids are dense in each image or in the
+    batch, more where they are not. Second derivatives are right, but slow.
 
     Args:
         logits: (N, C, H, W), any float type.
         target: (N, H, W) or (N, 1, H, W), integers 0..C-1 or `ignore_index`; or (N, C, H, W) class probabilities, such
-            as a teacher's: the label term becomes the cross-entropy of t against the blob's mean target.
+            as a teacher's, taken as constant: the label term becomes the cross-entropy of t against the blob's mean
+            target.
         blobs: (N, H, W) or (N, 1, H, W) integers from 0, one label a blob; None = the labels are the blobs (of a soft
-            target, its likeliest classes). Best dense in each image; unchecked or compiled, ids must be below H * W.
+            target, its likeliest classes). Compiled, or unchecked on a GPU, ids must be below H * W.
         alpha: weight of the label term, 0 or more.
         beta: weight of the consensus term, 0 or more.
         normalization: `blob` = the equation; `published` = as the published code.
@@ -82,6 +86,7 @@ def consensus_loss(
         consensus_reduction: `blob` = the divergences are averaged over the blob; `image` = summed over H * W.
         ignore_index: target value of the pixels that belong to no blob.
         validate: check values too (labels, ids, one label a blob, nan), not only shapes; on a GPU two synchronisations.
+            Without, and when compiled, wrong values give wrong numbers.
         names: of the N images, for messages.
 
     Returns:
@@ -108,14 +113,14 @@ def consensus_loss(
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if torch.compiler.is_compiling():
-            return _plain(logits, _regions(logits, target, blobs, ignore_index, False, None), settings)
+            return _plain(logits, _regions(logits, target, blobs, ignore_index, settings, False, None), settings)
         with torch.no_grad():
-            regions = _regions(logits, target, blobs, ignore_index, validate, names)
+            regions = _regions(logits, target, blobs, ignore_index, settings, validate, names)
             p, total, *sums = _sums(logits.log_softmax(1), regions, settings)
-            conflict, underflows, finite = _flags(total, sums[0], regions, validate)
+            conflict, underflows, finite = _flags(total, sums[0], regions, settings, validate)
             if conflict:
                 assert blobs is not None
-                refuse_conflict(regions.ids, target, blobs, ignore_index, names)
+                refuse_conflict(regions.ids, target, blobs, ignore_index, settings.published, names)
             if not finite:
                 refuse_logits(logits, names)
             share = None  # of each pixel in the probability of its region's label
@@ -124,7 +129,9 @@ def consensus_loss(
                 sums.append(log_label_sum)
             loss, *slopes = _loss_of_sums(regions, settings, logits.shape, *sums)
         if logits.requires_grad and torch.is_grad_enabled():
-            loss = _WithGradient.apply(logits, loss, regions, settings, p, share, *slopes)
+            loss = _WithGradient.apply(
+                logits, loss, settings, regions.bins, p, share, *slopes, *regions[:1], *regions[2:]
+            )
         return loss
 
 
@@ -203,55 +210,57 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, loss: Tensor, regions: _Regions, settings: _Settings, *saved: Tensor | None
+        ctx: Any, logits: Tensor, loss: Tensor, settings: _Settings, bins: int, *saved: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(logits, *saved)
-        ctx.regions, ctx.settings = regions, settings
-        return loss
+        ctx.settings, ctx.bins = settings, bins
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        logits, p, share, by_p, by_log_p, by_label = ctx.saved_tensors
-        regions: _Regions = ctx.regions
-        nothing = (None,) * 8
+        logits, p, share, by_p, by_log_p, by_label, ids, *known = ctx.saved_tensors
+        regions = _Regions(ids, ctx.bins, *known)
+        nothing = (None,) * (len(ctx.saved_tensors) + 2)
         if torch.is_grad_enabled():  # create_graph: autograd derives the derivative
             with torch.autocast(logits.device.type, enabled=False):
                 loss = _plain(logits, regions, ctx.settings)
             return torch.autograd.grad(loss, logits, outer[0], create_graph=True)[0], *nothing
-        grad = _spread(by_p * outer[0], regions).mul_(p).add_(_spread(by_log_p * outer[0], regions))
+        # The gradient of log p is r = dL/dP p + dL/dQ; that of the logits r - p * sum of r.
+        grad = torch.empty_like(p)
+        slopes = by_p * outer[0], by_log_p * outer[0]
+        for part in zip(*(tensor.split(images_at_once(p)) for tensor in (p, ids, *slopes, grad)), strict=True):
+            some_p, some_ids, some_by_p, some_by_log_p, out = part
+            by_p_here, by_log_p_here = spread_two(some_by_p, some_by_log_p, some_ids)
+            torch.addcmul(by_log_p_here, by_p_here, some_p, out=out)
         if ctx.settings.published:
             grad.masked_fill_(p == 0, 0)
         if share is not None:
-            assert regions.classes is not None
-            grad.scatter_add_(1, regions.classes, share.mul(_spread(by_label * outer[0], regions)))
+            pull = share * spread(by_label * outer[0], ids)
+            grad = grad.add_(pull) if regions.classes is None else grad.scatter_add_(1, regions.classes, pull)
         return grad.addcmul_(p, grad.sum(1, keepdim=True), value=-1), *nothing
 
 
 def _plain(logits: Tensor, regions: _Regions, settings: _Settings) -> Tensor:
     """The loss by operations that autograd and the compiler can see through."""
     log_p = logits.log_softmax(1)
-    _, _, *sums = _sums(log_p, regions, settings)
-    exact = [] if regions.classes is None else [_log_label_sum(log_p, regions)[0]]
-    return _loss_of_sums(regions, settings, logits.shape, *sums, *exact)[0]
+    p_sum, log_p_sum, counted = _sums(log_p, regions, settings)[2:]
+    exact = _log_label_sum(log_p, regions)[0]
+    return _loss_of_sums(regions, settings, logits.shape, p_sum, log_p_sum, counted, exact)[0]
 
 
 def _sums(log_p: Tensor, regions: _Regions, settings: _Settings) -> tuple[Tensor, ...]:
-    """p, a number that is finite if all of p and log p are, and (N, C, bins) sums over each region.
+    """p, a number that is finite if all of log p is, and (N, C, bins) sums over each region.
 
-    The sums are of p, of log p, and of how many count in the latter (N, 1 or C, bins). Where no gradient is recorded p
-    takes the memory of `log_p`.
+    The sums are of p, of log p, and of how many count in the latter (N, 1 or C, bins).
     """
+    ids, bins = regions.ids, regions.bins
+    p, counted = log_p.exp(), regions.pixels
     if settings.published:  # the published code leaves out probabilities that underflow
-        p = log_p.exp()
         some = p > 0
-        counted = _sum(some.to(p.dtype), regions.ids, regions.bins)[..., :-1]
-        log_p_sum = _sum(torch.where(some, log_p, 0), regions.ids, regions.bins)
-    else:
-        counted = regions.pixels
-        log_p_sum = _sum(log_p, regions.ids, regions.bins)
-        p = log_p.exp() if torch.is_grad_enabled() else log_p.exp_()
-    p_sum = _sum(p, regions.ids, regions.bins)
-    return p, p_sum.sum() + log_p_sum.sum(), p_sum[..., :-1], log_p_sum[..., :-1], counted
+        total, counted = log_p.sum(), region_sum(some.to(p.dtype), ids, bins)
+        log_p = torch.where(some, log_p, 0)
+    p_sum, log_p_sum = sum_two(p, log_p, ids, bins)
+    return p, total if settings.published else log_p_sum.sum(), p_sum, log_p_sum, counted
 
 
 def _loss_of_sums(
@@ -270,123 +279,139 @@ def _loss_of_sums(
         L = sum of  A * (-log t[y])  +  K * sum over k of t[k] * (counted[k] * log t[k] - log_p_sum[k])
     """
     images, area = shape[0], shape[2] * shape[3]
-    pixels, dtype = regions.pixels, p_sum.dtype
-    present, at_least_one = pixels > 0, pixels.clamp(min=1)
+    pixels = regions.pixels
+    present, at_least_one = pixels.clamp(max=1), pixels.clamp(min=1)
     if settings.published:
-        number = present.any(0).sum(dtype=dtype).clamp(min=1)
+        number = present.amax(0).sum().clamp(min=1)
         label_weight = present * (settings.alpha / (number * images))
         per_id = counted.expand_as(p_sum).sum((0, 1), keepdim=True).clamp(min=1)
-        consensus_weight = (
-            present * (settings.beta / number) / (images * area if settings.consensus_by_image else per_id)
-        )
+        consensus_weight = present * (settings.beta / number)
+        consensus_weight = consensus_weight / (images * area if settings.consensus_by_image else per_id)
     else:
-        number = present.sum(dtype=dtype).clamp(min=1)
-        label_weight = present * (settings.alpha / number)
-        consensus_weight = present * (settings.beta / number) / (area if settings.consensus_by_image else at_least_one)
+        each = present / present.sum().clamp(min=1)
+        label_weight = each * settings.alpha
+        consensus_weight = each * settings.beta / (area if settings.consensus_by_image else at_least_one)
 
     size = torch.full_like(pixels, area) if settings.label_by_image else at_least_one
     t = p_sum / size
-    seen = t.clamp(min=torch.finfo(dtype).tiny)
+    seen = t.clamp(min=torch.finfo(t.dtype).tiny)
     log_t = seen.log()
-    apart = counted * log_t - log_p_sum
-    terms = consensus_weight * (t * apart).sum(1, keepdim=True)
-    by_p = consensus_weight * (apart + counted * (t > 0)) / size
-    if regions.classes is None:
-        share = regions.label / at_least_one
-        terms = terms - label_weight * (share * log_t).sum(1, keepdim=True)
-        by_p = by_p - label_weight * share / (seen * size)
-    elif log_label_sum is None:
-        terms = terms - label_weight * log_t.gather(1, regions.label)
-        by_p = by_p.scatter_add(1, regions.label, -label_weight / (seen.gather(1, regions.label) * size))
+    apart = torch.addcmul(-log_p_sum, counted, log_t)
+    by_log_p = -consensus_weight * t
+    terms = -by_log_p * apart
+    by_p = consensus_weight / size * (apart + counted)
+    of_label = label_weight if regions.classes is not None else label_weight * regions.label / at_least_one
+    by_label = -of_label
+    if log_label_sum is not None:
+        terms = terms.sum() + (by_label * (log_label_sum - size.log())).sum()
+    elif regions.classes is None:
+        terms = (terms + by_label * log_t).sum()
+        by_p = by_p + by_label / (seen * size)
     else:
-        terms = terms + label_weight * (size.log() - log_label_sum)
-    return terms.sum(), by_p, -consensus_weight * t, -label_weight
+        terms = terms.sum() + (by_label * log_t.gather(1, regions.label)).sum()
+        by_p = by_p.scatter_add(1, regions.label, by_label / (seen.gather(1, regions.label) * size))
+    return terms, by_p, by_log_p, by_label
 
 
-def _flags(total: Tensor, p_sum: Tensor, regions: _Regions, validate: bool) -> tuple[bool, bool, bool]:
-    """Whether a region has two labels, whether its label's probability underflows, whether the sums are finite."""
-    if regions.classes is None:
-        underflows = torch.zeros_like(regions.conflict)
-    elif not validate and p_sum.is_cuda:
+def _flags(
+    total: Tensor, p_sum: Tensor, regions: _Regions, settings: _Settings, validate: bool
+) -> tuple[bool, bool, bool]:
+    """Whether a region has two labels, whether its label's probability is tiny, whether the sums are finite."""
+    if not validate and p_sum.is_cuda:
         return False, True, True  # the exact way fits all, and costs less than to wait for the device
+    # Far above where digits are lost: the gradient divides by it before it is multiplied by as much.
+    tiny = torch.finfo(p_sum.dtype).tiny ** 0.5 * (regions.ids[0].numel() if settings.label_by_image else 1)
+    if regions.classes is None:
+        low = ((p_sum < tiny) & (regions.label > 0)).any()
     else:
-        least = p_sum.gather(1, regions.label).masked_fill(regions.pixels == 0, 1)
-        underflows = (least < 1e6 * torch.finfo(least.dtype).tiny).any()
+        low = ((p_sum.gather(1, regions.label) < tiny) & (regions.pixels > 0)).any()
     if not validate:
-        return False, bool(underflows), True
-    conflict, low, finite = torch.stack((regions.conflict, underflows, torch.isfinite(total))).tolist()
-    return conflict, low, finite
-
-
-def _sum(values: Tensor, ids: Tensor, bins: int) -> Tensor:
-    """(N, C, H, W) summed over each region, and over the pixels that are ignored: (N, C, bins + 1).
-
-    Bands of rows are summed apart and then together: a long sum in float32 loses digits, and on a GPU fewer threads
-    wait for each other.
-    """
-    n, c, h, w = values.shape
-    bands = max(d for d in range(1, h + 1) if h % d == 0 and (d == 1 or 8 * d * (bins + 1) <= h * w))
-    index = ids.view(n, 1, bands, -1).expand(-1, c, -1, -1)
-    table = values.new_zeros(n, c, bands, bins + 1)
-    return table.scatter_add(3, index, values.reshape(n, c, bands, -1)).sum(2)
-
-
-def _spread(table: Tensor, regions: _Regions) -> Tensor:
-    """(N, C, bins) to (N, C, H, W): each pixel gets its region's value, an ignored one 0."""
-    n, c, _ = table.shape
-    h, w = regions.ids.shape[2:]
-    padded = nn.functional.pad(table, (0, 1))
-    return padded.gather(2, regions.ids.view(n, 1, -1).expand(-1, c, -1)).view(n, c, h, w)
+        return False, bool(low), True
+    conflict = regions.conflict
+    if settings.published and regions.classes is not None:  # an id that images share is one blob
+        seen = regions.pixels > 0
+        highest = regions.label.masked_fill(~seen, -1).amax(0, keepdim=True)
+        conflict = conflict | (seen & (regions.label != highest)).any()
+    flags = torch.stack((conflict, low, torch.isfinite(total))).tolist()
+    return flags[0], flags[1], flags[2]
 
 
 def _log_label_sum(log_p: Tensor, regions: _Regions) -> tuple[Tensor, Tensor]:
-    """Log of the label's summed probability, exact where all of it underflows, and each pixel's share in the sum."""
-    assert regions.classes is not None
-    n, _, h, w = log_p.shape
-    own = log_p.gather(1, regions.classes)
-    flat = regions.ids.view(n, 1, -1)
-    top = log_p.new_full((n, 1, regions.bins + 1), -torch.inf)
-    top = top.scatter_reduce(2, flat, own.detach().view(n, 1, -1), "amax")
+    """Log of the label's summed probability, exact where all of it underflows, and each pixel's share in the sum.
+
+    (N, 1, bins) and (N, 1, H, W); of a soft target for each class, (N, C, bins) and (N, C, H, W).
+    """
+    own = log_p if regions.classes is None else log_p.gather(1, regions.classes)
+    n, c = own.shape[:2]
+    flat = regions.ids.view(n, 1, -1).expand(-1, c, -1)
+    top = log_p.new_full((n, c, regions.bins), -torch.inf)
+    top = top.scatter_reduce(2, flat, own.detach().reshape(n, c, -1), "amax")
     top = torch.where(torch.isfinite(top), top, 0)
-    scaled = (own - top.gather(2, flat).view(n, 1, h, w)).exp()
-    total = _sum(scaled, regions.ids, regions.bins)[..., :-1].clamp(min=torch.finfo(log_p.dtype).tiny)
-    return top[:, :, :-1] + total.log(), scaled * _spread(1 / total, regions)
+    scaled = (own - spread(top, regions.ids)).exp()
+    total = region_sum(scaled, regions.ids, regions.bins).clamp(min=torch.finfo(log_p.dtype).tiny)
+    return top + total.log(), scaled * spread(1 / total, regions.ids)
 
 
 def _regions(
-    logits: Tensor, target: Tensor, blobs: Tensor | None, ignore_index: int, validate: bool, names: Sequence[str] | None
+    logits: Tensor,
+    target: Tensor,
+    blobs: Tensor | None,
+    ignore_index: int,
+    settings: _Settings,
+    validate: bool,
+    names: Sequence[str] | None,
 ) -> _Regions:
     n, c, h, w = logits.shape
     soft = target.is_floating_point()
     classes = target.argmax(1, keepdim=True) if soft else target
-    ids, bins = (classes, c) if blobs is None else (blobs, h * w)
-    ignored: Tensor | None = None
+    ids, last = (classes, c - 1) if blobs is None else (blobs, h * w - 1)
+    ignored = None if soft else target == ignore_index
+    if soft and validate:
+        check_probabilities(target, names)
     if not torch.compiler.is_compiling() and (validate or not logits.is_cuda):
-        low, high, first, last = torch.stack((*classes.aminmax(), *ids.aminmax())).tolist()  # one synchronisation
-        if low < 0 or high >= c:
-            ignored = target == ignore_index
-            if validate:
-                check_range("target", target.masked_fill(ignored, 0), c, names)
+        ends = (*classes.aminmax(), *((classes[0, 0, 0, 0],) if blobs is None else blobs.aminmax()))
+        low, high, *found = torch.stack(ends).tolist()
+        if low >= 0 and high < c and not 0 <= ignore_index < c:
+            ignored = None
+        elif validate and ignored is not None:
+            check_range("target", target.masked_fill(ignored, 0), c, names)
         if blobs is not None:
-            bins = last + 1
-            if first < 0 or last >= h * w:
-                ids = blobs if ignored is None else blobs.masked_fill(ignored, 0)
-                check_range("blobs", ids, None, names)
-                found, ids = ids.unique(return_inverse=True)  # numbered anew, the same in all images
-                bins = len(found)
-    elif not soft:
-        ignored = target == ignore_index
+            last = found[1]
+            if found[0] < 0 or last >= h * w // 16:
+                ids, last = _compact(blobs, ignored, settings.published, names)
+    bins = last + 2
     if ignored is not None:
-        classes, ids = classes.masked_fill(ignored, 0), ids.masked_fill(ignored, bins)
+        classes, ids = classes.masked_fill(ignored, 0), ids.masked_fill(ignored, bins - 1)
     one = logits.new_ones(()).expand(n, 1, h, w)
     conflict = torch.zeros((), dtype=torch.bool, device=logits.device)
-    if soft or blobs is None:
-        pixels = _sum(one, ids, bins)[..., :-1]
-        summed = _sum(target.to(logits.dtype), ids, bins)[..., :-1] if soft else None
-        label = torch.arange(c, device=logits.device).expand(n, 1, c) if summed is None else summed
-        return _Regions(ids, bins, pixels, label, None if soft else classes, conflict)
-    # The pixels of each pair of region and label: their sum, the largest, and whether there is a second.
-    of_label = _sum(one, torch.add(classes, ids, alpha=c), c * (bins + 1) - 1).view(n, 1, bins + 1, c)[:, :, :-1]
-    pixels = of_label.sum(3)
-    most, label = of_label.max(3)
-    return _Regions(ids, bins, pixels, label, classes, (most != pixels).any() if validate else conflict)
+    if soft:
+        label = region_sum(target.to(logits.dtype), ids, bins)
+        return _Regions(ids, bins, region_sum(one, ids, bins), label, None, conflict)
+    if blobs is None:
+        pixels = region_sum(one, ids, bins)
+        label = torch.arange(bins, device=logits.device).clamp(max=c - 1).expand(n, 1, bins)
+    else:  # the pixels of each pair of region and label: their sum, the largest, and whether there is a second
+        of_label = region_sum(one, torch.add(classes, ids, alpha=c), c * bins).view(n, 1, bins, c)
+        pixels, (most, label) = of_label.sum(3), of_label.max(3)
+        conflict = (most != pixels).any() if validate else conflict
+    if ignored is not None:
+        pixels[..., -1] = 0
+    return _Regions(ids, bins, pixels, label, classes, conflict)
+
+
+def _compact(blobs: Tensor, ignored: Tensor | None, shared: bool, names: Sequence[str] | None) -> tuple[Tensor, int]:
+    """Large ids numbered anew from 0, in each image, or the same in all where images share them; and the last."""
+    ids = blobs
+    if ignored is not None:
+        ids = blobs.masked_fill(ignored, torch.iinfo(torch.int64).max)
+        ids = torch.where(ignored, ids.flatten(1).amin(1).view(-1, 1, 1, 1) % torch.iinfo(torch.int64).max, blobs)
+    check_range("blobs", ids, None, names)
+    for number_anew in (False, True):
+        if number_anew:
+            ids = ids.unique(return_inverse=True)[1]
+        if not shared:
+            ids = ids - ids.flatten(1).amin(1).view(-1, 1, 1, 1)
+        last = int(ids.max())
+        if last < ids[0].numel():
+            break
+    return ids, last

@@ -10,12 +10,15 @@ from torch import Tensor
 
 
 def check_shapes(logits: Tensor, target: Tensor, blobs: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Hard targets as int64 (N, 1, H, W), soft ones as they are; blobs as int64 (N, 1, H, W)."""
+    """Hard targets as int64 (N, 1, H, W), soft ones as constants; blobs as int64 (N, 1, H, W)."""
+    for name, given in (("logits", logits), ("target", target), ("blobs", blobs)):
+        if not isinstance(given, Tensor) and not (name == "blobs" and given is None):
+            raise TypeError(f"{name} is a {type(given).__name__}; a torch.Tensor is needed")
     if logits.ndim != 4 or not logits.is_floating_point():
         raise ValueError(f"logits are {_described(logits)}; (N, C, H, W) of a float type are needed")
     n, c, h, w = logits.shape
-    if min(c, h, w) == 0:
-        raise ValueError(f"logits are {_described(logits)}; at least one class and one pixel are needed")
+    if min(n, c, h, w) == 0:
+        raise ValueError(f"logits are {_described(logits)}; at least one image, class and pixel are needed")
     maps = {"target": target} | ({} if blobs is None else {"blobs": blobs})
     for name, given in maps.items():
         if given.device != logits.device:
@@ -32,7 +35,7 @@ def check_shapes(logits: Tensor, target: Tensor, blobs: Tensor | None) -> tuple[
             raise ValueError(
                 f"{name} is {tuple(given.shape)}; {(n, h, w)} or {(n, 1, h, w)} fit logits {tuple(logits.shape)}"
             )
-        maps[name] = given if soft else given.long().reshape(n, 1, h, w).contiguous()
+        maps[name] = given.detach() if soft else given.long().reshape(n, 1, h, w).contiguous()
     return maps["target"], maps.get("blobs")
 
 
@@ -49,21 +52,42 @@ def check_range(what: str, values: Tensor, end: int | None, names: Sequence[str]
         raise ValueError(f"{what} of {_name(i, names)} holds {int(values[i, 0, y, x])}; expected {expected}")
 
 
+def check_probabilities(target: Tensor, names: Sequence[str] | None) -> None:
+    """Raises where a soft target is no probability."""
+    wrong = (~((target >= 0) & (target <= 1.001))).nonzero()
+    if len(wrong):
+        i, k, y, x = wrong[0].tolist()
+        raise ValueError(
+            f"target of {_name(i, names)} holds {float(target[i, k, y, x]):g} (class {k}, row {y}, column {x}); "
+            "class probabilities 0..1 are expected: take the softmax of logits first"
+        )
+
+
 def refuse_conflict(
-    ids: Tensor, target: Tensor, blobs: Tensor, ignore_index: int, names: Sequence[str] | None
+    ids: Tensor, target: Tensor, blobs: Tensor, ignore_index: int, shared: bool, names: Sequence[str] | None
 ) -> NoReturn:
-    """Raises for a blob that has two labels."""
+    """Raises for a blob that has two labels, in one image or, where images share the ids, in two."""
+    known: dict[int, tuple[int, int]] = {}
     for i, (image_ids, labels) in enumerate(zip(ids, target, strict=True)):
         counted = labels != ignore_index
         pairs = torch.stack((image_ids[counted], labels[counted])).unique(dim=1)
-        twice = (pairs[0, 1:] == pairs[0, :-1]).nonzero()
-        if len(twice):
-            k = int(twice[0])
-            blob = int(blobs[i][image_ids == pairs[0, k]][0])
-            raise ValueError(
-                f"blob {blob} of {_name(i, names)} holds labels {int(pairs[1, k])} and {int(pairs[1, k + 1])}; "
-                "a blob has one label: cut the blobs by the labels"
-            )
+        here: dict[int, int] = {}
+        for k, label in pairs.T.tolist():
+            blob = int(blobs[i][image_ids == k][0])
+            if k in here:
+                raise ValueError(
+                    f"blob {blob} of {_name(i, names)} holds labels {here[k]} and {label}; a blob has one label: "
+                    "cut the blobs by the labels"
+                )
+            here[k] = label
+        for k, label in here.items() if shared else ():
+            before = known.setdefault(k, (i, label))
+            if before[1] != label:
+                blob = int(blobs[i][image_ids == k][0])
+                raise ValueError(
+                    f"blob {blob} has label {before[1]} in {_name(before[0], names)} and {label} in {_name(i, names)}; "
+                    "with the published normalization an id that images share is one blob: number them apart"
+                )
     raise AssertionError("no blob has two labels")
 
 
@@ -79,4 +103,4 @@ def refuse_logits(logits: Tensor, names: Sequence[str] | None) -> None:
 
 
 def _name(image: int, names: Sequence[str] | None) -> str:
-    return f"image {image} of the batch" if names is None else str(names[image])
+    return f"image {image} of the batch" if names is None or image >= len(names) else str(names[image])

@@ -132,6 +132,20 @@ class TestByHand:
         expected = -0.7 * math.log(0.75) - 0.3 * math.log(0.25)
         assert float(consensus_loss(logits, soft, alpha=1, beta=1)) == pytest.approx(expected)
 
+    def test_a_soft_target_is_a_constant(self):
+        logits, target, _ = random_case(ignored=False)
+        soft = F.one_hot(target, 3).movedim(-1, 1).double().requires_grad_()
+        loss = consensus_loss(logits.requires_grad_(), soft)
+        assert torch.autograd.grad(loss, soft, allow_unused=True)[0] is None
+
+    def test_published_pools_the_ids_that_images_share(self):
+        logits, target, _ = random_case(ignored=False)
+        shared = consensus_loss(logits, target, target, normalization="published")
+        apart = consensus_loss(logits, target, target + 3 * torch.arange(2).view(2, 1, 1), normalization="published")
+        assert float(shared) != pytest.approx(float(apart))
+        blob = consensus_loss(logits, target, target + 3 * torch.arange(2).view(2, 1, 1))
+        assert float(blob) == pytest.approx(float(consensus_loss(logits, target, target)), rel=1e-12)
+
 
 class TestProperties:
     @settings(max_examples=40, deadline=None)
@@ -230,6 +244,42 @@ class TestExtremes:
         loss = consensus_loss(logits, torch.zeros(1, 1, 3, **LONG), alpha=1, beta=0)
         assert float(loss) == pytest.approx(math.log(6))
 
+    @pytest.mark.parametrize("gap", [43.0, 86.5, 90.0, 200.0, 1e4])
+    def test_a_sure_teacher_and_a_wrong_student(self, gap):
+        """Soft targets: value and gradient are those of cross-entropy, however far apart the two are."""
+        logits = torch.tensor([0.0, gap]).view(1, 2, 1, 1).requires_grad_()
+        for first in (1.0, 0.9):
+            soft = torch.tensor([first, 1 - first]).view(1, 2, 1, 1)
+            loss = consensus_loss(logits, soft)
+            expected = 10 * F.cross_entropy(logits, soft)
+            assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+            grads = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+            torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+    def test_second_derivative_where_the_probability_is_tiny(self):
+        for target in (torch.zeros(1, 1, 1, **LONG), torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)):
+            logits = torch.tensor([0.0, 45.0]).view(1, 2, 1, 1).requires_grad_()
+            (grad,) = torch.autograd.grad(consensus_loss(logits, target), logits, create_graph=True)
+            (second,) = torch.autograd.grad(grad.pow(2).sum(), logits)
+            assert torch.isfinite(second).all()
+
+    def test_a_large_factor_outside_does_not_overflow(self):
+        logits = torch.tensor([0.0, 73.0]).view(1, 2, 1, 1).requires_grad_()
+        loss = consensus_loss(logits, torch.zeros(1, 1, 1, **LONG), alpha=1000.0)
+        (grad,) = torch.autograd.grad(loss, logits, torch.tensor(65536.0))
+        torch.testing.assert_close(grad.flatten(), torch.tensor([-65536e3, 65536e3]))
+
+    def test_a_tiny_mean_over_a_large_image(self):
+        logits = torch.zeros(1, 2, 2048, 2048)
+        logits[0, 1, 0, 0] = 72.5
+        target = torch.full((1, 2048, 2048), 255)
+        target[0, 0, 0] = 0
+        logits.requires_grad_()
+        loss = consensus_loss(logits, target, None, 1.0, 0.0, label_reduction="image")
+        assert float(loss) == pytest.approx(72.5 + math.log(2048**2), rel=1e-5)
+        grad = torch.autograd.grad(loss, logits)[0][0, :, 0, 0]
+        torch.testing.assert_close(grad, torch.tensor([-1.0, 1.0]))
+
     def test_nothing_but_ignored_pixels(self):
         logits = torch.randn(2, 3, 4, 4, requires_grad=True)
         target = torch.full((2, 4, 4), 255)
@@ -258,6 +308,11 @@ class TestExtremes:
         target[target == 255] = -1
         assert float(consensus_loss(logits, target, blobs, ignore_index=-1)) == float(first)
 
+    def test_an_ignore_index_that_is_a_class(self):
+        logits, target, _ = random_case(ignored=False)
+        other = target.masked_fill(target == 0, 255)
+        assert float(consensus_loss(logits, target, ignore_index=0)) == float(consensus_loss(logits, other))
+
     def test_one_pixel_and_one_class(self):
         assert float(consensus_loss(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, **LONG))) == 0
 
@@ -270,11 +325,19 @@ class TestExtremes:
             )
             assert float(first) == pytest.approx(float(second), rel=1e-12)
 
-    def test_float32_loses_no_digits_in_large_blobs(self):
+    @pytest.mark.parametrize("case", ["dense", "one large id", "an ignored large id", "odd size"])
+    def test_float32_loses_no_digits_in_large_blobs(self, case):
         """A sum of a quarter of a million equal numbers, one by one, would be off by half a percent."""
-        logits = torch.zeros(1, 3, 512, 512)
-        loss = consensus_loss(logits, torch.zeros(1, 512, 512, **LONG), torch.zeros(1, 512, 512, **LONG), alpha=1)
-        assert float(loss) == pytest.approx(math.log(3), rel=3e-5)
+        h, w = (509, 503) if case == "odd size" else (512, 512)
+        logits = torch.tensor([0.3, -1.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, h, w)
+        target, blobs = torch.zeros(1, h, w, **LONG), torch.zeros(1, h, w, **LONG)
+        if "large" in case:
+            blobs[0, 0, 0] = h * w - 5
+        if "ignored" in case:
+            target[0, 0, 0] = 255
+        expected = float(-logits[0, :, 0, 0].log_softmax(0)[0])
+        assert float(consensus_loss(logits, target, blobs, 1, 0)) == pytest.approx(expected, rel=2e-5)
+        assert float(consensus_loss(logits, target, blobs, 0, 1)) == pytest.approx(0, abs=3e-5)
 
 
 class TestForms:
@@ -317,6 +380,24 @@ class TestForms:
         assert float(module(logits, target, blobs)) == float(expected)
         assert "alpha=3, beta=2" in repr(module)
 
+    def test_the_loss_may_be_changed_in_place(self):
+        logits, target, blobs = random_case()
+        loss = consensus_loss(logits.requires_grad_(), target, blobs)
+        loss /= 2
+        loss.backward()
+        half = torch.autograd.grad(consensus_loss(logits, target, blobs) / 2, logits)[0]
+        torch.testing.assert_close(logits.grad, half)
+
+    @pytest.mark.parametrize("changed", ["logits", "target", "blobs"])
+    def test_what_is_changed_before_the_backward_pass_is_noticed(self, changed):
+        leaf, target, _ = random_case(h=16, w=16, ignored=False)
+        given = {"logits": leaf.requires_grad_() * 1, "target": target, "blobs": target.clone()}
+        loss = consensus_loss(**given)
+        with torch.no_grad():
+            given[changed].add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
     def test_without_gradient(self):
         logits, target, blobs = random_case()
         with torch.no_grad():
@@ -347,7 +428,8 @@ class TestBadInput:
             ((2, 3, 4, 4), (1, 4, 4), None, ValueError, r"target is \(1, 4, 4\)"),
             ((2, 3, 4, 4), (2, 4, 4), (1, 4, 4), ValueError, r"blobs is \(1, 4, 4\)"),
             ((2, 3, 4, 4), (2, 3, 4, 4), None, ValueError, r"target is \(2, 3, 4, 4\); \(2, 4, 4\)"),
-            ((2, 0, 4, 4), (2, 4, 4), None, ValueError, "at least one class"),
+            ((2, 0, 4, 4), (2, 4, 4), None, ValueError, "at least one image, class and"),
+            ((0, 3, 4, 4), (0, 4, 4), None, ValueError, "at least one image, class and"),
         ],
     )
     def test_shapes(self, logits, target, blobs, error, said):
@@ -363,6 +445,8 @@ class TestBadInput:
             consensus_loss(logits, target, target.float())
         with pytest.raises(TypeError, match=r"target has dtype torch.bool; integers"):
             consensus_loss(logits, target.bool())
+        with pytest.raises(TypeError, match="target is a ndarray; a"):
+            consensus_loss(logits, np.zeros((1, 2, 2), int))
         with pytest.raises(ValueError, match=r"target is \(1, 2, 2\) torch.float32; class indices .* or probabilities"):
             consensus_loss(logits, target.float())
 
@@ -394,12 +478,27 @@ class TestBadInput:
         with pytest.raises(ValueError, match="blobs of image 0 of the batch holds -1; expected ids from 0"):
             consensus_loss(logits, target, target - 1)
 
+    def test_one_id_with_a_label_in_each_image(self):
+        logits, blobs = torch.zeros(2, 2, 2, 2), torch.zeros(2, 2, 2, **LONG)
+        target = blobs + torch.tensor([0, 1]).view(2, 1, 1)
+        assert float(consensus_loss(logits, target, blobs)) == pytest.approx(10 * math.log(2))
+        with pytest.raises(ValueError, match=r"blob 0 has label 0 in a and 1 in b; with the published normalization"):
+            consensus_loss(logits, target, blobs, normalization="published", names=["a", "b"])
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -0.5, 7.0])
+    def test_soft_targets_that_are_no_probabilities(self, value):
+        soft = torch.full((1, 3, 4, 4), 1 / 3)
+        soft[0, 1, 2, 3] = value
+        with pytest.raises(ValueError, match=rf"target of x holds {value:g} \(class 1, row 2, column 3\)"):
+            consensus_loss(torch.zeros(1, 3, 4, 4), soft, names=["x"])
+
+    @pytest.mark.parametrize("normalization", ["blob", "published"])
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_logits_that_are_not_finite(self, value):
+    def test_logits_that_are_not_finite(self, value, normalization):
         logits, target, blobs = random_case()
         logits[1, 2, 3, 4] = value
         with pytest.raises(ValueError, match=rf"logits of y hold {value} \(class 2, row 3, column 4\)"):
-            consensus_loss(logits, target, blobs, names=["x", "y"])
+            consensus_loss(logits, target, blobs, normalization=normalization, names=["x", "y"])
 
     def test_logits_that_are_not_finite_where_nothing_counts(self):
         logits, target, blobs = random_case()
