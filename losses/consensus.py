@@ -365,20 +365,22 @@ def _regions(
     soft = target.is_floating_point()
     classes = target.argmax(1, keepdim=True) if soft else target
     ids, last = (classes, c - 1) if blobs is None else (blobs, h * w - 1)
-    ignored = None if soft else target == ignore_index
+    ignored: Tensor | None = None
     if soft and validate:
         check_probabilities(target, names)
     if not torch.compiler.is_compiling() and (validate or not logits.is_cuda):
         ends = (*classes.aminmax(), *((classes[0, 0, 0, 0],) if blobs is None else blobs.aminmax()))
         low, high, *found = torch.stack(ends).tolist()
-        if low >= 0 and high < c and not 0 <= ignore_index < c:
-            ignored = None
-        elif validate and ignored is not None:
-            check_range("target", target.masked_fill(ignored, 0), c, names)
+        if not soft and (low < 0 or high >= c or 0 <= ignore_index < c):
+            ignored = target == ignore_index
+            if validate:
+                check_range("target", target.masked_fill(ignored, 0), c, names)
         if blobs is not None:
             last = found[1]
             if found[0] < 0 or last >= h * w // 16:
                 ids, last = _compact(blobs, ignored, settings.published, names)
+    elif not soft:
+        ignored = target == ignore_index
     bins = last + 2
     if ignored is not None:
         classes, ids = classes.masked_fill(ignored, 0), ids.masked_fill(ignored, bins - 1)
