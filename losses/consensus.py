@@ -7,6 +7,7 @@ CVPR 2020, equation 8. All of it is sums over regions: the cost grows with pixel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -183,6 +184,7 @@ class ConsensusLoss(nn.Module):
         return f"alpha={self.alpha}, beta={self.beta}, normalization={self.normalization}"
 
 
+@lru_cache
 def _settings(alpha: float, beta: float, normalization: str, label: str, consensus: str) -> _Settings:
     problems = [
         f"{name}={value} (0 or more, and finite)"

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_PARTS = 2  # of a batch, one after the other on a CPU: bounds the memory
+_PARTS = 4  # of a batch, one after the other on a CPU: bounds the memory
 _BAND = 4096  # pixels that float32 sums without loss
 
 
