@@ -18,6 +18,7 @@ from losses.region_sums import images_at_once, region_sum, spread, spread_two, s
 
 Normalization = Literal["blob", "published"]
 Reduction = Literal["blob", "image"]
+BlobWeight = Literal["equal", "size"]
 
 
 class _Settings(NamedTuple):
@@ -26,6 +27,7 @@ class _Settings(NamedTuple):
     published: bool
     label_by_image: bool
     consensus_by_image: bool
+    by_size: bool
 
 
 class _Regions(NamedTuple):
@@ -58,6 +60,7 @@ def consensus_loss(
     ignore_index: int = 255,
     validate: bool = True,
     names: Sequence[str] | None = None,
+    blob_weight: BlobWeight = "equal",
 ) -> Tensor:
     """Asks the mean prediction t of each blob to be right, and each of its m pixels u to agree with it.
 
@@ -89,6 +92,8 @@ def consensus_loss(
         validate: check values too (labels, ids, one label a blob, nan), not only shapes; on a GPU two synchronisations.
             Without, and when compiled, wrong values give wrong numbers.
         names: of the N images, for messages.
+        blob_weight: `equal` = the equation, in which a speck counts as much as the background; `size` = each blob
+            counts as its pixels, as in a mean over pixels. `published` knows `equal` only.
 
     Returns:
         A scalar; 0 with zero gradient where every pixel is ignored.
@@ -108,7 +113,7 @@ def consensus_loss(
         >>> consensus_loss(logits, torch.zeros(1, 1, 2, dtype=torch.long), alpha=0, beta=1)
         tensor(0.5108)
     """
-    settings = _settings(alpha, beta, normalization, label_reduction, consensus_reduction)
+    settings = _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight)
     target, blobs = check_shapes(logits, target, blobs)
     with torch.autocast(logits.device.type, enabled=False):
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -147,6 +152,7 @@ class ConsensusLoss(nn.Module):
         consensus_reduction: `blob`, or `image` as the published option `all`.
         ignore_index: target value of the pixels that belong to no blob.
         validate: check values too, not only shapes.
+        blob_weight: `equal`, or `size` for blobs that count as their pixels.
 
     Raises:
         ValueError: a negative or infinite weight, or an unknown word.
@@ -161,14 +167,16 @@ class ConsensusLoss(nn.Module):
         consensus_reduction: Reduction = "blob",
         ignore_index: int = 255,
         validate: bool = True,
+        blob_weight: BlobWeight = "equal",
     ) -> None:
         super().__init__()
-        _settings(alpha, beta, normalization, label_reduction, consensus_reduction)
+        _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight)
         self.alpha, self.beta = alpha, beta
         self.normalization: Normalization = normalization
         self.label_reduction: Reduction = label_reduction
         self.consensus_reduction: Reduction = consensus_reduction
         self.ignore_index, self.validate = ignore_index, validate
+        self.blob_weight: BlobWeight = blob_weight
 
     def forward(
         self, logits: Tensor, target: Tensor, blobs: Tensor | None = None, names: Sequence[str] | None = None
@@ -176,16 +184,18 @@ class ConsensusLoss(nn.Module):
         """As `consensus_loss`."""
         return consensus_loss(
             logits, target, blobs, self.alpha, self.beta, self.normalization, self.label_reduction,
-            self.consensus_reduction, self.ignore_index, self.validate, names,
+            self.consensus_reduction, self.ignore_index, self.validate, names, self.blob_weight,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
-        return f"alpha={self.alpha}, beta={self.beta}, normalization={self.normalization}"
+        return (
+            f"alpha={self.alpha}, beta={self.beta}, normalization={self.normalization}, blob_weight={self.blob_weight}"
+        )
 
 
 @lru_cache
-def _settings(alpha: float, beta: float, normalization: str, label: str, consensus: str) -> _Settings:
+def _settings(alpha: float, beta: float, normalization: str, label: str, consensus: str, blob_weight: str) -> _Settings:
     problems = [
         f"{name}={value} (0 or more, and finite)"
         for name, value in (("alpha", alpha), ("beta", beta))
@@ -193,14 +203,18 @@ def _settings(alpha: float, beta: float, normalization: str, label: str, consens
     ]
     words = {"normalization": (normalization, Normalization), "label_reduction": (label, Reduction)}
     words["consensus_reduction"] = (consensus, Reduction)
+    words["blob_weight"] = (blob_weight, BlobWeight)
     problems += [
         f"{name}={word!r} ({' or '.join(get_args(known))})"
         for name, (word, known) in words.items()
         if word not in get_args(known)
     ]
+    if normalization == "published" and blob_weight == "size":
+        problems.append("blob_weight='size' with normalization='published' (equal)")
     if problems:
         raise ValueError("consensus loss: " + ", ".join(problems))
-    return _Settings(alpha, beta, normalization == "published", label == "image", consensus == "image")
+    published, by_image = normalization == "published", (label == "image", consensus == "image")
+    return _Settings(alpha, beta, published, *by_image, blob_weight == "size")
 
 
 class _WithGradient(torch.autograd.Function):
@@ -290,7 +304,8 @@ def _loss_of_sums(
         consensus_weight = present * (settings.beta / number)
         consensus_weight = consensus_weight / (images * area if settings.consensus_by_image else per_id)
     else:
-        each = present / present.sum().clamp(min=1)
+        each = pixels if settings.by_size else present
+        each = each / each.sum().clamp(min=1)
         label_weight = each * settings.alpha
         consensus_weight = each * settings.beta / (area if settings.consensus_by_image else at_least_one)
 

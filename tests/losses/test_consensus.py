@@ -117,6 +117,21 @@ class TestByHand:
         loss = consensus_loss(logits, target, alpha=0, beta=1, consensus_reduction="image")
         assert float(loss) == pytest.approx(2 * kl / 4)
 
+    def test_blobs_that_count_as_their_pixels(self):
+        logits, target, blobs = random_case()
+        alone, pixels = [], []
+        for image, labels, ids in zip(logits, target, blobs, strict=True):
+            for blob in ids[labels != 255].unique():
+                only = labels.masked_fill(ids != blob, 255)
+                alone.append(by_hand(image[None], only[None], ids[None]))
+                pixels.append(int((only != 255).sum()))
+        expected = float((torch.stack(alone) * torch.tensor(pixels)).sum() / sum(pixels))
+        assert float(consensus_loss(logits, target, blobs, blob_weight="size")) == pytest.approx(expected, rel=1e-12)
+        single = torch.arange(35).view(1, 5, 7).expand(2, -1, -1)
+        assert float(ConsensusLoss(blob_weight="size")(logits, target, single)) == pytest.approx(
+            10 * float(F.cross_entropy(logits, target, ignore_index=255))
+        )
+
     def test_soft_targets(self):
         """One-hot targets are the hard ones; the label term is the cross-entropy of the blob's two means."""
         logits, target, blobs = random_case(ignored=False)
@@ -202,6 +217,11 @@ class TestGradients:
         soft = random_case(h=3, w=4, seed=1)[0].softmax(1)
         logits.requires_grad_()
         assert torch.autograd.gradcheck(lambda x: consensus_loss(x, soft, blobs), (logits,))
+
+    def test_of_blobs_that_count_as_their_pixels(self):
+        logits, target, blobs = random_case(h=3, w=4)
+        logits.requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: consensus_loss(x, target, blobs, blob_weight="size"), (logits,))
 
     def test_scales_with_what_comes_from_outside(self):
         logits, target, blobs = random_case()
@@ -514,3 +534,5 @@ class TestBadInput:
             ConsensusLoss(consensus_reduction="all")
         with pytest.raises(ValueError, match="normalization='publish'"):
             consensus_loss(*random_case(), normalization="publish")
+        with pytest.raises(ValueError, match="blob_weight='size' with normalization='published'"):
+            ConsensusLoss(normalization="published", blob_weight="size")
