@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.base import SegmentationDataModule
@@ -60,15 +61,23 @@ def main(args: list[str]) -> None:
 
 
 def draw_batch(batch: Batch, space: LabelSpace) -> Image.Image:
-    """Each image | its labels laid over it | its labels alone, two samples a row, over a legend of the classes."""
+    """Each image | its labels laid over it | its labels alone | its blobs, two samples a row, over a legend.
+
+    What the batch does not hold is left out: the labels of unlabelled images, the blobs where none are made.
+    """
     cells = []
-    for image, mask in zip(batch["image"], batch["mask"], strict=True):
+    for i, image in enumerate(batch["image"]):
         pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        cells.append(np.concatenate([pixels, overlay(pixels, mask, space), colorize(mask, space)], 1))
+        parts = [pixels]
+        if "mask" in batch:
+            parts += [overlay(pixels, batch["mask"][i], space), colorize(batch["mask"][i], space)]
+        if "blobs" in batch:
+            parts.append(_blob_colours(batch["blobs"][i].numpy()))
+        cells.append(np.concatenate(parts, 1))
     height, width = cells[0].shape[:2]
     columns = 2 if len(cells) > 1 else 1
     rows = -(-len(cells) // columns)
-    occurring = [int(label) for label in batch["mask"].unique()]
+    occurring = [int(label) for label in batch["mask"].unique()] if "mask" in batch else []
     key = legend(occurring, space, columns * (width + _GAP))
     page = Image.new("RGB", (key.width, rows * (height + _GAP) + key.height), (255, 255, 255))
     for number, cell in enumerate(cells):
@@ -76,3 +85,9 @@ def draw_batch(batch: Batch, space: LabelSpace) -> Image.Image:
         page.paste(Image.fromarray(cell), at)
     page.paste(key, (0, rows * (height + _GAP)))
     return page
+
+
+def _blob_colours(blobs: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(H, W, 3): a colour an id, the same in every picture."""
+    colours: NDArray[np.uint8] = np.random.default_rng(0).integers(40, 255, (int(blobs.max()) + 1, 3), dtype=np.uint8)
+    return colours[blobs]

@@ -16,6 +16,15 @@ def test_the_picture_shows_images_and_label_colours(tmp_path):
     assert (page[:20, 75:90] == PARTS.palette[1]).all()
 
 
+def test_blobs_have_a_colour_each_and_what_is_missing_is_left_out():
+    image, blobs = torch.zeros(1, 3, 20, 30), torch.zeros(1, 20, 30, dtype=torch.int64)
+    blobs[0, :, 10:] = 1
+    page = np.asarray(show.draw_batch({"image": image, "blobs": blobs, "name": ["a"]}, PARTS))
+    shown = page[:20, 30:60].reshape(20, 30, 3)
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) == 2
+    assert (shown[:, :10] == shown[0, 0]).all()
+
+
 def test_the_command_draws_an_augmented_batch(tmp_path, capsys):
     config = tmp_path / "e.yaml"
     config.write_text("data: {class_path: tests.data.tiny.TinyDataModule, init_args: {augmentation: {flip: 1.0}}}")
