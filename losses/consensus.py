@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from losses.consensus_checks import check_probabilities, check_range, check_shapes, refuse_conflict, refuse_logits
+from losses.consensus_checks import check_shapes, refuse_conflict, refuse_logits
 from losses.region_sums import images_at_once, region_sum, spread, spread_two, sum_two
+from losses.regions import Regions, find_regions
 
 Normalization = Literal["blob", "published"]
 Reduction = Literal["blob", "image"]
@@ -28,24 +29,6 @@ class _Settings(NamedTuple):
     label_by_image: bool
     consensus_by_image: bool
     by_size: bool
-
-
-class _Regions(NamedTuple):
-    """Which pixel belongs where, and what is known of each region.
-
-    ids: int64 (N, 1, H, W), 0..bins - 1; the last one has the pixels that are ignored, and no others.
-    bins: number of regions an image, and one. pixels: (N, 1, bins) float, how many, 0 of the last.
-    label: (N, 1, bins) int64, or the (N, C, bins) sums of soft targets.
-    classes: the hard target, (N, 1, H, W), 0 where it is ignored; None where it is soft.
-    conflict: whether a region has two labels, a scalar.
-    """
-
-    ids: Tensor
-    bins: int
-    pixels: Tensor
-    label: Tensor
-    classes: Tensor | None
-    conflict: Tensor
 
 
 def consensus_loss(
@@ -119,9 +102,11 @@ def consensus_loss(
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if torch.compiler.is_compiling():
-            return _plain(logits, _regions(logits, target, blobs, ignore_index, settings, False, None), settings)
+            return _plain(
+                logits, find_regions(logits, target, blobs, ignore_index, settings.published, False, None), settings
+            )
         with torch.no_grad():
-            regions = _regions(logits, target, blobs, ignore_index, settings, validate, names)
+            regions = find_regions(logits, target, blobs, ignore_index, settings.published, validate, names)
             p, total, *sums = _sums(logits.log_softmax(1), regions, settings)
             conflict, underflows, finite = _flags(total, sums[0], regions, settings, validate)
             if conflict:
@@ -235,7 +220,7 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         logits, p, share, by_p, by_log_p, by_label, ids, *known = ctx.saved_tensors
-        regions = _Regions(ids, ctx.bins, *known)
+        regions = Regions(ids, ctx.bins, *known)
         nothing = (None,) * (len(ctx.saved_tensors) + 2)
         if torch.is_grad_enabled():  # create_graph: autograd derives the derivative
             with torch.autocast(logits.device.type, enabled=False):
@@ -256,7 +241,7 @@ class _WithGradient(torch.autograd.Function):
         return grad.addcmul_(p, grad.sum(1, keepdim=True), value=-1), *nothing
 
 
-def _plain(logits: Tensor, regions: _Regions, settings: _Settings) -> Tensor:
+def _plain(logits: Tensor, regions: Regions, settings: _Settings) -> Tensor:
     """The loss by operations that autograd and the compiler can see through."""
     log_p = logits.log_softmax(1)
     p_sum, log_p_sum, counted = _sums(log_p, regions, settings)[2:]
@@ -264,7 +249,7 @@ def _plain(logits: Tensor, regions: _Regions, settings: _Settings) -> Tensor:
     return _loss_of_sums(regions, settings, logits.shape, p_sum, log_p_sum, counted, exact)[0]
 
 
-def _sums(log_p: Tensor, regions: _Regions, settings: _Settings) -> tuple[Tensor, ...]:
+def _sums(log_p: Tensor, regions: Regions, settings: _Settings) -> tuple[Tensor, ...]:
     """p, a number that is finite if all of log p is, and (N, C, bins) sums over each region.
 
     The sums are of p, of log p, and of how many count in the latter (N, 1 or C, bins).
@@ -280,7 +265,7 @@ def _sums(log_p: Tensor, regions: _Regions, settings: _Settings) -> tuple[Tensor
 
 
 def _loss_of_sums(
-    regions: _Regions,
+    regions: Regions,
     settings: _Settings,
     shape: torch.Size,
     p_sum: Tensor,
@@ -331,7 +316,7 @@ def _loss_of_sums(
 
 
 def _flags(
-    total: Tensor, p_sum: Tensor, regions: _Regions, settings: _Settings, validate: bool
+    total: Tensor, p_sum: Tensor, regions: Regions, settings: _Settings, validate: bool
 ) -> tuple[bool, bool, bool]:
     """Whether a region has two labels, whether its label's probability is tiny, whether the sums are finite."""
     if not validate and p_sum.is_cuda:
@@ -353,7 +338,7 @@ def _flags(
     return flags[0], flags[1], flags[2]
 
 
-def _log_label_sum(log_p: Tensor, regions: _Regions) -> tuple[Tensor, Tensor]:
+def _log_label_sum(log_p: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     """Log of the label's summed probability, exact where all of it underflows, and each pixel's share in the sum.
 
     (N, 1, bins) and (N, 1, H, W); of a soft target for each class, (N, C, bins) and (N, C, H, W).
@@ -367,70 +352,3 @@ def _log_label_sum(log_p: Tensor, regions: _Regions) -> tuple[Tensor, Tensor]:
     scaled = (own - spread(top, regions.ids)).exp()
     total = region_sum(scaled, regions.ids, regions.bins).clamp(min=torch.finfo(log_p.dtype).tiny)
     return top + total.log(), scaled * spread(1 / total, regions.ids)
-
-
-def _regions(
-    logits: Tensor,
-    target: Tensor,
-    blobs: Tensor | None,
-    ignore_index: int,
-    settings: _Settings,
-    validate: bool,
-    names: Sequence[str] | None,
-) -> _Regions:
-    n, c, h, w = logits.shape
-    soft = target.is_floating_point()
-    classes = target.argmax(1, keepdim=True) if soft else target
-    ids, last = (classes, c - 1) if blobs is None else (blobs, h * w - 1)
-    ignored: Tensor | None = None
-    if soft and validate:
-        check_probabilities(target, names)
-    if not torch.compiler.is_compiling() and (validate or not logits.is_cuda):
-        ends = (*classes.aminmax(), *((classes[0, 0, 0, 0],) if blobs is None else blobs.aminmax()))
-        low, high, *found = torch.stack(ends).tolist()
-        if not soft and (low < 0 or high >= c or 0 <= ignore_index < c):
-            ignored = target == ignore_index
-            if validate:
-                check_range("target", target.masked_fill(ignored, 0), c, names)
-        if blobs is not None:
-            last = found[1]
-            if found[0] < 0 or last >= h * w // 16:
-                ids, last = _compact(blobs, ignored, settings.published, names)
-    elif not soft:
-        ignored = target == ignore_index
-    bins = last + 2
-    if ignored is not None:
-        classes, ids = classes.masked_fill(ignored, 0), ids.masked_fill(ignored, bins - 1)
-    one = logits.new_ones(()).expand(n, 1, h, w)
-    conflict = torch.zeros((), dtype=torch.bool, device=logits.device)
-    if soft:
-        label = region_sum(target.to(logits.dtype), ids, bins)
-        return _Regions(ids, bins, region_sum(one, ids, bins), label, None, conflict)
-    if blobs is None:
-        pixels = region_sum(one, ids, bins)
-        label = torch.arange(bins, device=logits.device).clamp(max=c - 1).expand(n, 1, bins)
-    else:  # the pixels of each pair of region and label: their sum, the largest, and whether there is a second
-        of_label = region_sum(one, torch.add(classes, ids, alpha=c), c * bins).view(n, 1, bins, c)
-        pixels, (most, label) = of_label.sum(3), of_label.max(3)
-        conflict = (most != pixels).any() if validate else conflict
-    if ignored is not None:
-        pixels[..., -1] = 0
-    return _Regions(ids, bins, pixels, label, classes, conflict)
-
-
-def _compact(blobs: Tensor, ignored: Tensor | None, shared: bool, names: Sequence[str] | None) -> tuple[Tensor, int]:
-    """Large ids numbered anew from 0, in each image, or the same in all where images share them; and the last."""
-    ids = blobs
-    if ignored is not None:
-        ids = blobs.masked_fill(ignored, torch.iinfo(torch.int64).max)
-        ids = torch.where(ignored, ids.flatten(1).amin(1).view(-1, 1, 1, 1) % torch.iinfo(torch.int64).max, blobs)
-    check_range("blobs", ids, None, names)
-    for number_anew in (False, True):
-        if number_anew:
-            ids = ids.unique(return_inverse=True)[1]
-        if not shared:
-            ids = ids - ids.flatten(1).amin(1).view(-1, 1, 1, 1)
-        last = int(ids.max())
-        if last < ids[0].numel():
-            break
-    return ids, last
