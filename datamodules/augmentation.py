@@ -68,7 +68,8 @@ class Augmentation:
 class AugmentationPipeline(nn.Module):
     """Applies an `Augmentation` to batches whose labels are of one space; draws from torch's global generators.
 
-    Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` and 0 in `blobs`.
+    Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` and 0 in `blobs`. Images without
+    `mask` get one: 0, and `ignore_index` outside of them.
     """
 
     flip_lookup: Tensor
@@ -105,6 +106,9 @@ class AugmentationPipeline(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         """A new batch: `image` (N, 3, H, W) in 0..1, with `mask` and `blobs` (N, H, W) where present."""
         image = batch["image"].float()
+        batch = batch.copy()
+        if "mask" not in batch:  # an image without labels: its mask says what lies outside of it
+            batch["mask"] = torch.zeros(image.shape[0], *image.shape[-2:], dtype=torch.int64, device=image.device)
         keys = [key for key in ("mask", "blobs") if key in batch]
         # One tensor, so that all labels are warped alike; shifted by one, so that the zeros that a warp lets in from
         # outside can be told from class 0.

@@ -99,8 +99,8 @@ class BlobDataset(Dataset[Sample]):
     """The samples of another data set, each with `blobs`, int64 of the mask's size, as `make_blobs` makes them.
 
     A sample that comes with superpixels as its `blobs` keeps them for `superpixels`, cut by the labels; other kinds put
-    theirs in their place. Superpixels are made once a sample, and kept, unless the data set has `set_epoch`: then its
-    samples vary.
+    theirs in their place. Superpixels are made once a sample, and kept, unless the samples vary: where the data
+    set has `set_epoch`, and no `vary` that says otherwise.
 
     Args:
         data: gives `image` (3, H, W) in 0..1 and, but for superpixels, `mask` (H, W).
@@ -115,7 +115,8 @@ class BlobDataset(Dataset[Sample]):
         self.data = data
         self.kind = kind
         self.segments = segments
-        self.memory_left = memory_bytes if kind == "superpixels" and not hasattr(data, "set_epoch") else 0
+        varies = getattr(data, "vary", hasattr(data, "set_epoch"))
+        self.memory_left = memory_bytes if kind == "superpixels" and not varies else 0
         self._memory: dict[int, NDArray[np.unsignedinteger[Any]]] = {}
 
     def __len__(self) -> int:

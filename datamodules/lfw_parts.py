@@ -106,11 +106,20 @@ class LFWPartsDataModule(SegmentationDataModule):
         if stage == "test":
             test = self.names("test")
             seen = {person_of(name) for name in self.names("train")}
-            if self.unlabelled is not None:  # the teacher knew those, the student also knows these
-                seen |= {person_of(face.name) for face in self.faces("train")}
             new = frozenset(name for name in test if person_of(name) not in seen)
+            if self.unlabelled is not None:  # the teacher knew those, the student also knows these
+                if not self.unlabelled.is_dir():
+                    rank_zero_info(f"LFW test: no folder {self.unlabelled}, so who is new cannot be told")
+                    return
+                others = {person_of(face.name) for face in self.faces("train")}
+                new = frozenset(name for name in new if person_of(name) not in others)
             self.test_subsets = {"new_people": new} if new else {}
             rank_zero_info(f"LFW test: {len(test)} photographs; `new_people` has {len(new)}, of persons not trained on")
+
+    @property
+    def tests_superpixels(self) -> bool:
+        """Whether the test batches' blobs are the published superpixels, on which the literature reports accuracy."""
+        return self.blobs == "superpixels" and all(face.superpixels is not None for face in self.faces("test"))
 
     @property
     def has_validation(self) -> bool:

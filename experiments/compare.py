@@ -128,7 +128,7 @@ class Comparison:
         title = f"{first} and {second}{f', test {self.test}' if self.test else ''}"
         interval = ("95 % interval", "excludes 0", "relative", f"{first} better", f"{second} better")
         note = (
-            f"{self.images} images; means over the seeds {', '.join(map(str, self.seeds))}. The interval is of the "
+            f"All {self.images} images; means over the seeds {', '.join(map(str, self.seeds))}. The interval is of the "
             f"difference, by {RESAMPLES:,} resamples of the images; what another training would change is not in it. "
             f"Better: share of the images; the others are even."
         )
@@ -262,6 +262,14 @@ def _check_paired(first: tuple[str, Images], second: tuple[str, Images]) -> None
             for row, names in zip((one, other), only, strict=True)
         )
         raise ValueError(f"{one} and {other} were not scored on the same images: {said}; nothing can be paired")
+    truths = [found.pixels[0] + found.pixels[2] for found in (images, others)]  # hits and misses: the truth's pixels
+    differ = (truths[0][0] != truths[1][0]).any(1)
+    if differ.any():
+        name = images.names[int(differ.argmax())]
+        raise ValueError(
+            f"{one} and {other} were scored on other labels: {int(differ.sum())} images ({name}, …) differ; "
+            f"nothing can be paired"
+        )
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

@@ -159,8 +159,11 @@ def rich_table(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[Tabl
 
 
 def markdown(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """The table as Markdown, with the notes below it."""
-    lines, notes = _lines(rows, results)
+    """The measured rows as a Markdown table, with the notes below it; how many are not measured is said there."""
+    measured = {name: row for name, row in rows.items() if summarise(row, results)}
+    lines, notes = _lines(measured, [result for result in results if result.row in measured or result.row not in rows])
+    if len(measured) < len(rows):
+        notes.append(f"{len(rows) - len(measured)} further rows are not measured: `structseg results --missing`")
     return "\n\n".join([markdown_table(HEADER, ("---",) * (len(HEADER) - 1) + ("---:",), lines), *notes])
 
 

@@ -44,7 +44,7 @@ class ConsensusSegmenter(SegmentationModule):
         teacher: `hard` takes the teacher's likeliest classes, `soft` its probabilities.
 
     Raises:
-        ValueError: a soft teacher for a loss that does not take it.
+        ValueError: a soft teacher without a checkpoint, or for a loss that does not take it.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class ConsensusSegmenter(SegmentationModule):
     ) -> None:
         loss = loss or ConsensusLoss(ignore_index=label_space.ignore_index)
         super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
+        if teacher == "soft" and teacher_ckpt is None:
+            raise ValueError("teacher is soft, but there is none; set --model.teacher_ckpt")
         if teacher == "soft" and not isinstance(loss, ConsensusLoss):
             raise ValueError(
                 f"a soft teacher needs ConsensusLoss, not {type(loss).__name__}; beta 0 leaves its label term alone"
@@ -79,8 +81,11 @@ class ConsensusSegmenter(SegmentationModule):
         """Reads the teacher.
 
         Raises:
-            ValueError: it is no checkpoint of this suite, or has other classes.
+            ValueError: there is none for images without labels, or it is no checkpoint of this suite, or has other
+                classes.
         """
+        if self.teacher_ckpt is None and getattr(getattr(self.trainer, "datamodule", None), "unlabelled", None):
+            raise ValueError("training images without labels need a teacher; set --model.teacher_ckpt")
         if self.teacher_ckpt is not None:
             self._teacher = [load_teacher(self.teacher_ckpt, self.label_space).to(self.device)]
 
@@ -95,32 +100,38 @@ class ConsensusSegmenter(SegmentationModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if split == "train" and self._teacher:
             batch = self._taught(batch)
-        elif "mask" not in batch:
-            raise ValueError("training images without labels need a teacher; set --model.teacher_ckpt")
         output = super()._step(batch, split)
-        data = getattr(self.trainer, "datamodule", None)
-        if split == "test" and "blobs" in batch and getattr(data, "blobs", None) == "superpixels":
+        if split == "test" and self._tests_superpixels():
             self.test_superpixels.update(output["prediction"], batch["mask"], batch["blobs"])
         return output
+
+    def _tests_superpixels(self) -> bool:
+        return bool(getattr(getattr(self.trainer, "datamodule", None), "tests_superpixels", False))
+
+    def on_test_start(self) -> None:
+        """Starts from nothing."""
+        super().on_test_start()
+        self.test_superpixels.reset()
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the teacher's labels; regions that are cut by other labels are cut by these too."""
+        ignore = self.label_space.ignore_index
         probabilities = self._teacher[0].evaluate(batch["image"]).softmax(1)
         classes = probabilities.argmax(1)
-        taught = {**batch, "mask": probabilities if self.soft_teacher else classes}
-        if "mask" in batch:  # what is outside the image after augmentation stays unlabelled
-            outside = batch["mask"] == self.label_space.ignore_index
-            if not self.soft_teacher:
-                taught["mask"] = classes.masked_fill(outside, self.label_space.ignore_index)
+        outside = batch["mask"] == ignore  # of the image, after augmentation: stays unlabelled
+        if self.soft_teacher:
+            labels = probabilities.masked_fill(outside[:, None], 0)
+        else:
+            labels = classes.masked_fill(outside, ignore)
+        taught = {**batch, "mask": labels}
         if "blobs" in batch:
             taught["blobs"] = batch["blobs"] * len(self.label_space) + classes
         return taught
 
     def on_test_epoch_end(self) -> None:
-        """Also logs `test/superpixel_accuracy` where the data's blobs are superpixels."""
+        """Also logs `test/superpixel_accuracy` where the data's blobs are the published superpixels."""
         super().on_test_epoch_end()
-        if self.test_superpixels.update_called:
+        if self._tests_superpixels():
             for key, value in self.test_superpixels.compute().items():
                 self.log(f"test/{key}", value)
-            self.test_superpixels.reset()

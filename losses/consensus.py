@@ -62,8 +62,8 @@ def consensus_loss(
     Args:
         logits: (N, C, H, W), any float type.
         target: (N, H, W) or (N, 1, H, W), integers 0..C-1 or `ignore_index`; or (N, C, H, W) class probabilities, such
-            as a teacher's, taken as constant: the label term becomes the cross-entropy of t against the blob's mean
-            target.
+            as a teacher's, taken as constant, all 0 where a pixel is ignored: the label term becomes the cross-entropy
+            of t against the blob's mean target.
         blobs: (N, H, W) or (N, 1, H, W) integers from 0, one label a blob; None = the labels are the blobs (of a soft
             target, its likeliest classes). Compiled, or unchecked on a GPU, ids must be below H * W.
         alpha: weight of the label term, 0 or more.

@@ -58,8 +58,10 @@ def find_regions(
     classes = target.argmax(1, keepdim=True) if soft else target
     ids, last = (classes, c - 1) if blobs is None else (blobs, h * w - 1)
     ignored: Tensor | None = None
-    if soft and validate:
-        check_probabilities(target, names)
+    if soft:
+        if validate:
+            check_probabilities(target, names)
+        ignored = (target == 0).all(1, keepdim=True)
     if not torch.compiler.is_compiling() and (validate or not logits.is_cuda):
         ends = (*classes.aminmax(), *((classes[0, 0, 0, 0],) if blobs is None else blobs.aminmax()))
         low, high, *found = torch.stack(ends).tolist()
@@ -79,8 +81,9 @@ def find_regions(
     one = logits.new_ones(()).expand(n, 1, h, w)
     conflict = torch.zeros((), dtype=torch.bool, device=logits.device)
     if soft:
-        label = region_sum(target.to(logits.dtype), ids, bins)
-        return Regions(ids, bins, region_sum(one, ids, bins), label, None, conflict)
+        label, pixels = region_sum(target.to(logits.dtype), ids, bins), region_sum(one, ids, bins)
+        pixels[..., -1] = 0
+        return Regions(ids, bins, pixels, label, None, conflict)
     if blobs is None:
         pixels = region_sum(one, ids, bins)
         label = torch.arange(bins, device=logits.device).clamp(max=c - 1).expand(n, 1, bins)

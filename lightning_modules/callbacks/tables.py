@@ -20,6 +20,11 @@ from lightning_modules.charts import confusion_figure
 from lightning_modules.metrics.segmentation import SegmentationMetrics
 
 _SCORES = ("iou", "precision", "recall", "f1")
+_STRUCTURE = {
+    "mean_boundary_f1": "boundary F1",
+    "component_error": "component error (an image)",
+    "component_error_relative": "component error (relative)",
+}
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,9 @@ def terminal_table(title: str, scores: Scores, loss: float | None = None) -> Tab
         table.add_section()
     table.add_row("mean", *cells("miou", "mean_f1", "mean_precision", "mean_recall"))
     table.add_row("pixel accuracy", *cells("pixel_accuracy"))
+    for key, name in _STRUCTURE.items():
+        if key in scores.values:
+            table.add_row(name, *cells(key))
     if loss is not None:
         table.add_row("loss", f"{loss:.4f}")
     return table

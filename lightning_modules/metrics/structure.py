@@ -18,6 +18,9 @@ from torchmetrics import Metric
 
 TOLERANCE = 0.0075  # of the image's diagonal
 
+# Sums of scores are whole numbers of billionths: the same in any precision, batch order and number of processes.
+_UNIT = 10**9
+
 
 def component_errors(prediction: Tensor, target: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
     """How many components each prediction has too many or too few, and that as a share of the truth's.
@@ -166,6 +169,15 @@ def _check_maps(**maps: Tensor) -> None:
             raise TypeError(f"{name} is {labels.dtype}; expected integers (take the arg-max of scores first)")
 
 
+def _fixed(scores: Tensor) -> Tensor:
+    """Whole billionths; nan is 0."""
+    return (scores.double().nan_to_num() * _UNIT).round().long()
+
+
+def _mean(total: Tensor, count: Tensor) -> Tensor:
+    return (total.cpu().double() / _UNIT / count.cpu()).float()
+
+
 class ComponentError(Metric):
     """Mean over images of `component_errors` (Masi, Mathai, AbdAlmageed, CVPR 2020), and of the relative one.
 
@@ -194,20 +206,21 @@ class ComponentError(Metric):
         super().__init__()
         self.ignore_index = ignore_index
         self.add_state("errors", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("relative", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("relative", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Counts a batch of (N, H, W) integer class indices; raises what `component_errors` does."""
         errors, relative = component_errors(preds, target, self.ignore_index)
         self.errors += errors.sum()
-        self.relative += relative.sum()
+        self.relative += _fixed(relative).sum()
         self.images += len(errors)
 
     def compute(self) -> dict[str, Tensor]:
         """Both means as float32 scalars on the CPU, under the names of `metric_keys`."""
         images = self.images.cpu()
-        return dict(zip(self.metric_keys, (self.errors.cpu() / images, self.relative.cpu() / images), strict=True))
+        values = (self.errors.cpu() / images, _mean(self.relative, images))
+        return dict(zip(self.metric_keys, values, strict=True))
 
 
 class BoundaryF1(Metric):
@@ -244,9 +257,9 @@ class BoundaryF1(Metric):
         if not classes or not tolerance >= 0:
             raise ValueError(f"classes are {list(classes)}, tolerance is {tolerance}; give names, and 0 or more")
         self.classes, self.ignore_index, self.tolerance = tuple(classes), ignore_index, tolerance
-        self.add_state("means", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("means", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("sums", torch.zeros(len(self.classes)), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self.classes), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(self.classes), dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
@@ -258,14 +271,14 @@ class BoundaryF1(Metric):
         """Counts a batch of (N, H, W) integer class indices; raises what `boundary_f1` does."""
         scores = boundary_f1(preds, target, len(self.classes), self.ignore_index, self.tolerance)
         means, device = scores.nanmean(1), self.sums.device
-        self.means += means.nansum()
+        self.means += _fixed(means).sum().to(device)
         self.images += (~means.isnan()).sum()
-        self.sums += scores.nansum(0).to(device)
+        self.sums += _fixed(scores).sum(0).to(device)
         self.counts += (~scores.isnan()).sum(0).to(device)
 
     def compute(self) -> dict[str, Tensor]:
         """All means as float32 scalars on the CPU, under the names of `metric_keys`."""
-        values = (self.means.cpu() / self.images.cpu(), *(self.sums.cpu() / self.counts.cpu()))
+        values = (_mean(self.means, self.images), *_mean(self.sums, self.counts))
         return dict(zip(self.metric_keys, values, strict=True))
 
 

@@ -71,10 +71,11 @@ def test_nothing_asked_for_changes_nothing():
 
 
 def test_a_batch_without_labels_is_augmented_too():
-    out = AugmentationPipeline(Augmentation(flip=1, rotate=5), GREYS)(
+    out = AugmentationPipeline(Augmentation(flip=1, scale=(0.5, 0.5)), GREYS)(
         {"image": torch.rand(2, 3, 8, 8), "name": ["a", "b"]}
     )
-    assert set(out) == {"image", "name"}
+    assert set(out) == {"image", "name", "mask"}
+    assert set(out["mask"].unique().tolist()) == {0, 255}, "what lies outside of the images is known"
 
 
 def test_all_wrong_settings_are_named_together():

@@ -47,7 +47,7 @@ NAMES = [f"{i:03d}" for i in range(60)]
 def test_dataset_scores_by_hand(tmp_path):
     """Two images: sums of pixels, not means of ratios; the errors and F1 are means."""
     measured(
-        tmp_path, "a", {"": [line("x"), line("y", tp=(0, 0), fp=(0, 30), fn=(30, 0), error=4, relative=1, f1=0.1)]}
+        tmp_path, "a", {"": [line("x"), line("y", tp=(0, 0), fp=(0, 30), fn=(60, 40), error=4, relative=1, f1=0.1)]}
     )
     measured(tmp_path, "b", {"": [line("y", f1="nan", error=0, relative=0), line("x", error=1, relative=0.25)]})
     (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
@@ -61,9 +61,9 @@ def test_dataset_scores_by_hand(tmp_path):
         "component_error_relative",
         "boundary_f1",
     ]
-    assert by["iou/background"].means == pytest.approx((50 / 100, 100 / 140))
-    assert by["iou/face"].means == pytest.approx((30 / 80, 60 / 100))
-    assert by["miou"].means == pytest.approx(((50 / 100 + 30 / 80) / 2, (100 / 140 + 60 / 100) / 2))
+    assert by["iou/background"].means == pytest.approx((50 / 130, 100 / 140))
+    assert by["iou/face"].means == pytest.approx((30 / 120, 60 / 100))
+    assert by["miou"].means == pytest.approx(((50 / 130 + 30 / 120) / 2, (100 / 140 + 60 / 100) / 2))
     assert by["component_error"].means == (3, 0.5)
     assert by["component_error_relative"].means == (0.75, 0.125)
     assert by["boundary_f1"].means == pytest.approx((0.3, 0.5))  # the image without one is left out
@@ -122,10 +122,17 @@ def test_seeds_are_averaged_and_only_common_ones_count(tmp_path):
 
 
 def test_iou_is_of_each_seed_before_the_mean(tmp_path):
-    for seed, tp in ((0, (10, 10)), (1, (100, 10))):
-        measured(tmp_path, "a", {"": [line("x", tp=tp)]}, seed)
+    for seed, tp, fn in ((0, (10, 10), (100, 10)), (1, (100, 10), (10, 10))):
+        measured(tmp_path, "a", {"": [line("x", tp=tp, fn=fn)]}, seed)
     (found,) = compare_rows(row("a"), row("a"), read_results(tmp_path))
-    assert lines_of(found)["iou/background"].means[0] == pytest.approx((10 / 30 + 100 / 120) / 2)
+    assert lines_of(found)["iou/background"].means[0] == pytest.approx((10 / 120 + 100 / 120) / 2)
+
+
+def test_other_truth_is_not_paired(tmp_path):
+    measured(tmp_path, "a", {"": [line("x"), line("y")]})
+    measured(tmp_path, "b", {"": [line("x"), line("y", fn=(11, 10))]})
+    with pytest.raises(ValueError, match=r"a and b were scored on other labels: 1 images \(y, …\) differ"):
+        compare_rows(row("a"), row("b"), read_results(tmp_path))
 
 
 def test_a_class_that_is_nowhere_is_left_out(tmp_path):

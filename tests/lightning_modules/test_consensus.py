@@ -52,7 +52,7 @@ def test_any_other_loss_takes_its_place():
     with pytest.raises(ValueError, match=r"CrossEntropyLoss ignores -100, .* --model.loss.ignore_index 255"):
         make_module(nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="a soft teacher needs ConsensusLoss, not CrossEntropyLoss"):
-        make_module(nn.CrossEntropyLoss(ignore_index=255), teacher="soft")
+        make_module(nn.CrossEntropyLoss(ignore_index=255), teacher="soft", teacher_ckpt="t.ckpt")
 
 
 def test_a_fit_and_a_test_score_structure(tmp_path):
@@ -73,9 +73,9 @@ def test_a_fit_and_a_test_score_structure(tmp_path):
     assert int(first.components.images) == 1
 
 
-def test_superpixel_accuracy_where_the_blobs_are_superpixels(tmp_path):
+def test_superpixel_accuracy_where_the_data_have_superpixels(tmp_path):
     module, data = make_module(), TinyDataModule()
-    data.blobs = "superpixels"
+    data.blobs, data.tests_superpixels = "superpixels", True
     (scores,) = make_trainer(tmp_path, []).test(module, datamodule=data, verbose=False)
     assert 0 <= scores["test/superpixel_accuracy"] <= 1
 
@@ -110,13 +110,19 @@ class TestTeacher:
         student = make_module(Recorder(), teacher_ckpt=str(path), teacher=kind)
         trainer = make_trainer(tmp_path / "student", [], limit_val_batches=0)
         trainer.fit(student, datamodule=TinyDataModule())
-        batch = {"image": torch.rand(2, 3, 32, 32), "name": ["a", "b"]}
+        batch = {
+            "image": torch.rand(2, 3, 32, 32),
+            "name": ["a", "b"],
+            "mask": torch.zeros(2, 32, 32, dtype=torch.long),
+        }
+        batch["mask"][0, :3] = 255
+        outside = batch["mask"] == 255
         probabilities = teacher.evaluate(batch["image"]).softmax(1)
         taught = student._taught(batch)
         if kind == "soft":
-            torch.testing.assert_close(taught["mask"], probabilities)
+            torch.testing.assert_close(taught["mask"], probabilities * ~outside[:, None])
         else:
-            assert torch.equal(taught["mask"], probabilities.argmax(1))
+            assert torch.equal(taught["mask"], probabilities.argmax(1).masked_fill(outside, 255))
         loss = student._loss(student(batch["image"]), taught)
         assert torch.isfinite(loss)
         assert loss.requires_grad
@@ -141,7 +147,9 @@ class TestTeacher:
         student = make_module(teacher_ckpt=str(tmp_path / "missing.ckpt"))
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             make_trainer(tmp_path, []).fit(student, datamodule=TinyDataModule())
-        batch = batch_of()
-        del batch["mask"]
+        data = TinyDataModule()
+        data.unlabelled = "faces"
         with pytest.raises(ValueError, match="training images without labels need a teacher"):
-            make_module()._step(batch, "train")
+            make_trainer(tmp_path, []).fit(make_module(), datamodule=data)
+        with pytest.raises(ValueError, match="teacher is soft, but there is none"):
+            make_module(teacher="soft")

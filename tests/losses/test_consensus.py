@@ -147,6 +147,15 @@ class TestByHand:
         expected = -0.7 * math.log(0.75) - 0.3 * math.log(0.25)
         assert float(consensus_loss(logits, soft, alpha=1, beta=1)) == pytest.approx(expected)
 
+    def test_soft_pixels_without_a_class_are_ignored(self):
+        logits, target, blobs = random_case()
+        soft = F.one_hot(target.masked_fill(target == 255, 0), 3).movedim(-1, 1) * (target != 255)[:, None].double()
+        logits.requires_grad_()
+        for regions in (None, blobs):
+            values = [consensus_loss(logits, labels, regions) for labels in (soft, target)]
+            assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
+            torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in values))
+
     def test_a_soft_target_is_a_constant(self):
         logits, target, _ = random_case(ignored=False)
         soft = F.one_hot(target, 3).movedim(-1, 1).double().requires_grad_()
