@@ -10,6 +10,7 @@ from datamodules import blobs as blobs_module
 from datamodules.augmentation import Augmentation, AugmentationPipeline
 from datamodules.blobs import BlobDataset, BlobKind, make_blobs
 from datamodules.label_spaces import PARTS
+from datamodules.lfw_parts import LFWPartsDataModule
 from datamodules.samples import Sample, collate
 from tests.data.lfw import face_classes, photograph, squares
 
@@ -251,3 +252,14 @@ def test_blobs_keep_one_label_through_augmentation(kind: BlobKind) -> None:
         assert set(after.unique().tolist()) <= set(before.unique().tolist())
         assert torch.equal(label_of[after[inside]], warped[inside])
         assert len(after.unique()) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_three_in_ten_components_of_lfw_are_specks(shared_data):
+    """As the README says where it explains what equal weights do."""
+    data = LFWPartsDataModule(shared_data / "lfw_parts", blobs="components").dataset("train")
+    sizes = np.concatenate([np.bincount(data[i]["blobs"].flatten()) for i in range(0, len(data), 5)])
+    specks = sizes[sizes <= 5]
+    assert 0.28 < len(specks) / len(sizes) < 0.34
+    assert specks.sum() / sizes.sum() < 0.0003
