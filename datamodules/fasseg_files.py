@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from datamodules.packed import packed_size
-from datamodules.samples import open_image
+from datamodules.samples import image_size
 
 Version = Literal["V1", "V2", "V3"]
 Part = Literal["train", "test"]
@@ -254,17 +253,9 @@ def _number(text: str) -> float:
 
 def _check_sizes(pair: Pair, shrunk: tuple[int, int] | None) -> None:
     """`shrunk`: the (H, W) that photographs have in a compact copy; its labels keep their size."""
-    image, label = _size(pair.image), _size(pair.label)
+    image, label = image_size(pair.image), image_size(pair.label)
     if image != label and image[::-1] != shrunk:
         raise ValueError(
             f"{pair.image} is {image[0]}x{image[1]} but its label {pair.label.name} {label[0]}x{label[1]}; "
             f"the label must be of the same crop: mend or remove the pair"
         )
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return open_image(path).size  # says in one line what is wrong with the file

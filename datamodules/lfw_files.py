@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.packed import packed_size
-from datamodules.samples import IMAGE_SUFFIXES, open_image, read_image
+from datamodules.samples import IMAGE_SUFFIXES, image_size, read_image
 
 IMAGES = "lfw_funneled"
 LABELS = "parts_lfw_funneled_gt_images"
@@ -176,17 +176,9 @@ def _refuse_realigned(image: Path, expected: bytes) -> None:
 
 def _check_sizes(image: Path, label: Path, shrunk: tuple[int, int] | None) -> None:
     """`shrunk`: the (H, W) that photographs have in a compact copy; its labels keep their size."""
-    photograph, painted = _size(image), _size(label)
+    photograph, painted = image_size(image), image_size(label)
     if photograph != painted and photograph[::-1] != shrunk:
         raise ValueError(
             f"{image} is {photograph[0]}x{photograph[1]} but its label {label.name} {painted[0]}x{painted[1]}; "
             f"both are 250x250 as published: copy them again"
         )
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return open_image(path).size  # says in one line what is wrong with the file

@@ -98,6 +98,15 @@ def open_image(path: Path) -> Image.Image:
         return image
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header; raises as `open_image`."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return open_image(path).size  # says in one line what is wrong with the file
+
+
 def check_image(path: Path) -> None:
     """Raises as `open_image`, for less: a JPEG is decoded at an eighth of its size, a PNG is held to its checksums."""
     with _naming(path), path.open("rb") as file, Image.open(file) as image:
