@@ -72,6 +72,7 @@ class ConsensusSegmenter(SegmentationModule):
         self.soft_teacher = teacher == "soft"
         self._teacher: list[SegmentationModule] = []  # in a list, so that it is no part of this module's state
         self.test_superpixels = SuperpixelAccuracy(label_space.ignore_index)
+        self._superpixels_count = False
 
     def _scores(self) -> StructuredMetrics:
         space = self.label_space
@@ -101,17 +102,16 @@ class ConsensusSegmenter(SegmentationModule):
         if split == "train" and self._teacher:
             batch = self._taught(batch)
         output = super()._step(batch, split)
-        if split == "test" and self._tests_superpixels():
+        if split == "test" and self._superpixels_count:
             self.test_superpixels.update(output["prediction"], batch["mask"], batch["blobs"])
         return output
-
-    def _tests_superpixels(self) -> bool:
-        return bool(getattr(getattr(self.trainer, "datamodule", None), "tests_superpixels", False))
 
     def on_test_start(self) -> None:
         """Starts from nothing."""
         super().on_test_start()
         self.test_superpixels.reset()
+        # Asked once: the data look at every file of the test set to say so.
+        self._superpixels_count = bool(getattr(getattr(self.trainer, "datamodule", None), "tests_superpixels", False))
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +132,6 @@ class ConsensusSegmenter(SegmentationModule):
     def on_test_epoch_end(self) -> None:
         """Also logs `test/superpixel_accuracy` where the data's blobs are the published superpixels."""
         super().on_test_epoch_end()
-        if self._tests_superpixels():
+        if self._superpixels_count:
             for key, value in self.test_superpixels.compute().items():
                 self.log(f"test/{key}", value)

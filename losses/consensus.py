@@ -102,9 +102,8 @@ def consensus_loss(
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if torch.compiler.is_compiling():
-            return _plain(
-                logits, find_regions(logits, target, blobs, ignore_index, settings.published, False, None), settings
-            )
+            regions = find_regions(logits, target, blobs, ignore_index, settings.published, validate=False)
+            return _plain(logits, regions, settings)
         with torch.no_grad():
             regions = find_regions(logits, target, blobs, ignore_index, settings.published, validate, names)
             p, total, *sums = _sums(logits.log_softmax(1), regions, settings)
@@ -120,9 +119,7 @@ def consensus_loss(
                 sums.append(log_label_sum)
             loss, *slopes = _loss_of_sums(regions, settings, logits.shape, *sums)
         if logits.requires_grad and torch.is_grad_enabled():
-            loss = _WithGradient.apply(
-                logits, loss, settings, regions.bins, p, share, *slopes, *regions[:1], *regions[2:]
-            )
+            loss = _WithGradient.apply(logits, loss, settings, p, share, *slopes, *regions)
         return loss
 
 
@@ -210,18 +207,16 @@ class _WithGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, loss: Tensor, settings: _Settings, bins: int, *saved: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, loss: Tensor, settings: _Settings, *saved: Tensor | None) -> Tensor:
         ctx.save_for_backward(logits, *saved)
-        ctx.settings, ctx.bins = settings, bins
+        ctx.settings = settings
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        logits, p, share, by_p, by_log_p, by_label, ids, *known = ctx.saved_tensors
-        regions = Regions(ids, ctx.bins, *known)
-        nothing = (None,) * (len(ctx.saved_tensors) + 2)
+        logits, p, share, by_p, by_log_p, by_label, *known = ctx.saved_tensors
+        regions = Regions(*known)
+        nothing = (None,) * (len(ctx.saved_tensors) + 1)
         if torch.is_grad_enabled():  # create_graph: autograd derives the derivative
             with torch.autocast(logits.device.type, enabled=False):
                 loss = _plain(logits, regions, ctx.settings)
@@ -229,14 +224,14 @@ class _WithGradient(torch.autograd.Function):
         # The gradient of log p is r = dL/dP p + dL/dQ; that of the logits r - p * sum of r.
         grad = torch.empty_like(p)
         slopes = by_p * outer[0], by_log_p * outer[0]
-        for part in zip(*(tensor.split(images_at_once(p)) for tensor in (p, ids, *slopes, grad)), strict=True):
+        for part in zip(*(tensor.split(images_at_once(p)) for tensor in (p, regions.ids, *slopes, grad)), strict=True):
             some_p, some_ids, some_by_p, some_by_log_p, out = part
             by_p_here, by_log_p_here = spread_two(some_by_p, some_by_log_p, some_ids)
             torch.addcmul(by_log_p_here, by_p_here, some_p, out=out)
         if ctx.settings.published:
             grad.masked_fill_(p == 0, 0)
         if share is not None:
-            pull = share * spread(by_label * outer[0], ids)
+            pull = share * spread(by_label * outer[0], regions.ids)
             grad = grad.add_(pull) if regions.classes is None else grad.scatter_add_(1, regions.classes, pull)
         return grad.addcmul_(p, grad.sum(1, keepdim=True), value=-1), *nothing
 

@@ -16,18 +16,22 @@ class Regions(NamedTuple):
     """Which pixel belongs where, and what is known of each region.
 
     ids: int64 (N, 1, H, W), 0..bins - 1; the last one has the pixels that are ignored, and no others.
-    bins: number of regions an image, and one. pixels: (N, 1, bins) float, how many, 0 of the last.
+    pixels: (N, 1, bins) float, how many, 0 of the last.
     label: (N, 1, bins) int64, or the (N, C, bins) sums of soft targets.
     classes: the hard target, (N, 1, H, W), 0 where it is ignored; None where it is soft.
     conflict: whether a region has two labels, a scalar.
     """
 
     ids: Tensor
-    bins: int
     pixels: Tensor
     label: Tensor
     classes: Tensor | None
     conflict: Tensor
+
+    @property
+    def bins(self) -> int:
+        """Number of regions an image, and one."""
+        return self.pixels.shape[-1]
 
 
 def find_regions(
@@ -63,7 +67,7 @@ def find_regions(
             check_probabilities(target, names)
         ignored = (target == 0).all(1, keepdim=True)
     if not torch.compiler.is_compiling() and (validate or not logits.is_cuda):
-        ends = (*classes.aminmax(), *((classes[0, 0, 0, 0],) if blobs is None else blobs.aminmax()))
+        ends = (*classes.aminmax(), *(() if blobs is None else blobs.aminmax()))
         low, high, *found = torch.stack(ends).tolist()
         if not soft and (low < 0 or high >= c or 0 <= ignore_index < c):
             ignored = target == ignore_index
@@ -83,7 +87,7 @@ def find_regions(
     if soft:
         label, pixels = region_sum(target.to(logits.dtype), ids, bins), region_sum(one, ids, bins)
         pixels[..., -1] = 0
-        return Regions(ids, bins, pixels, label, None, conflict)
+        return Regions(ids, pixels, label, None, conflict)
     if blobs is None:
         pixels = region_sum(one, ids, bins)
         label = torch.arange(bins, device=logits.device).clamp(max=c - 1).expand(n, 1, bins)
@@ -93,7 +97,7 @@ def find_regions(
         conflict = (most != pixels).any() if validate else conflict
     if ignored is not None:
         pixels[..., -1] = 0
-    return Regions(ids, bins, pixels, label, classes, conflict)
+    return Regions(ids, pixels, label, classes, conflict)
 
 
 def _compact(blobs: Tensor, ignored: Tensor | None, shared: bool, names: Sequence[str] | None) -> tuple[Tensor, int]:
