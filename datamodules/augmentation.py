@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import kornia.augmentation as K
 import torch
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor, nn
 
 from datamodules.label_spaces import LabelSpace
@@ -30,6 +32,9 @@ class Augmentation:
         blur: probability of a Gaussian blur, sigma 0.1 to 2 pixels.
         noise: standard deviation of Gaussian noise, on images in 0..1, applied to half of the images.
         erase: probability that a rectangle of 2 to 20 % of the image is painted over; its labels stay.
+        some: each image takes 0 to 4 of rotation, shift, zoom and noise, how many and which drawn anew, and what comes
+            from outside of it is labelled background; else each image takes all. From the STN-iCNN paper, section
+            2.5.1: rotate 15, translate 0.2, scale [0.2, 1.2].
     """
 
     flip: float = 0.0
@@ -45,12 +50,13 @@ class Augmentation:
     blur: float = 0.0
     noise: float = 0.0
     erase: float = 0.0
+    some: bool = False
 
     def __post_init__(self) -> None:
         problems = [
             f"{f.name}={getattr(self, f.name)} (0 or more is needed)"
             for f in fields(self)
-            if f.name != "scale" and getattr(self, f.name) < 0
+            if f.name not in ("scale", "some") and getattr(self, f.name) < 0
         ]
         problems += [
             f"{name}={getattr(self, name)} (a probability, at most 1)"
@@ -61,6 +67,8 @@ class Augmentation:
             problems.append(f"hue={self.hue} (at most 0.5)")
         if not 0 < self.scale[0] <= self.scale[1]:
             problems.append(f"scale={self.scale} (0 < smallest <= largest is needed)")
+        if self.some and self.shear:
+            problems.append(f"shear={self.shear} with some=true (it is none of the four; leave it at 0)")
         if problems:
             raise ValueError("augmentation: " + ", ".join(problems))
 
@@ -68,8 +76,8 @@ class Augmentation:
 class AugmentationPipeline(nn.Module):
     """Applies an `Augmentation` to batches whose labels are of one space; draws from torch's global generators.
 
-    Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` and 0 in `blobs`. Images without
-    `mask` get one: 0, and `ignore_index` outside of them.
+    Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` (0, background, with `some`) and
+    0 in `blobs`. Images without `mask` get one: 0, and the same outside of them.
     """
 
     flip_lookup: Tensor
@@ -77,7 +85,7 @@ class AugmentationPipeline(nn.Module):
     def __init__(self, settings: Augmentation, space: LabelSpace) -> None:
         super().__init__()
         self.settings = settings
-        self.ignore_index = space.ignore_index
+        self.outside = 0 if settings.some else space.ignore_index
         self.register_buffer("flip_lookup", space.flip_lookup(), persistent=False)
         s = settings
         moves = s.rotate or s.translate or s.shear or tuple(s.scale) != (1.0, 1.0)
@@ -88,7 +96,7 @@ class AugmentationPipeline(nn.Module):
             shear=s.shear or None,
             p=1.0,
         )
-        self.geometry = K.AugmentationSequential(affine, data_keys=None) if moves else None
+        self.geometry = K.AugmentationSequential(affine, data_keys=None) if moves and not s.some else None
         colour: list[nn.Module] = []
         if s.brightness or s.contrast or s.saturation or s.hue:
             colour.append(K.ColorJiggle(s.brightness, s.contrast, s.saturation, s.hue, p=1.0))
@@ -96,7 +104,7 @@ class AugmentationPipeline(nn.Module):
             colour.append(K.RandomGrayscale(p=s.grayscale))
         if s.blur:
             colour.append(K.RandomGaussianBlur((7, 7), (0.1, 2.0), p=s.blur))
-        if s.noise:
+        if s.noise and not s.some:
             colour.append(K.RandomGaussianNoise(std=s.noise, p=0.5))
         if s.erase:
             colour.append(K.RandomErasing(scale=(0.02, 0.2), p=s.erase))
@@ -112,20 +120,44 @@ class AugmentationPipeline(nn.Module):
         keys = [key for key in ("mask", "blobs") if key in batch]
         # One tensor, so that all labels are warped alike; shifted by one, so that the zeros that a warp lets in from
         # outside can be told from class 0.
-        labels = torch.stack([batch[key] + 1 for key in keys], 1).float() if keys else None
-        if self.geometry is not None:
-            moved = self.geometry({"image": image} if labels is None else {"image": image, "mask": labels})
-            image, labels = moved["image"], moved.get("mask")
+        labels = torch.stack([batch[key] + 1 for key in keys], 1).float()
+        if self.settings.some:
+            image, labels = self._some(image, labels)
+        elif self.geometry is not None:
+            moved = self.geometry({"image": image, "mask": labels})
+            image, labels = moved["image"], moved["mask"]
         out = batch.copy()
         flip = torch.rand(len(image)).to(image.device) < self.settings.flip
         image = torch.where(flip[:, None, None, None], image.flip(-1), image)
         for channel, key in enumerate(keys):
-            assert labels is not None
             whole = labels[:, channel].round().long() - 1
-            whole = whole.masked_fill(whole < 0, self.ignore_index if key == "mask" else 0)
+            whole = whole.masked_fill(whole < 0, self.outside if key == "mask" else 0)
             mirrored = whole.flip(-1)
             if key == "mask":
                 mirrored = self.flip_lookup.to(mirrored.device)[mirrored]
             out[key] = torch.where(flip[:, None, None], mirrored, whole)
         out["image"] = self.colour(image).clamp(0, 1)
         return out
+
+    def _some(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotation, shift, zoom, noise: of these each image takes a number from 0 to 4, and then which."""
+        s, count = self.settings, len(image)
+        order = torch.rand(count, 4).argsort(1).argsort(1)
+        rotated, shifted, zoomed, noisy = (order < torch.randint(0, 5, (count, 1))).unbind(1)
+        height, width = image.shape[-2:]
+        angle = (2 * torch.rand(count) - 1) * s.rotate * rotated
+        reach = s.translate * torch.tensor([width, height])
+        shift = (2 * torch.rand(count, 2) - 1) * reach * shifted[:, None]
+        zoom = torch.where(zoomed, s.scale[0] + (s.scale[1] - s.scale[0]) * torch.rand(count), 1.0)
+        middle = torch.tensor([(width - 1) / 2, (height - 1) / 2]).expand(count, 2)
+        moves = get_affine_matrix2d(shift, middle, zoom[:, None].expand(count, 2), angle)[:, :2]
+        # The others stay as they are to the last bit.
+        which = ((angle != 0) | (shift != 0).any(1) | (zoom != 1)).nonzero()[:, 0].to(image.device)
+        if len(which):
+            warp = partial(warp_affine, M=moves.to(image.device)[which], dsize=(height, width), align_corners=True)
+            image = image.index_copy(0, which, warp(image[which], mode="bilinear"))
+            labels = labels.index_copy(0, which, warp(labels[which], mode="nearest"))
+        if s.noise:
+            strength = s.noise * noisy.to(image)[:, None, None, None]
+            image = (image + strength * torch.randn_like(image)).clamp(0, 1)
+        return image, labels

@@ -9,16 +9,20 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from datamodules.augmentation import Augmentation, AugmentationPipeline
 from datamodules.blobs import BlobDataset, BlobKind
+from datamodules.hidden_parts import HiddenPartsDataset
 from datamodules.label_spaces import LabelSpace
 from datamodules.label_spaces import label_space as find_label_space
+from datamodules.originals import Originals
 from datamodules.predict_inputs import predict_inputs
-from datamodules.samples import Batch, Sample, collate
+from datamodules.samples import Batch, Sample, collate, pad_masks
+from datamodules.versions import VersionsDataset
 
 Split = Literal["train", "val", "test"]
 
@@ -57,6 +61,8 @@ class SegmentationDataModule(LightningDataModule):
 
     test_subsets: Mapping[str, frozenset[str]] = {}  # parts of the test set, by sample name, that are also scored apart
     download: bool = False  # whether `prepare_data` fetches what is missing
+    originals: Originals | None = None  # set by a child whose samples have `original`
+    versions: int = 1  # set by a child: how often each training image occurs in an epoch
 
     def __init__(
         self,
@@ -111,12 +117,18 @@ class SegmentationDataModule(LightningDataModule):
             made = self.make_dataset(split)
             if made is None or len(made) == 0:  # type: ignore[arg-type]
                 raise ValueError(f"{type(self).__name__} has no {split} images; choose settings or data that have some")
-            self._datasets[split] = made if self.blobs is None else BlobDataset(made, self.blobs)
+            if self.blobs is not None:
+                made = BlobDataset(made, self.blobs)
+            if split != "train" and self.originals is not None and self.originals.hide_parts:
+                made = HiddenPartsDataset(made, self.originals.hide_parts, self.label_space, self.seed)
+            self._datasets[split] = made
         return self._datasets[split]
 
     def _loader(self, split: Split) -> DataLoader[Sample]:
         data = self.dataset(split)
         train = split == "train"
+        if train and self.versions > 1:
+            data = VersionsDataset(data, self.versions)
         return DataLoader(
             data,
             batch_size=1 if not train and self.score_at == "native" else self.batch_size,
@@ -135,7 +147,7 @@ class SegmentationDataModule(LightningDataModule):
         return UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled by (seed, epoch); every image once an epoch."""
+        """Shuffled by (seed, epoch); every image once an epoch, or `versions` times."""
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
@@ -178,8 +190,29 @@ class SegmentationDataModule(LightningDataModule):
         device = batch["image"].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-            augmented: Batch = self.pipeline(batch)
+            augmented: Batch = self._augment_originals(batch) if "original" in batch else self.pipeline(batch)
             return augmented
+
+    def _augment_originals(self, batch: Batch) -> Batch:
+        """Originals and masks are varied at their own size; the images are made anew from them."""
+        originals = batch["original"]
+        sizes = [(original.shape[-2], original.shape[-1]) for original in originals]
+        rows = [range(len(sizes))] if len(set(sizes)) == 1 else [range(i, i + 1) for i in range(len(sizes))]
+        seen: tuple[int, int] = (batch["image"].shape[-2], batch["image"].shape[-1])
+        images, varied, masks = [], [], []
+        for row in rows:
+            height, width = sizes[row[0]]
+            part: Batch = {"image": torch.stack([originals[i] for i in row])}
+            if "mask" in batch:
+                part["mask"] = batch["mask"][row.start : row.stop, :height, :width]
+            part = self.pipeline(part)
+            varied += list(part["image"])
+            masks += list(part["mask"])
+            images.append(F.interpolate(part["image"], seen, mode="bilinear", antialias=True))
+        batch = batch.copy()
+        batch["image"], batch["original"] = torch.cat(images), varied
+        batch["mask"] = pad_masks(masks, self.label_space.ignore_index)
+        return batch
 
 
 def _run_seed() -> int:

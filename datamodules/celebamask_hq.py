@@ -34,8 +34,9 @@ from datamodules.celebamask_hq_files import (
 )
 from datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
 from datamodules.occluders import OccludedDataset, Occluders, check_space
+from datamodules.originals import Originals, originals_problems, sample_with_original
 from datamodules.packed import PackedFile, packed_size
-from datamodules.samples import Sample, image_tensor, mask_tensor, read_image, resize_image, resize_mask
+from datamodules.samples import Sample, image_size, image_tensor, mask_tensor, read_image, resize_image, resize_mask
 
 
 class CelebAMaskHQDataModule(SegmentationDataModule):
@@ -72,6 +73,9 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
         blobs: regions that a loss asks to agree: labels, components or superpixels; None makes none.
         occluders: things pasted before the faces, others each epoch in training, the same always in validation and
             test; they need label_space occlusion. None pastes none.
+        originals: let each photograph come along as `original`, with masks of its size; neither blobs nor occluders go
+            with it. None gives images and masks at `size`.
+        versions: how often each training image occurs in an epoch.
 
     Raises:
         ValueError: settings that do not go together; all are named. A label space that the classes do not map to.
@@ -97,6 +101,8 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
         predict_out: str = "predictions",
         blobs: BlobKind | None = None,
         occluders: Occluders | None = None,
+        originals: Originals | None = None,
+        versions: int = 1,
     ) -> None:
         super().__init__(
             label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
@@ -104,7 +110,9 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
         )  # fmt: skip
         CELEBAMASK_HQ.lookup(self.label_space)  # raises where there is no map
         check_space(occluders, self.label_space)
-        problems = []
+        problems = originals_problems(originals, self.label_space, blobs, occluders)
+        if versions < 1:
+            problems.append(f"versions={versions} (1 or more)")
         if train_limit is not None and train_limit < 1:
             problems.append(f"train_limit={train_limit} (1 or more)")
         if left_right is not None and not mend_left_right:
@@ -117,6 +125,8 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
         self.left_right = left_right
         self.mend_left_right = mend_left_right
         self.occluders = occluders
+        self.originals = originals
+        self.versions = versions
 
     @property
     def has_validation(self) -> bool:
@@ -130,8 +140,17 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
 
     @cached_property
     def packed(self) -> bool:
-        """Whether this is a copy with images shrunk to `size`; raises ValueError where it is for another size."""
-        return any(packed_size(folder, self.size) is not None for folder in (self.home, self.home.parent))
+        """Whether this is a copy with images shrunk to what is read; raises ValueError where it is for another size."""
+        folders = (self.home, self.home.parent)
+        if self.originals is None:
+            return any(packed_size(folder, self.size) is not None for folder in folders)
+        sizes = [size for folder in folders if (size := packed_size(folder)) is not None]
+        if sizes and max(sizes[0]) != self.originals.max_side:
+            raise ValueError(
+                f"{self.root} is a copy for images of {sizes[0][0]}x{sizes[0][1]}; set --data.originals.max_side "
+                f"{max(sizes[0])} or read the original"
+            )
+        return bool(sizes)
 
     @cached_property
     def all_pairs(self) -> dict[str, Pair]:
@@ -203,13 +222,14 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
             self.reversed_names,
             native_mask=split != "train" and self.score_at == "native",
             packed=self.packed,
+            originals=self.originals,
         )
         if self.occluders is None:
             return faces
         return OccludedDataset(faces, self.occluders, self.seed, SPLITS.index(split), vary=split == "train")
 
     def files_to_pack(self) -> list[PackedFile]:
-        """Images, shrunk to `size`, masks as they are, and the lists of names; training images beyond the limit too.
+        """Images shrunk as they are read, masks as they are, the lists of names; training images beyond the limit too.
 
         Raises:
             ValueError: a list of names lies outside of `root`.
@@ -219,9 +239,17 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
             listed += [self.home / MAPPING_FILE, official_file(self.home, self.root)]
         files = [PackedFile(path, self._place(path)) for path in listed if path is not None]
         for pair in (self.all_pairs[name] for split in SPLITS for name in self.splits[split]):
-            files.append(PackedFile(pair.image, self._place(pair.image), self.size))
+            files.append(PackedFile(pair.image, self._place(pair.image), self._packed_image_size(pair.image)))
             files += [PackedFile(path, self._place(path)) for path in pair.mask_files]
         return files
+
+    def _packed_image_size(self, image: Path) -> tuple[int, int] | None:
+        """The (H, W) that an image is always shrunk to; None where it is read as it is."""
+        if self.originals is None:
+            return self.size
+        width, height = image_size(image)
+        kept = self.originals.size_of((height, width))
+        return None if kept == (height, width) else kept
 
     def _place(self, path: Path) -> str:
         place = path.relative_to(self.root) if path.is_relative_to(self.root) else Path("..")
@@ -241,6 +269,7 @@ class CelebAMaskHQDataset(Dataset[Sample]):
         native_mask: keep masks at the size of their files.
         packed: images of a compact copy, shrunk to `size` already, need not have the aspect of their masks.
         memory_bytes: how much of the resized samples to keep in memory.
+        originals: let each photograph come along as `original`, and masks of its size.
 
     Raises:
         ValueError: no map to the label space; when read: a file that is damaged, no mask, or of another aspect.
@@ -255,12 +284,14 @@ class CelebAMaskHQDataset(Dataset[Sample]):
         native_mask: bool = False,
         packed: bool = False,
         memory_bytes: int = 512 << 20,
+        originals: Originals | None = None,
     ) -> None:
         self.pairs = tuple(pairs)
         self.size = size
         self.reversed_names = reversed_names
         self.native_mask = native_mask
-        self.packed = packed
+        self.packed = packed and originals is None
+        self.originals = originals
         self.memory_left = memory_bytes
         to_space = CELEBAMASK_HQ.lookup(label_space)
         self._lookup = to_space.numpy().astype(np.uint8)
@@ -271,9 +302,15 @@ class CelebAMaskHQDataset(Dataset[Sample]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) in 0..1, `mask` (H, W), or (h, w) of the file, in the label space, and `name`."""
+        """`image` (3, H, W) in 0..1, `mask` (H, W), or (h, w) of the file, in the label space, and `name`.
+
+        With originals also `original` (3, h, w) in 0..1, of which `image` is made; `mask` (h, w), or of the file.
+        """
         image, mask = self._memory.get(index) or self._read(index)
-        return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": self.pairs[index].name}
+        name = self.pairs[index].name
+        if self.originals is not None:
+            return sample_with_original(image, mask, self.size, name)
+        return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": name}
 
     def photograph(self, index: int) -> Image.Image:
         """The image of a sample at its full size, RGB; raises as `read_image`."""
@@ -288,19 +325,22 @@ class CelebAMaskHQDataset(Dataset[Sample]):
     def _read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
         photograph, label = self.photograph(index), self.label(index)
         self._check_aspect(index, photograph.size, label.shape)
-        image = resize_image(photograph, self.size)
-        mask = label if self.native_mask else resize_mask(label, self.size)
-        needed = 3 * self.size[0] * self.size[1] + mask.size
+        if self.originals is not None:
+            image, mask = self.originals.shrink(photograph, label, self.native_mask)
+        else:
+            image = resize_image(photograph, self.size)
+            mask = label if self.native_mask else resize_mask(label, self.size)
+        needed = 3 * image.width * image.height + mask.size
         if needed <= self.memory_left:
             self.memory_left -= needed
             self._memory[index] = (image, mask)
         return image, mask
 
     def _check_aspect(self, index: int, image: tuple[int, int], mask: tuple[int, ...]) -> None:
-        """(width, height) of the image against (h, w) of the mask: a pixel of rounding is let pass."""
+        """(width, height) of the image against (h, w) of the mask: a pixel of the coarser's rounding is let pass."""
         width, height = image
         shrunk = self.packed and (height, width) == self.size
-        if not shrunk and abs(width * mask[0] / height - mask[1]) >= 1:
+        if not shrunk and abs(width * mask[0] - mask[1] * height) >= max(height, mask[0]):
             pair = self.pairs[index]
             raise ValueError(
                 f"{pair.image} is {width}x{height} but its mask {pair.mask_files[0]} {mask[1]}x{mask[0]}, of another "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, TiffImageFile
@@ -43,7 +44,8 @@ class Batch(TypedDict, total=False):
     """What flows from a datamodule to a module; a key that a task does not have is absent.
 
     image: float32 (N, 3, H, W), 0..1. mask: int64 (N, H, W), 255 = ignore. blobs: int64 (N, H, W), dense ids an image.
-    tags: float32 (N, K), foreground classes. original: the full-size images, (3, h, w) each. name: N stable names.
+    tags: float32 (N, K), foreground classes. original: the full-size images, (3, h, w) each; `mask` is then of their
+    size, not of `image`'s, and padded to the largest. name: N stable names.
     """
 
     image: Tensor
@@ -189,13 +191,23 @@ def image_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
-def mask_tensor(mask: NDArray[np.uint8]) -> Tensor:
+def mask_tensor(mask: NDArray[np.integer]) -> Tensor:
     """(H, W) int64 from an index mask."""
     return torch.from_numpy(np.array(mask, dtype=np.int64))
 
 
+def pad_masks(masks: Sequence[Tensor], ignore_index: int = 255) -> Tensor:
+    """Masks (h, w) of any sizes as one (N, H, W), padded on the right and below with the ignore index."""
+    height, width = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
+    return torch.stack(
+        [F.pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0]), value=ignore_index) for mask in masks]
+    )
+
+
 def collate(samples: list[Sample]) -> Batch:
     """Samples stacked to a batch; names and originals stay lists.
+
+    Masks of samples with originals may differ in size: they are padded to the largest, as by `pad_masks`.
 
     Raises:
         ValueError: images or masks of different sizes, named.
@@ -205,6 +217,9 @@ def collate(samples: list[Sample]) -> Batch:
         if key not in samples[0]:
             continue
         tensors = [sample[key] for sample in samples]
+        if key == "mask" and "original" in samples[0]:
+            batch["mask"] = pad_masks(tensors)
+            continue
         shapes = [tuple(tensor.shape) for tensor in tensors]
         for sample, shape in zip(samples, shapes, strict=True):
             if shape != shapes[0]:

@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules.base import SegmentationDataModule, Split
 from experiments.checks import check_watched_keys
@@ -41,6 +42,7 @@ _KNOWN_WARNINGS = (
     ".*recommended to use .*sync_dist",  # the scores have already met over the processes
     ".*does not have many workers",
     ".*The number of training batches",
+    ".*module\\(s\\) in eval mode at the start of training",  # those that a stage leaves as they are
     "Total length of `list`",  # nothing is held out, and that is said
     "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
 )
@@ -267,6 +269,8 @@ def main() -> None:
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
             fail("interrupted; a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt", 130)
+        if isinstance(stop, SIGTERMException):
+            fail("terminated; a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt", 143)
         raise
     except Exception as error:  # the one place where every error becomes a line
         if os.environ.get("STRUCTSEG_TRACEBACK"):

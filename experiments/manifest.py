@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from experiments.parser import nearest
+from experiments.stages import load_pipeline
 
 Device = Literal["cpu", "cuda"]
 Split = Literal["val", "test"]
@@ -30,22 +31,25 @@ class Row:
     Attributes:
         name: of the row and its files: letters, digits and underscores.
         what: one sentence for the table.
-        config: YAML of the experiment, from the root of the repository.
+        config: YAML of the experiment, from the root of the repository; None where a pipeline trains the row.
         data: folder of the data below the data root; `synthetic` for data that are made.
         headline: the metric that the table shows, as in the result's `metrics`: `miou`, `clean.miou`.
-        minutes: rough time of one seed, fit and test together, on 2 `cpu` cores and on a `gpu`; None = not there.
+        minutes: rough time of one seed, fit and test together, with all stages that a pipeline's stage builds on, on 2
+            `cpu` cores and on a `gpu`; None = not there.
         seeds: one run each.
-        overrides: further arguments of `structseg fit`.
+        overrides: further arguments of `structseg fit`; none for a pipeline, whose rows share their stages.
         aim: the headline's mean that is wanted, if any.
         also: further metrics that the table shows beside the headline.
         tests: further arguments of `structseg test` for each test of the same checkpoint, whose metrics go by its name:
             `128.miou`. Empty = one test without a name.
         scored_on: `test`, or `val` for a row that helps to choose settings: `structseg validate` scores it.
+        pipeline: YAML of the pipeline that trains the row, from the root of the repository, if any.
+        stage: the stage of the pipeline that the row scores.
     """
 
     name: str
     what: str
-    config: str
+    config: str | None
     data: str
     headline: str
     minutes: Mapping[str, float | None]
@@ -55,6 +59,13 @@ class Row:
     also: tuple[str, ...] = field(default=())
     tests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     scored_on: Split = "test"
+    pipeline: str | None = None
+    stage: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The YAML that says how it is trained, from the root of the repository."""
+        return self.config or self.pipeline or ""
 
 
 def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
@@ -86,7 +97,7 @@ def _row(name: str, content: dict[str, Any]) -> Row:
     minutes: dict[str, float | None] = {key: content["minutes"].get(key) for key in MINUTES_KEYS.values()}
     lists: dict[str, Any] = {key: tuple(content[key]) for key in ("seeds", "overrides", "also") if key in content}
     tests = {name: tuple(args) for name, args in content.get("tests", {}).items()}
-    return Row(name=name, **{**content, **lists, "minutes": minutes, "tests": tests})
+    return Row(name=name, **{"config": None, **content, **lists, "minutes": minutes, "tests": tests})
 
 
 def _faults(name: str, content: Any) -> Iterable[str]:
@@ -100,12 +111,11 @@ def _faults(name: str, content: Any) -> Iterable[str]:
         if key not in known:
             yield f"unknown key {key}{nearest(str(key), known)}"
     needed = [key for key, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
-    yield from (f"no {key}" for key in needed if key not in content)
-    for key in ("what", "config", "data", "headline"):
+    yield from (f"no {key}" for key in needed if key not in (*content, "config"))
+    for key in ("what", "config", "pipeline", "stage", "data", "headline"):
         if key in content and not (isinstance(content[key], str) and content[key]):
             yield f"{key} is {content[key]!r}, not a text"
-    if isinstance(content.get("config"), str) and not (ROOT / content["config"]).is_file():
-        yield f"no file {content['config']}"
+    yield from _source_faults(content)
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(map(_whole, seeds)) or len(set(seeds)) < len(seeds):
         yield f"seeds are {seeds!r}, not a list of different whole numbers from 0"
@@ -122,6 +132,22 @@ def _faults(name: str, content: Any) -> Iterable[str]:
     else:
         keys = tuple(MINUTES_KEYS.values())
         yield from (f"unknown key minutes.{k}{nearest(str(k), keys)}" for k in minutes if k not in keys)
+
+
+def _source_faults(content: dict[str, Any]) -> Iterable[str]:
+    if ("config" in content) == ("pipeline" in content):
+        yield "config and pipeline; a row has one of them" if "config" in content else "no config, and no pipeline"
+    if ("stage" in content) != ("pipeline" in content):
+        yield "pipeline and stage belong together; one is missing"
+    if "pipeline" in content and content.get("overrides"):
+        yield "overrides; the arguments of a pipeline's stage belong into its file, as rows share stages"
+    if isinstance(content.get("config"), str) and not (ROOT / content["config"]).is_file():
+        yield f"no file {content['config']}"
+    if isinstance(content.get("pipeline"), str) and isinstance(content.get("stage"), str):
+        try:
+            load_pipeline(ROOT / content["pipeline"]).needed(content["stage"])
+        except (FileNotFoundError, ValueError) as error:
+            yield str(error)
 
 
 def _test_faults(content: dict[str, Any]) -> Iterable[str]:
@@ -190,7 +216,7 @@ def data_folder(row: Row, data_root: Path | None) -> Path | None:
     return data_root / row.data
 
 
-def args_to_fit(row: Row, seed: int, device: Device, data: str | None, config: str, runs_dir: str) -> list[str]:
+def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: str, runs_dir: str) -> list[str]:
     """What follows `structseg` to train a row.
 
     Args:
@@ -198,13 +224,19 @@ def args_to_fit(row: Row, seed: int, device: Device, data: str | None, config: s
         seed: one of its seeds.
         device: what to train on.
         data: folder of the data; None for made data.
-        config: the YAML, as the caller reaches it.
+        source: the row's YAML, as the caller reaches it.
         runs_dir: folder of all runs.
     """
-    args = ["fit", "--config", config, "--experiment", row.name, "--runs_dir", runs_dir, "--seed_everything", str(seed)]
-    args += row.overrides
-    args += ["--data.root", data] if data is not None else []
-    return args + _on(device)
+    if row.stage is not None:
+        args = ["pipeline", source, "--until", row.stage, "--seed", str(seed), "--runs_dir", runs_dir, "--"]
+        return args + args_of_stages(device, data)
+    args = ["fit", "--config", source, "--experiment", row.name, "--runs_dir", runs_dir, "--seed_everything", str(seed)]
+    return [*args, *row.overrides, *args_of_stages(device, data)]
+
+
+def args_of_stages(device: Device, data: str | None) -> list[str]:
+    """What every fit of a row gets, each stage of a pipeline too."""
+    return (["--data.root", data] if data is not None else []) + _on(device)
 
 
 def args_to_score(row: Row, checkpoint: str, seed: int, device: Device) -> dict[str, list[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,19 @@ import yaml
 
 from datamodules.packed import packed_copy
 from experiments.cli import StructsegCLI, run
-from experiments.manifest import ROOT, Device, Row, args_to_fit, args_to_score, data_folder, find_row, load_manifest
+from experiments.manifest import (
+    ROOT,
+    Device,
+    Row,
+    args_of_stages,
+    args_to_fit,
+    args_to_score,
+    data_folder,
+    find_row,
+    load_manifest,
+)
+from experiments.pack import make_datamodule
+from experiments.pipeline import Session
 from experiments.result_files import (
     commit,
     hardware,
@@ -24,7 +38,35 @@ from experiments.result_files import (
     write_images,
     write_result,
 )
+from experiments.run_folder import CONFIG_NAME
+from experiments.stages import load_pipeline
 from lightning_modules.callbacks.image_scores import images_file, read_table
+from lightning_modules.card import read_card
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left, and what the result says of it.
+
+    Attributes:
+        checkpoint: the best one.
+        config: of the fit, as it was resolved.
+        method: name of the module's class.
+        initial_weights: where the first weights came from.
+        train_images: how many it saw.
+        seconds: of the training, with all stages that it builds on.
+        dirty: whether one of those was trained with changes that were not committed.
+        more: what the result also holds.
+    """
+
+    checkpoint: Path
+    config: dict[str, Any]
+    method: str
+    initial_weights: str
+    train_images: int
+    seconds: float
+    dirty: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_dir: str, results: Path) -> Path:
@@ -48,18 +90,15 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     date = datetime.now(UTC).isoformat(timespec="seconds")
     data = data_folder(row, data_root)
     name = None if data is None else str(data)
-
-    start = time.perf_counter()
-    fit = _whole(run(args_to_fit(row, seed, device, name, str(ROOT / row.config), runs_dir)), "training")
-    wall = time.perf_counter() - start
-    config = yaml.safe_load(fit.folder.config.read_text())
+    train = _train if row.pipeline is None else _train_stages
+    trained = train(row, seed, device, name, runs_dir)
 
     split = row.scored_on
-    left = images_file(fit.folder.path, split)
+    left = images_file(trained.checkpoint.parent.parent, split)
     metrics: dict[str, Any] = {}
     images: dict[str, list[list[str]]] = {}
     start = time.perf_counter()
-    for test, args in args_to_score(row, str(fit.folder.checkpoints / "best.ckpt"), seed, device).items():
+    for test, args in args_to_score(row, str(trained.checkpoint), seed, device).items():
         left.unlink(missing_ok=True)  # what the test before has left must not be taken for this one's
         scored = _whole(run(args), "test")
         logged = {key: round(float(value), 6) for key, value in scored.trainer.callback_metrics.items()}
@@ -70,26 +109,59 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     content: dict[str, Any] = {
         "row": row.name,
         "seed": seed,
-        "method": type(fit.model).__name__,
+        "method": trained.method,
         "data": row.data,
         "packed": None if data is None else packed_copy(data),
         "date": date,
         "commit": head,
-        "dirty": dirty,
+        "dirty": dirty or trained.dirty,
         "hardware": hardware(device),
         "versions": versions(),
-        "wall_seconds": round(wall, 1),
+        "wall_seconds": round(trained.seconds, 1),
         "test_seconds": round(test_wall, 1),
-        "initial_weights": fit.model.initial_weights,
-        "train_images": len(fit.datamodule.dataset("train")),
+        **trained.more,
+        "initial_weights": trained.initial_weights,
+        "train_images": trained.train_images,
         "scored_on": split,
         f"{split}_images": len(scored.datamodule.dataset(split)),
         "images": write_images(images_path(path), images),
         "metrics": metrics.get("", metrics),
-        "config": portable(config, data_root),
+        "config": portable(trained.config, data_root),
     }
     write_result(path, content)
     return path
+
+
+def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
+    start = time.perf_counter()
+    fit = _whole(run(args_to_fit(row, seed, device, data, str(ROOT / row.source), runs_dir)), "training")
+    seconds = time.perf_counter() - start
+    config, images = yaml.safe_load(fit.folder.config.read_text()), len(fit.datamodule.dataset("train"))
+    best = fit.folder.checkpoints / "best.ckpt"
+    return Trained(best, config, type(fit.model).__name__, fit.model.initial_weights, images, seconds)
+
+
+def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
+    """The row's stage and those that it builds on, as far as they are not finished: rows of a pipeline share them."""
+    more = tuple(args_of_stages(device, data))
+    session = Session(load_pipeline(ROOT / row.source), seed, Path(runs_dir), more, row.stage)
+    records = session.run(tests=False)
+    best = session.checkpoint(str(row.stage))
+    card, config = read_card(best), yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())
+    images: Any = make_datamodule(config).dataset("train")
+    return Trained(
+        best,
+        config,
+        card["method"],
+        card["initial_weights"],
+        len(images),
+        sum(record.seconds for record in records.values()),
+        any(record.dirty for record in records.values()),
+        {
+            "stage_seconds": {name: record.seconds for name, record in records.items()},
+            "stage_commits": {name: record.commit for name, record in records.items()},
+        },
+    )
 
 
 def _whole(cli: StructsegCLI, what: str) -> StructsegCLI:

@@ -6,19 +6,17 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import yaml
+from typing import Any, Protocol, runtime_checkable
 
 from datamodules.base import SegmentationDataModule
 from datamodules.packed import MARKER, PackedFile
 from datamodules.samples import read_image, resize_image
-from experiments.cli import run
-from experiments.manifest import ROOT, Row, args_to_fit, data_folder
+from experiments.manifest import ROOT, Row, args_of_stages, args_to_fit, data_folder
 from experiments.parser import StructsegParser
+from experiments.pipeline import Session, resolved_config
+from experiments.stages import load_pipeline
 
 MIB = 1 << 20
 
@@ -81,25 +79,25 @@ def pack_rows(
 
 
 def _files(row: Row, folder: Path) -> Iterable[PackedFile]:
-    module = row_datamodule(row, folder)
-    if not isinstance(module, Packable):
-        raise ValueError(f"{type(module).__name__} of row {row.name} cannot be packed: it has no files_to_pack()")
-    return module.files_to_pack()
+    for module in row_datamodules(row, folder):
+        if not isinstance(module, Packable):
+            raise ValueError(f"{type(module).__name__} of row {row.name} cannot be packed: it has no files_to_pack()")
+        yield from module.files_to_pack()
 
 
-def row_datamodule(row: Row, folder: Path | None) -> SegmentationDataModule:
-    """The datamodule of a row, with its configuration and overrides; nothing is read yet."""
-    args = args_to_fit(
-        row, row.seeds[0], "cpu", None if folder is None else str(folder), str(ROOT / row.config), "runs"
-    )
-    text = io.StringIO()
-    try:
-        with redirect_stdout(text):
-            run([*args, "--print_config"])
-    except SystemExit as end:
-        if end.code:
-            raise
-    config = yaml.safe_load(text.getvalue())
+def row_datamodules(row: Row, folder: Path | None) -> list[SegmentationDataModule]:
+    """The datamodules of a row: of its configuration and overrides, or of each stage that it needs; nothing is read."""
+    data = None if folder is None else str(folder)
+    if row.pipeline is not None:
+        more = tuple(args_of_stages("cpu", data))
+        configs = list(Session(load_pipeline(ROOT / row.pipeline), more=more, last=row.stage).configs().values())
+    else:
+        configs = [resolved_config(args_to_fit(row, row.seeds[0], "cpu", data, str(ROOT / row.source), "runs"))]
+    return [make_datamodule(config) for config in configs]
+
+
+def make_datamodule(config: Mapping[str, Any]) -> SegmentationDataModule:
+    """The datamodule of a resolved configuration."""
     parser = StructsegParser()
     parser.add_subclass_arguments(SegmentationDataModule, "data")
     made: SegmentationDataModule = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data

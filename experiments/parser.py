@@ -35,7 +35,11 @@ SUBCOMMANDS = {
     "test": "score the test images; a checkpoint is enough",
     "predict": "label an image, a folder, a video or a camera; a checkpoint is enough",
 }
-TOOLS = {"show": "draw an augmented batch with its labels", "results": "the results table, and the runs behind it"}
+TOOLS = {
+    "pipeline": "fits that build on each other, finished ones skipped",
+    "show": "draw an augmented batch with its labels",
+    "results": "the results table, and the runs behind it",
+}
 
 
 def import_rooms() -> None:

@@ -33,6 +33,8 @@ from experiments.plot import plot_rows
 from experiments.result_files import Result, read_results
 from experiments.results_table import details, markdown, rich_table
 from experiments.run_rows import Job, Place
+from experiments.stage_record import checkpoint_of
+from experiments.stages import RUN_ID, pipeline_folder
 
 # Options that say something only beside another.
 _ONLY_WITH: dict[str, tuple[str, ...]] = {
@@ -172,8 +174,11 @@ def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, 
         print(f"{job}: {'not for this device' if minutes is None else f'about {minutes:g} min'} ({device})")
         root = "$STRUCTSEG_DATA" if data_root is None else os.path.relpath(data_root)
         data = None if row.data == SYNTHETIC else f"{root}/{row.data}"
-        fit = args_to_fit(row, job.seed, device, data, os.path.relpath(ROOT / row.config), str(runs_dir))
-        checkpoint = str(runs_dir / row.name / "RUN_ID" / "checkpoints" / "best.ckpt")
+        fit = args_to_fit(row, job.seed, device, data, os.path.relpath(ROOT / row.source), str(runs_dir))
+        folder = runs_dir / row.name
+        if row.stage is not None:
+            folder = pipeline_folder(ROOT / row.source, job.seed, runs_dir) / row.stage
+        checkpoint = str(checkpoint_of(folder, RUN_ID))
         for command in (fit, *args_to_score(row, checkpoint, job.seed, device).values()):
             print("    structseg " + " ".join(arg if arg.startswith("$") else shlex.quote(arg) for arg in command))
     if jobs:

@@ -8,16 +8,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from experiments.manifest import MINUTES_KEYS, ROOT, Device, Row, data_folder
+from experiments.processes import GRACE_SECONDS, child_environment, terminated_as_interrupted
 from experiments.result_files import Result, hardware, images_path, part_of, read_results, result_path
+from experiments.stage_record import finished_seconds
+from experiments.stages import load_pipeline, pipeline_folder
 
-GRACE_SECONDS = 10.0  # between asking a run to stop and killing it
 LOG_LINES = 12  # shown of a run that failed
 
 
@@ -68,6 +69,8 @@ def run_jobs(jobs: Sequence[Job], place: Place, budget_minutes: float | None = N
     failed = []
     for job in jobs:
         needed = estimate_minutes(job.row, place.device, machine, read_results(place.results), rows)
+        if needed is not None:
+            needed = max(needed - _finished_minutes(job, place.runs_dir), 0.0)
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if left is not None and (needed is None or needed > left):
             wanted = "unknown minutes" if needed is None else f"about {needed:.1f} min"
@@ -106,6 +109,14 @@ def estimate_minutes(
     return given * (statistics.median(ratios) if ratios else 1.0)
 
 
+def _finished_minutes(job: Job, runs_dir: Path) -> float:
+    """Of the stages of a pipeline's row that an earlier row has run, or a call by hand."""
+    if job.row.pipeline is None:
+        return 0.0
+    pipeline = load_pipeline(ROOT / job.row.pipeline)
+    return finished_seconds(pipeline.needed(job.row.stage), pipeline_folder(pipeline.path, job.seed, runs_dir)) / 60
+
+
 def measure_command(job: Job, place: Place) -> list[str]:
     """The process of one job."""
     command = [sys.executable, "-m", "experiments.measure", job.row.name, str(job.seed), "--device", place.device]
@@ -119,11 +130,9 @@ def _run(job: Job, place: Place, needed: float | None, deadline: float | None) -
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{job}: running{'' if needed is None else f', about {needed:.1f} min'} (log: {log})", flush=True)
     start = time.monotonic()
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as file, _terminated_as_interrupted():
+    with log.open("wb") as file, terminated_as_interrupted():
         process = subprocess.Popen(
-            measure_command(job, place), stdout=file, stderr=file, env=environment, start_new_session=True
+            measure_command(job, place), stdout=file, stderr=file, env=child_environment(), start_new_session=True
         )
         try:
             code = process.wait(None if deadline is None else _time_to_run(deadline - time.monotonic()))
@@ -161,17 +170,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM becomes KeyboardInterrupt, so that the running process is ended and cleaned up after."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's arguments
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
-from datamodules.samples import Batch, collate
+from datamodules.samples import Batch, collate, resize_mask
 from experiments.parser import StructsegParser, import_rooms
 from lightning_modules.pictures import colorize, legend, overlay
 
@@ -70,7 +70,11 @@ def draw_batch(batch: Batch, space: LabelSpace) -> Image.Image:
         pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         parts = [pixels]
         if "mask" in batch:
-            parts += [overlay(pixels, batch["mask"][i], space), colorize(batch["mask"][i], space)]
+            mask = batch["mask"][i].numpy().astype(np.uint8)
+            if "original" in batch:  # the labels are of its size
+                height, width = batch["original"][i].shape[-2:]
+                mask = resize_mask(mask[:height, :width], (image.shape[-2], image.shape[-1]))
+            parts += [overlay(pixels, mask, space), colorize(mask, space)]
         if "blobs" in batch:
             parts.append(_blob_colours(batch["blobs"][i].numpy()))
         cells.append(np.concatenate(parts, 1))

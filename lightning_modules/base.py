@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -131,10 +132,13 @@ class SegmentationModule(LightningModule):
             return {"loss": loss}
         mask = batch["mask"]
         logits = resize_logits(self.evaluate(image), (mask.shape[-2], mask.shape[-1]))
-        loss = self._loss(logits, batch)
-        prediction = logits.argmax(1)
+        return self._count(split, self._loss(logits, batch), logits.argmax(1), batch)
+
+    def _count(self, split: Split, loss: Tensor, prediction: Tensor, batch: dict[str, Any]) -> StepOutput:
+        """Counts the (N, H, W) classes of an evaluated batch."""
+        mask = batch["mask"]
         mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
-        mean.update(loss, count)
+        mean.update(loss, len(prediction))
         scores.update(prediction, mask)
         if split == "test":
             for subset, members in self._subsets.items():
@@ -194,9 +198,13 @@ class SegmentationModule(LightningModule):
         scores = {f"val/{key}" for key in (*self.val_scores.metric_keys, "loss")}
         return scores | {"train/loss", "train/loss_step", "train/loss_epoch"}
 
+    def _parameter_groups(self) -> Iterable[Any]:
+        """What the optimiser is made from: parameters, or groups of them with settings of their own."""
+        return self.parameters()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, and the schedule with the interval that it needs."""
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self._parameter_groups())
         if self.lr_scheduler is None:
             return optimizer
         try:

@@ -11,6 +11,7 @@ from datamodules.base import SegmentationDataModule, Split
 from datamodules.blobs import BlobKind
 from datamodules.label_spaces import CELEBAMASK_HQ
 from datamodules.occluders import OCCLUDED, OccludedDataset, Occluders, check_space
+from datamodules.originals import Originals, originals_problems
 from datamodules.samples import Sample
 from datamodules.synthetic_faces.dataset import SyntheticFacesDataset
 
@@ -38,10 +39,13 @@ class SyntheticFacesDataModule(SegmentationDataModule):
         occluders: further things pasted before the faces, others each epoch in training, the same always in validation
             and test; they need label_space occlusion. None pastes none.
         blobs: regions that a loss asks to agree.
+        originals: draw each face at `max_side` x `max_side`, which must be given, and let it come along as `original`,
+            with a mask of its size; neither blobs nor occluders go with it. None draws faces at `size`.
+        versions: how often each training image occurs in an epoch.
 
     Raises:
-        ValueError: a count below 1, a label space that CelebAMask-HQ does not map to, or occluders in another than
-            occlusion.
+        ValueError: a count below 1, a label space that CelebAMask-HQ does not map to, occluders in another than
+            occlusion, or settings that do not go together; these are all named.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class SyntheticFacesDataModule(SegmentationDataModule):
         predict_out: str = "predictions",
         occluders: Occluders | None = None,
         blobs: BlobKind | None = None,
+        originals: Originals | None = None,
+        versions: int = 1,
     ) -> None:
         if min(train, val, test) < 1:
             raise ValueError(f"train={train}, val={val}, test={test}; at least 1 image each is needed")
@@ -70,13 +76,24 @@ class SyntheticFacesDataModule(SegmentationDataModule):
             predict_out, blobs,
         )  # fmt: skip
         check_space(occluders, self.label_space)
+        problems = originals_problems(originals, self.label_space, blobs, occluders)
+        if originals is not None and originals.max_side is None:
+            problems.append("originals without max_side (set it to the side, in pixels, that faces are drawn at)")
+        if versions < 1:
+            problems.append(f"versions={versions} (1 or more)")
+        if problems:
+            raise ValueError("data: " + ", ".join(problems))
         self.occluders = occluders
+        self.originals = originals
+        self.versions = versions
         self.counts = dict(zip(_SPLITS, (train, val, test), strict=True))
 
     def make_dataset(self, split: Split) -> Dataset[Sample]:
         """The faces of a split."""
         count, number = self.counts[split], _SPLITS.index(split)
         if self.occluders is None:
-            return SyntheticFacesDataset(count, self.seed, self.size, self.label_space, number)
+            side = None if self.originals is None else self.originals.max_side
+            drawn = None if side is None else (side, side)
+            return SyntheticFacesDataset(count, self.seed, self.size, self.label_space, number, original_size=drawn)
         faces = SyntheticFacesDataset(count, self.seed, self.size, CELEBAMASK_HQ, number, OCCLUDED)
         return OccludedDataset(faces, self.occluders, self.seed, number, vary=split == "train")

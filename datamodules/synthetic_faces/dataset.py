@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
+from datamodules.originals import sample_with_original
 from datamodules.samples import Sample
 from datamodules.synthetic_faces.render import check_size, render_face
 
@@ -14,7 +17,8 @@ from datamodules.synthetic_faces.render import check_size, render_face
 class SyntheticFacesDataset(Dataset[Sample]):
     """`count` faces, rendered when asked for: the same seed gives the same pixels in every process and worker.
 
-    A sample is `image` (3, H, W) float32 in 0..1, `mask` (H, W) int64, `name` str.
+    A sample is `image` (3, H, W) float32 in 0..1, `mask` (H, W) int64, `name` str; with originals also `original`
+    (3, h, w) in 0..1, of which `image` is made, and `mask` is (h, w).
 
     Args:
         count: how many faces, at least 1.
@@ -25,6 +29,8 @@ class SyntheticFacesDataset(Dataset[Sample]):
         split: number of the split; two splits share no sample.
         occluder: index that hands and things before the face get in the mask; default: that of the class `occluder`,
             and of the background where there is none.
+        original_size: (h, w), each 32..1024, that faces are drawn at to come along as `original`; None gives none.
+        memory_bytes: how many of the originals to keep in memory: drawn once, they are read many times.
 
     Raises:
         ValueError: a number out of its range, or no map to the label space.
@@ -38,10 +44,15 @@ class SyntheticFacesDataset(Dataset[Sample]):
         label_space: LabelSpace = CELEBAMASK_HQ,
         split: int = 0,
         occluder: int | None = None,
+        original_size: tuple[int, int] | None = None,
+        memory_bytes: int = 512 << 20,
     ) -> None:
         if count < 1 or seed < 0 or split < 0:
             raise ValueError(f"count {count}, seed {seed}, split {split}; expected count >= 1, seed and split >= 0")
-        check_size(size)
+        check_size(size if original_size is None else original_size)
+        self.original_size = original_size
+        self.memory_left = memory_bytes
+        self._memory: dict[int, tuple[Image.Image, NDArray[np.uint8]]] = {}
         self.count, self.seed, self.size, self.split = count, seed, size, split
         self.label_space = label_space
         self._table = CELEBAMASK_HQ.lookup(label_space).numpy()
@@ -56,14 +67,27 @@ class SyntheticFacesDataset(Dataset[Sample]):
         if not -self.count <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
         index %= self.count
-        face = render_face(self.seed, index, self.size, self.split)
+        name = f"face_{self.seed}_{self.split}_{index:06d}"
+        if self.original_size is not None:
+            original, kept = self._memory.get(index) or self._draw_original(index, self.original_size)
+            return sample_with_original(original, kept, self.size, name)
+        pixels, mask = self._draw(index, self.size)
+        image = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
+        image *= np.float32(1.0 / 255.0)
+        return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "name": name}
+
+    def _draw(self, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """(H, W, 3) pixels and (H, W) classes of the label space."""
+        face = render_face(self.seed, index, size, self.split)
         mask = self._table[face.label]
         if self._occluder is not None:
             mask[face.occluder] = self._occluder
-        image = np.ascontiguousarray(face.image.transpose(2, 0, 1)).astype(np.float32)
-        image *= np.float32(1.0 / 255.0)
-        return {
-            "image": torch.from_numpy(image),
-            "mask": torch.from_numpy(mask),
-            "name": f"face_{self.seed}_{self.split}_{index:06d}",
-        }
+        return face.image, mask
+
+    def _draw_original(self, index: int, size: tuple[int, int]) -> tuple[Image.Image, NDArray[np.uint8]]:
+        pixels, mask = self._draw(index, size)
+        drawn = (Image.fromarray(pixels), mask.astype(np.uint8))
+        if 4 * mask.size <= self.memory_left:
+            self.memory_left -= 4 * mask.size
+            self._memory[index] = drawn
+        return drawn

@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule
+from datamodules.originals import Originals
 from datamodules.samples import collate
 from datamodules.synthetic_faces.datamodule import SyntheticFacesDataModule
 from tests.data.tiny import TinyDataModule
@@ -78,3 +80,86 @@ def test_synthetic_faces_differ_between_splits_and_follow_the_label_space():
 def test_synthetic_faces_need_images():
     with pytest.raises(ValueError, match="train=0"):
         SyntheticFacesDataModule(train=0)
+
+
+def with_originals(*sizes):
+    """Samples whose grey, in squares of 4 pixels, says which class of PARTS their mask holds."""
+    samples = []
+    for height, width in sizes:
+        squares = torch.arange(-(-height // 4))[:, None] + torch.arange(-(-width // 4))
+        mask = (squares % 3).repeat_interleave(4, 0).repeat_interleave(4, 1)[:height, :width]
+        original = (mask / 4 + 0.1).expand(3, -1, -1).contiguous()
+        image = F.interpolate(original[None], (16, 16), mode="bilinear", antialias=True)[0]
+        samples.append({"image": image, "original": original, "mask": mask, "name": f"{height}x{width}"})
+    return collate(samples)
+
+
+@pytest.mark.parametrize("sizes", [((24, 32), (24, 32)), ((24, 32), (40, 20))])
+def test_originals_are_augmented_at_their_own_size_and_their_images_follow(sizes):
+    data = TinyDataModule(size=(16, 16), augmentation=Augmentation(flip=1, translate=0.2, noise=0.001))
+    batch = with_originals(*sizes)
+    out = data.augment(batch, [0])
+    assert out["image"].shape == (2, 3, 16, 16)
+    assert out["mask"].shape == batch["mask"].shape
+    for i, (height, width) in enumerate(sizes):
+        original = out["original"][i]
+        assert original.shape == (3, height, width)
+        assert not torch.equal(original, batch["original"][i])
+        mask = out["mask"][i, :height, :width]
+        known = mask != 255
+        assert known.float().mean() > 0.5
+        grey = ((original[0] - 0.1) * 4).round().long()
+        assert (grey == mask)[known].float().mean() > 0.7, "bilinear mixing touches the borders alone"
+        assert (out["mask"][i, height:] == 255).all()
+        assert (out["mask"][i, :, width:] == 255).all()
+        squeezed = F.interpolate(original[None], (16, 16), mode="bilinear", antialias=True)[0]
+        assert torch.allclose(out["image"][i], squeezed, atol=1e-6)
+    assert out["name"] == batch["name"]
+    assert batch["mask"].max() <= 2 or len(set(sizes)) > 1, "the batch itself is left alone"
+
+
+def test_without_augmentation_originals_stay_as_they_are():
+    batch = with_originals((24, 32), (40, 20))
+    out = TinyDataModule(size=(16, 16)).augment(batch, [0])
+    assert torch.equal(out["mask"], batch["mask"])
+    assert torch.allclose(out["image"], batch["image"], atol=1e-6)
+    for before, after in zip(batch["original"], out["original"], strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_flipped_original_is_flipped_whole_within_its_padding():
+    batch = with_originals((24, 32), (40, 20))
+    out = TinyDataModule(size=(16, 16), augmentation=Augmentation(flip=1)).augment(batch, [0])
+    assert torch.equal(out["original"][1], batch["original"][1].flip(-1))
+    assert torch.equal(out["mask"][1, :40, :20], batch["mask"][1, :40, :20].flip(-1))
+    assert torch.equal(out["mask"][0, :24, :32], batch["mask"][0, :24, :32].flip(-1))
+
+
+def test_synthetic_faces_come_with_originals():
+    settings = {"train": 2, "val": 1, "test": 1, "label_space": "stn", "size": (32, 32)}
+    data = SyntheticFacesDataModule(**settings, originals=Originals(64, hide_parts=6), versions=2)
+    whole = SyntheticFacesDataModule(**settings | {"size": (64, 64)})
+    sample, drawn = data.dataset("train")[1], whole.dataset("train")[1]
+    assert torch.allclose(sample["original"], drawn["image"], atol=1e-6)
+    assert torch.equal(sample["mask"], drawn["mask"])
+    assert sample["image"].shape == (3, 32, 32)
+    again = data.dataset("train")[1]
+    assert torch.equal(again["original"], sample["original"]), "from memory"
+    squeezed = F.interpolate(sample["original"][None], (32, 32), mode="bilinear", antialias=True)[0]
+    assert (sample["image"] - squeezed).abs().max() < 0.01
+    assert not torch.equal(data.dataset("val")[0]["original"], whole.dataset("val")[0]["image"]), "parts are hidden"
+    (batch,) = data.train_dataloader()
+    assert (len(batch["name"]), len(set(batch["name"]))) == (4, 2)
+
+
+def test_synthetic_faces_say_what_does_not_go_with_originals():
+    with pytest.raises(
+        ValueError,
+        match=r"^data: blobs=labels with originals .*, originals without max_side .*, versions=0 \(1 or more\)$",
+    ):
+        SyntheticFacesDataModule(originals=Originals(), blobs="labels", versions=0)
+    with pytest.raises(ValueError, match=r"hide_parts=1 with label_space=celebamask_hq \(stn or helen"):
+        SyntheticFacesDataModule(originals=Originals(64, hide_parts=1))
+    data = SyntheticFacesDataModule(label_space="stn", originals=Originals(16))
+    with pytest.raises(ValueError, match=r"size \(16, 16\); expected"):
+        data.dataset("train")

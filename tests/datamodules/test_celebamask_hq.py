@@ -10,6 +10,8 @@ import torch
 from datamodules.celebamask_hq import CelebAMaskHQDataModule, CelebAMaskHQDataset
 from datamodules.celebamask_hq_files import SPLITS, find_home, find_pairs
 from datamodules.label_spaces import CELEBAMASK_HQ, label_space
+from datamodules.occluders import Occluders
+from datamodules.originals import Originals
 from datamodules.packed import MARKER
 from datamodules.samples import read_image, resize_image
 from tests.data.celebamask_hq import compact_names, face_parts, make_celebamask_hq, merge, photograph
@@ -226,6 +228,59 @@ def test_batches(tmp_path: Path) -> None:
     assert {batch["mask"].shape[1:] for batch in native.train_dataloader()} == {(32, 24)}
 
 
+def test_originals_come_with_masks_of_their_size(tmp_path: Path) -> None:
+    root = make_celebamask_hq(tmp_path, "full", count=10, size=(48, 60), mirrored=0)  # images 96x120
+    classes = merge(face_parts((48, 60)))
+    train = CelebAMaskHQDataModule(root, size=(24, 20), originals=Originals()).dataset("train")
+    assert isinstance(train, CelebAMaskHQDataset)
+    index = [pair.name for pair in train.pairs].index("0") if "0" in [pair.name for pair in train.pairs] else None
+    assert index is not None
+    item = train[index]
+    assert set(item) == {"image", "original", "mask", "name"}
+    assert (item["image"].shape, item["original"].shape) == ((3, 24, 20), (3, 96, 120))
+    np.testing.assert_array_equal((item["original"] * 255).byte().permute(1, 2, 0), np.asarray(train.photograph(index)))
+    np.testing.assert_array_equal(item["mask"], classes.repeat(2, 0).repeat(2, 1))
+    small = CelebAMaskHQDataModule(root, size=(24, 20), originals=Originals(60)).dataset("train")[index]
+    assert small["original"].shape == (3, 48, 60)
+    np.testing.assert_array_equal(small["mask"], classes)
+    shrunk = resize_image(train.photograph(index), (48, 60))
+    np.testing.assert_array_equal(
+        (small["image"] * 255).round().byte().permute(1, 2, 0), np.asarray(resize_image(shrunk, (24, 20)))
+    )
+
+
+def test_native_masks_of_shrunk_originals_are_those_of_the_files(tmp_path: Path) -> None:
+    root = make_celebamask_hq(tmp_path, "full", count=10, size=(48, 60), mirrored=0)
+    data = CelebAMaskHQDataModule(root, size=(24, 20), originals=Originals(30), score_at="native", batch_size=6)
+    assert {batch["mask"].shape for batch in data.test_dataloader()} == {(1, 48, 60)}
+    (batch,) = data.train_dataloader()
+    assert batch["mask"].shape == (6, 24, 30)
+    assert [original.shape for original in batch["original"]] == [(3, 24, 30)] * 6
+
+
+def test_originals_are_read_once_and_memory_is_bounded(tmp_path: Path) -> None:
+    root = make_celebamask_hq(tmp_path, count=3, mirrored=0)
+    data = dataset(root, (8, 8), originals=Originals(10), memory_bytes=2 * 400 + 399)
+    first = [data[i] for i in range(3)]
+    shutil.rmtree(root / "images")
+    assert torch.equal(data[1]["original"], first[1]["original"])
+    assert torch.equal(data[1]["image"], first[1]["image"])
+    with pytest.raises(FileNotFoundError):
+        data[2]
+
+
+def test_what_does_not_go_with_originals_is_said(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^data: blobs=components with originals .*, occluders with originals .*, versions=0 "
+    ):
+        CelebAMaskHQDataModule(
+            tmp_path, label_space="occlusion", occluders=Occluders(), blobs="components", versions=0,
+            originals=Originals(),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^data: originals\.hide_parts=2 with label_space=celebamask_hq \(stn or "):
+        CelebAMaskHQDataModule(tmp_path, originals=Originals(hide_parts=2))
+
+
 def pack(data: CelebAMaskHQDataModule, copy: Path) -> Path:
     """What the pack of a row does, at one size."""
     for source, place, size in data.files_to_pack():
@@ -235,7 +290,8 @@ def pack(data: CelebAMaskHQDataModule, copy: Path) -> Path:
             shutil.copyfile(source, target)
         else:
             resize_image(read_image(source), size).save(target, "PNG")
-    note = {"format": 1, "size": list(data.size), "quality": None}
+    (size,) = {size for _, _, size in data.files_to_pack() if size is not None} or {None}
+    note = {"format": 1, "size": None if size is None else list(size), "quality": None}
     (copy / MARKER).write_text(json.dumps(note))
     return copy
 
@@ -273,6 +329,22 @@ def test_a_packed_copy_gives_the_same_samples(tmp_path: Path, layout: str, setti
             assert torch.equal(one["mask"], other["mask"])
     with pytest.raises(ValueError, match=r"is a copy for images of 24x20, not 32x32"):
         CelebAMaskHQDataModule(copy, size=(32, 32), **settings).dataset("test")
+
+
+@pytest.mark.parametrize("max_side", [None, 50, 17])
+def test_a_packed_copy_gives_the_same_originals(tmp_path: Path, max_side: int | None) -> None:
+    root = make_celebamask_hq(tmp_path / "data", "full", count=10, size=(48, 60), split_file=True)
+    settings = {"size": (24, 20), "split": "seed", "originals": Originals(max_side)}
+    original = CelebAMaskHQDataModule(root, **settings)
+    copy = pack(original, tmp_path / "copy")
+    again = CelebAMaskHQDataModule(copy, **settings)
+    for one, other in zip(original.dataset("train"), again.dataset("train"), strict=True):
+        for key in ("image", "original", "mask"):
+            assert torch.equal(one[key], other[key])
+    if max_side is not None:
+        assert again.dataset("train").photograph(0).width == max_side
+        with pytest.raises(ValueError, match=rf"x{max_side}; set --data\.originals\.max_side {max_side} or read the "):
+            CelebAMaskHQDataModule(copy, **settings | {"originals": Originals(64)}).dataset("train")
 
 
 def test_lists_from_elsewhere_cannot_be_packed(tmp_path: Path) -> None:
@@ -369,3 +441,18 @@ def test_real_images_come_as_they_are(shared_data: Path) -> None:
     assert 0.2 < batch["image"].mean() < 0.8
     assert data.dataset("train")[0]["name"] == "7a69f60d1347403e80d0290a2298a3f8"  # the file's first
     assert data.dataset("train").photograph(0).size == (512, 512)
+
+
+@pytest.mark.data
+def test_real_originals_are_kept_at_the_side_that_is_asked_for(shared_data: Path) -> None:
+    root = shared_data / "celebamask_hq_mini"
+    data = CelebAMaskHQDataModule(
+        root, label_space="stn", train_limit=3, batch_size=3, originals=Originals(256), versions=2
+    )
+    batches = list(data.train_dataloader())
+    assert [batch["mask"].shape for batch in batches] == [(3, 256, 256)] * 2
+    assert {original.shape for batch in batches for original in batch["original"]} == {(3, 256, 256)}
+    whole = CelebAMaskHQDataModule(root, label_space="stn", originals=Originals()).dataset("train")
+    assert whole[0]["original"].shape == (3, 512, 512)
+    np.testing.assert_array_equal(whole[0]["mask"], whole.label(0))
+    np.testing.assert_array_equal(data.dataset("train")[0]["mask"], whole.label(0)[1::2, 1::2])

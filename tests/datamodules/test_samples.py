@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
-from datamodules.samples import check_image, open_image, read_image, to_rgb
+from datamodules.samples import Sample, check_image, collate, open_image, read_image, to_rgb
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -270,3 +271,29 @@ def test_flipped_bytes_are_read_or_named(suffix: str, tmp_path: Path) -> None:
     for message in messages:
         assert message.startswith(str(file))
         assert "\n" not in message
+
+
+def _sample(height: int, width: int, value: int) -> Sample:
+    return {
+        "image": torch.zeros(3, 2, 2),
+        "original": torch.zeros(3, height, width),
+        "mask": torch.full((height, width), value),
+        "name": f"{height}x{width}",
+    }
+
+
+def test_masks_of_originals_are_padded_right_and_below_to_the_largest() -> None:
+    batch = collate([_sample(1, 3, 4), _sample(2, 2, 5)])
+    assert batch["mask"].tolist() == [[[4, 4, 4], [255, 255, 255]], [[5, 5, 255], [5, 5, 255]]]
+    assert batch["mask"].dtype == torch.int64
+    assert [original.shape[1:] for original in batch["original"]] == [(1, 3), (2, 2)]
+    assert batch["image"].shape == (2, 3, 2, 2)
+    assert batch["name"] == ["1x3", "2x2"]
+
+
+def test_masks_without_originals_must_be_of_one_size() -> None:
+    samples = [_sample(1, 3, 4), _sample(2, 2, 5)]
+    for sample in samples:
+        del sample["original"]
+    with pytest.raises(ValueError, match=r"mask of 2x2 has shape \(2, 2\), that of 1x3 \(1, 3\)"):
+        collate(samples)

@@ -12,6 +12,8 @@ import yaml
 from PIL import Image
 
 from experiments.cli import main, run
+from experiments.pipeline import Session
+from experiments.stages import load_pipeline
 from lightning_modules.card import read_card
 
 ROOT = Path(__file__).parents[2]
@@ -285,10 +287,25 @@ def test_every_configuration_parses(path, capsys):
     if "model" not in content:
         pytest.skip("not a configuration of a run")
     needs_root = "root" not in content["data"]["init_args"] and "FASSEG" in content["data"]["class_path"]
+    more = ["--data.root", "x"] if needs_root else []
+    if content["model"]["class_path"] == "STNiCNN":  # shared by the stages of a pipeline
+        more += ["--model.stage", "coarse"]
     with pytest.raises(SystemExit) as stop:
-        run(["fit", "--config", str(path), *(["--data.root", "x"] if needs_root else []), "--print_config"])
+        run(["fit", "--config", str(path), *more, "--print_config"])
     assert stop.value.code in (0, None)
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"].startswith("lightning_modules.")
+
+
+PIPELINES = [path for path in (ROOT / "experiments").glob("*/*.yaml") if "stages" in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES), ids=lambda p: p.stem)
+def test_every_pipeline_parses(path):
+    """Every stage of it, and every test of every stage."""
+    synthetic = "Synthetic" in (load_pipeline(path).config).read_text()
+    more = () if synthetic else ("--data.root", "x")
+    configs = Session(load_pipeline(path), more=more).configs()
+    assert list(configs) == list(load_pipeline(path).stages)
 
 
 @pytest.mark.slow

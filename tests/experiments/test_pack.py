@@ -44,7 +44,7 @@ def reads(tmp_path, monkeypatch):
     (tmp_path / "faces").mkdir()
 
     def say(**files):
-        monkeypatch.setattr(pack, "row_datamodule", lambda row, folder: Photographs(files[row.name]))
+        monkeypatch.setattr(pack, "row_datamodules", lambda row, folder: [Photographs(files[row.name])])
 
     return say
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_packed(tmp_path, monkeypatch, capsys):
         pack.pack_rows([row()], tmp_path / "full", tmp_path)
     with pytest.raises(FileNotFoundError, match="which is no folder"):
         pack.pack_rows([row()], tmp_path / "out", tmp_path / "nowhere")
-    monkeypatch.setattr(pack, "row_datamodule", lambda row, folder: TinyDataModule())
+    monkeypatch.setattr(pack, "row_datamodules", lambda row, folder: [TinyDataModule()])
     with pytest.raises(ValueError, match="TinyDataModule of row a cannot be packed"):
         pack.pack_rows([row()], tmp_path / "out", tmp_path)
 

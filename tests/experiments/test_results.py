@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from experiments import measure, result_files, results, run_rows
-from experiments.manifest import Row, args_to_score, data_folder, find_data_root, find_row, load_manifest
-from experiments.pack import Packable, row_datamodule
+from experiments.manifest import Row, args_to_fit, args_to_score, data_folder, find_data_root, find_row, load_manifest
+from experiments.pack import Packable, row_datamodules
 from experiments.result_files import (
     Result,
     commit,
@@ -31,9 +31,12 @@ from experiments.result_files import (
 )
 from experiments.results_table import details, markdown, not_measured, rich_table, summarise
 from experiments.run_rows import Job, Place, estimate_minutes, run_jobs
+from experiments.stage_record import RECORD, Inputs, Record, read_record
+from experiments.stages import pipeline_folder
 from lightning_modules.callbacks.image_scores import read_table
 from tests.data.fasseg import make_fasseg
 
+TINY_NETWORK = "tests.data.tiny.TinyNetwork"
 ROW = {
     "what": "A row.",
     "config": "pyproject.toml",
@@ -63,6 +66,12 @@ def result(folder, name="a", seed=0, miou=0.8, skin=0.5, seconds=60.0, hardware=
     return path
 
 
+def write_pipeline(folder, stages, base="{}"):
+    (folder / "base.yaml").write_text(base)
+    (folder / "p.yaml").write_text(yaml.safe_dump({"config": "base.yaml", "stages": stages}, sort_keys=False))
+    return folder / "p.yaml"
+
+
 def refused(call, *args, code=1, capsys):
     with pytest.raises(SystemExit) as end:
         call(*args)
@@ -78,8 +87,8 @@ class TestManifest:
         rows = load_manifest()
         assert "fasseg_v2_readme" in rows
         for shipped in rows.values():
-            module = row_datamodule(shipped, None if shipped.data == "synthetic" else tmp_path)
-            assert isinstance(module, Packable) or shipped.data == "synthetic", shipped.name
+            for module in row_datamodules(shipped, None if shipped.data == "synthetic" else tmp_path):
+                assert isinstance(module, Packable) or shipped.data == "synthetic", shipped.name
 
     def test_reads_rows_in_order(self, tmp_path):
         rows = load_manifest(manifest(tmp_path, b={}, a={"overrides": ["--x", "1"], "aim": 0.9, "minutes": {"cpu": 2}}))
@@ -102,6 +111,8 @@ class TestManifest:
             ({"minutes": {"cpus": 1}}, r"unknown key minutes.cpus \(did you mean cpu\?\)"),
             ({"minutes": {"cpu": 0}}, "minutes are"),
             ({"what": ""}, "what is ''"),
+            ({"pipeline": "p.yaml", "stage": "a"}, "row a: config and pipeline; a row has one of them"),
+            ({"stage": "a"}, "row a: pipeline and stage belong together; one is missing"),
             ({"scored_on": "train"}, "scored_on is 'train', not val or test"),
             ({"tests": {}}, "tests are {}, not a list of texts for each name"),
             ({"tests": ["--x"]}, r"tests are \['--x'\], not a list"),
@@ -120,6 +131,28 @@ class TestManifest:
         with pytest.raises(ValueError, match=message) as error:
             load_manifest(manifest(tmp_path, a=changes))
         assert "\n" not in str(error.value)
+
+    def test_a_row_may_be_a_stage_of_a_pipeline(self, tmp_path):
+        file = write_pipeline(tmp_path, {"coarse": {}, "parts": {"args": ["--x", "{coarse}"]}})
+        content = {**ROW, "pipeline": str(file), "stage": "parts"}
+        del content["config"]
+        found = load_manifest(manifest(tmp_path, yaml.safe_dump({"a": content})))["a"]
+        assert (found.source, found.config, found.stage) == (str(file), None, "parts")
+        assert args_to_fit(found, 3, "cuda", "d", "p.yaml", "runs") == [
+            "pipeline", "p.yaml", "--until", "parts", "--seed", "3", "--runs_dir", "runs",
+            "--", "--data.root", "d", "--trainer.accelerator", "gpu", "--trainer.devices", "1",
+        ]  # fmt: skip
+        for changes, message in [
+            ({"stage": "part"}, r"has no stage part \(did you mean parts\?\)"),
+            ({"pipeline": "none.yaml"}, "no pipeline at .*none.yaml"),
+            ({"pipeline": ""}, "pipeline is '', not a text"),
+            ({"overrides": ["--x", "1"]}, "overrides; the arguments of a pipeline's stage belong into its file"),
+        ]:
+            with pytest.raises(ValueError, match=f"row a: .*{message}"):
+                load_manifest(manifest(tmp_path, yaml.safe_dump({"a": {**content, **changes}})))
+        del content["pipeline"], content["stage"]
+        with pytest.raises(ValueError, match="row a: no config, and no pipeline"):
+            load_manifest(manifest(tmp_path, yaml.safe_dump({"a": content})))
 
     def test_tests_by_name(self, tmp_path):
         tests = {"128": ["--data.score_at", "size"], "250": []}
@@ -373,6 +406,19 @@ class TestCommand:
         results.main(["--missing", "--manifest", str(path)])
         assert capsys.readouterr().out == "every row is measured\n"
 
+    def test_missing_has_the_command_of_a_pipeline(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        content = {**ROW, "pipeline": str(write_pipeline(tmp_path, {"coarse": {}})), "stage": "coarse", "seeds": [2]}
+        del content["config"]
+        path = manifest(tmp_path, yaml.safe_dump({"a": content}))
+        results.main(["--missing", "--manifest", str(path), "--runs_dir", "r"])
+        assert capsys.readouterr().out.splitlines()[1:3] == [
+            "    structseg pipeline p.yaml --until coarse --seed 2 --runs_dir r -- --trainer.accelerator cpu "
+            "--trainer.devices 1",
+            f"    structseg test --ckpt_path r/{tmp_path.name}_p/2/coarse/RUN_ID/checkpoints/best.ckpt "
+            "--seed_everything 2 --trainer.accelerator cpu --trainer.devices 1",
+        ]
+
     @pytest.mark.parametrize(
         ("args", "code", "message"),
         [
@@ -465,6 +511,19 @@ class TestRunning:
         assert "a.0: not started, needs about 8.0 min, 5.0 min are left" in text
         assert "c.0: not started, needs unknown minutes" in text
         assert list(place.results.iterdir()) == []
+
+    def test_stages_that_are_there_are_taken_off_the_estimate(self, place, child, capsys, tmp_path):
+        child("open(path, 'w').write('x')")
+        file = write_pipeline(tmp_path, {"coarse": {}, "aside": {}, "parts": {"args": ["--x", "{coarse}"]}})
+        staged = row(config=None, pipeline=str(file), stage="parts")
+        for stage, seconds in (("coarse", 240), ("aside", 999)):
+            record = Record(Inputs({}, {}, "1"), "run", "", seconds, "c0ffee", False, {})
+            record.write(pipeline_folder(file, 1, place.runs_dir) / stage)
+        jobs = [Job(staged, 0), Job(staged, 1)]
+        run_jobs(jobs, place, budget_minutes=5)
+        text = capsys.readouterr().out
+        assert "a.0: not started, needs about 8.0 min, 5.0 min are left" in text
+        assert "a.1: running, about 4.0 min" in text
 
     @pytest.mark.parametrize("stubborn", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"])
     def test_a_run_over_the_budget_is_stopped_and_leaves_nothing(self, place, child, capsys, monkeypatch, stubborn):
@@ -577,6 +636,47 @@ def test_a_row_end_to_end(tmp_path, capsys):
 
     results.main(["--details", "whole", *where[:4]])
     assert "clean.miou" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_rows_that_are_stages_of_a_pipeline_share_them(tmp_path, capsys):
+    make_fasseg(tmp_path / "data" / "fasseg", train=4, test=3)
+    base = {
+        "model": {"class_path": "ConsensusSegmenter", "init_args": {"network": {"class_path": TINY_NETWORK}}},
+        "data": {"class_path": "FASSEGDataModule", "init_args": {"size": [32, 32], "fold": 0, "folds": 2}},
+        "trainer": {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False},
+    }
+    student = {"args": ["--model.teacher_ckpt", "{teacher}", "--data.size", "[24, 24]"]}
+    file = write_pipeline(tmp_path, {"teacher": {}, "aside": {}, "student": student}, yaml.safe_dump(base))
+    content = {**ROW, "data": "fasseg", "headline": "all.miou", "seeds": [1], "pipeline": str(file)}
+    del content["config"]
+    both = {"t": {**content, "stage": "teacher"}, "u": {**content, "stage": "student"}}
+    path = manifest(tmp_path, yaml.safe_dump(both))
+    assert [module.size for module in row_datamodules(load_manifest(path)["u"], tmp_path / "data" / "fasseg")] == [
+        (32, 32),
+        (24, 24),
+    ]
+    where = ["--manifest", str(path), "--results", str(tmp_path / "results"), "--data_root", str(tmp_path / "data")]
+    results.main(["--run", "missing", *where, "--runs_dir", str(tmp_path / "runs")])
+    assert "u.1: measured" in capsys.readouterr().out
+    stages = pipeline_folder(file, 1, tmp_path / "runs")
+    assert sorted(found.name for found in stages.glob("[a-z]*")) == ["student", "teacher"]
+    (run,) = (found for found in (stages / "teacher").iterdir() if found.name != RECORD)
+
+    teacher, student = (json.loads((tmp_path / "results" / f"{name}.1.json").read_text()) for name in "tu")
+    seconds = {name: read_record(stages / name).seconds for name in ("teacher", "student")}
+    assert (teacher["stage_seconds"], student["stage_seconds"]) == ({"teacher": seconds["teacher"]}, seconds)
+    assert teacher["wall_seconds"] == seconds["teacher"]
+    assert student["wall_seconds"] == pytest.approx(sum(seconds.values()), abs=0.06)
+    assert set(student["stage_commits"]) == {"teacher", "student"}
+    assert (student["method"], student["train_images"], student["test_images"]) == ("ConsensusSegmenter", 2, 3)
+    assert student["config"]["seed_everything"] == 1
+    assert student["config"]["data"]["init_args"]["size"] == [24, 24]
+    assert student["config"]["data"]["init_args"]["root"] == "$STRUCTSEG_DATA/fasseg"
+    assert student["config"]["model"]["init_args"]["teacher_ckpt"].endswith("best.ckpt")
+    assert student["metrics"]["all"] != teacher["metrics"]["all"]
+    assert str(tmp_path.parent) not in json.dumps(student)
+    assert run.is_dir()
 
 
 def test_the_readme_shows_the_table_that_the_results_make(capsys):

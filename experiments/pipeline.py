@@ -1,0 +1,272 @@
+"""`structseg pipeline`: fits that build on each other, each in its own process; what is finished is not run again."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from experiments.cli import run
+from experiments.parser import fail, nearest
+from experiments.processes import command_line, run_structseg
+from experiments.result_files import commit, sha256
+from experiments.stage_record import Inputs, Record, Scored, Standing, checkpoint_of, read_record, standing
+from experiments.stages import RUN_ID, Pipeline, Stage, argument_faults, load_pipeline, pipeline_folder
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A pipeline with one seed in its folder.
+
+    Attributes:
+        pipeline: the stages.
+        seed: of every stage.
+        runs_dir: folder of all runs.
+        more: arguments that every fit and test gets.
+        last: the stage to stop at: it and what it builds on; None = all of them.
+    """
+
+    pipeline: Pipeline
+    seed: int = 0
+    runs_dir: Path = Path("runs")
+    more: tuple[str, ...] = ()
+    last: str | None = None
+    stages: list[Stage] = field(init=False)
+
+    def __post_init__(self) -> None:
+        faults = list(argument_faults(self.more, places=False))
+        if faults:
+            raise ValueError("; ".join(faults))
+        object.__setattr__(self, "stages", self.pipeline.needed(self.last))
+
+    @property
+    def folder(self) -> Path:
+        """Where the stages live."""
+        return pipeline_folder(self.pipeline.path, self.seed, self.runs_dir)
+
+    def checkpoint(self, stage: str) -> Path:
+        """The best checkpoint of a stage, or where it will be."""
+        record = read_record(self.folder / stage)
+        return checkpoint_of(self.folder / stage, RUN_ID if record is None else record.run)
+
+    def fit_args(self, stage: Stage, coming: Sequence[str] = ()) -> list[str]:
+        """What follows `structseg` to train a stage; the runs of the stages to come have no id yet."""
+        paths = {name: self.checkpoint(name) for name in stage.needs}
+        paths |= {name: checkpoint_of(self.folder / name, RUN_ID) for name in stage.needs if name in coming}
+        own = stage.args_with({name: str(path) for name, path in paths.items()})
+        where = ["--experiment", stage.name, "--runs_dir", str(self.folder)]
+        return ["fit", "--config", str(self.pipeline.config), *own, *self.more, *where, *self._seeded]
+
+    def test_args(self, stage: Stage, test: str, checkpoint: Path) -> list[str]:
+        """What follows `structseg` to do one of a stage's tests."""
+        return ["test", "--ckpt_path", str(checkpoint), *self.more, *stage.tests[test], *self._seeded]
+
+    @property
+    def _seeded(self) -> list[str]:
+        return ["--seed_everything", str(self.seed)]
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """The resolved configuration of each stage, with `STAGE.ckpt` for a checkpoint.
+
+        Raises:
+            ValueError: a stage's arguments, or those of one of its tests, are refused; the message names it.
+        """
+        found = {}
+        for stage in self.stages:
+            own = [*stage.args_with({name: f"{name}.ckpt" for name in stage.needs}), *self.more]
+            base = ["--config", str(self.pipeline.config), *own]
+            try:
+                found[stage.name] = resolved_config(["fit", *base, *self._seeded])
+                for args in stage.tests.values():
+                    if args:
+                        resolved_config(["test", *base, *args])
+            except ValueError as error:
+                raise ValueError(f"{self.pipeline.path}: stage {stage.name}: {error}") from None
+        return found
+
+    def standing(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Standing:
+        """Whether a stage has to run."""
+        return standing(stage, self.folder / stage.name, self._inputs(stage, config, coming), coming)
+
+    def _inputs(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Inputs:
+        return Inputs.of(config, {n: sha256(self.checkpoint(n)) for n in stage.needs if n not in coming})
+
+    def survey(self) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
+        """What would be done for each stage, with the arguments of its commands."""
+        coming: list[str] = []
+        configs = self.configs()
+        for stage in self.stages:
+            found = self.standing(stage, configs[stage.name], coming)
+            commands = [self.fit_args(stage, coming)] if found.fit else []
+            path = checkpoint_of(self.folder / stage.name, RUN_ID) if found.fit else self.checkpoint(stage.name)
+            commands += [self.test_args(stage, test, path) for test in found.tests]
+            coming += [stage.name] if found.fit else []
+            yield stage, found, commands
+
+    def run(self, tests: bool = True) -> dict[str, Record]:
+        """Runs what is not finished, stage after stage, and what the stages left, finished before or now.
+
+        Args:
+            tests: whether to score the stages too.
+
+        Raises:
+            ValueError: a stage's arguments are refused; nothing was run.
+            RuntimeError: a stage failed, or another process is at work in the same folder.
+        """
+        configs = self.configs()
+        records = {}
+        with _alone(self.folder) as lock:
+            for number, stage in enumerate(self.stages, 1):
+                found = self.standing(stage, configs[stage.name])
+                print(f"[{number}/{len(self.stages)}] {stage.name}: {found}", flush=True)
+                record = self._fit(stage, configs[stage.name], lock) if found.fit else self._kept(stage)
+                for test in found.tests if tests else ():
+                    record = record.with_test(test, self._test(stage, test, record, lock))
+                    record.write(self.folder / stage.name)
+                records[stage.name] = record
+        return records
+
+    def _kept(self, stage: Stage) -> Record:
+        record = read_record(self.folder / stage.name)
+        assert record is not None  # it has just been read to say that the stage is finished
+        return record
+
+    def _fit(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
+        folder, inputs, (head, dirty) = self.folder / stage.name, self._inputs(stage, config), commit()
+        before = _written(folder)
+        seconds = run_structseg(f"stage {stage.name}", self.fit_args(stage), lock.fileno())
+        new = [path for path, when in _written(folder).items() if before.get(path) != when]
+        if not new:
+            raise RuntimeError(f"stage {stage.name} left no checkpoint in {folder}; no other stage can go on from it")
+        best = max(new, key=lambda path: path.stat().st_mtime_ns)
+        record = Record(inputs, best.parent.parent.name, sha256(best), round(seconds, 1), head, dirty, {})
+        record.write(folder)
+        return record
+
+    def _test(self, stage: Stage, test: str, record: Record, lock: IO[str]) -> Scored:
+        path = checkpoint_of(self.folder / stage.name, record.run)
+        log = path.parent.parent / "metrics.csv"
+        before = len(_tested(log))
+        seconds = run_structseg(f"stage {stage.name}", self.test_args(stage, test, path), lock.fileno())
+        figures = _tested(log)[before:]
+        if not figures:
+            raise RuntimeError(f"the test of stage {stage.name} left no figures in {log}; leave --trainer.logger alone")
+        return Scored(stage.tests[test], figures[-1], round(seconds, 1))
+
+
+def resolved_config(args: Sequence[str]) -> dict[str, Any]:
+    """What one of Lightning's subcommands would run with, parsed in this process.
+
+    Raises:
+        ValueError: the arguments are refused.
+    """
+    out, refused = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(refused):
+            run([*args, "--print_config"])
+    except SystemExit as end:
+        if end.code:
+            raise ValueError(refused.getvalue().strip().rpartition("structseg: error: ")[2]) from None
+    config: dict[str, Any] = yaml.safe_load(out.getvalue())
+    return config
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[IO[str]]:
+    """Two at work in one folder would take each other's runs for their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is at work in {folder}; wait until it ends, or end it") from None
+        yield lock
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    """The best checkpoint of each run, and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob(str(checkpoint_of(Path(), "*")))}
+
+
+def _tested(log: Path) -> list[dict[str, float]]:
+    """What each test of a run logged, without `test/`."""
+    if not log.is_file():
+        return []
+    with log.open(newline="") as file:
+        lines = [
+            {
+                key.removeprefix("test/"): float(value)
+                for key, value in line.items()
+                if key.startswith("test/") and value
+            }
+            for line in csv.DictReader(file)
+        ]
+    return [line for line in lines if line]
+
+
+def comparison(session: Session, records: Mapping[str, Record]) -> tuple[Table, list[str]]:
+    """The figures of the stages' tests, a line each, and notes on metrics that no test has."""
+    wanted = session.pipeline.table
+    table = Table(title=f"{session.pipeline.path.stem}, seed {session.seed}")
+    table.add_column("stage", no_wrap=True)
+    for title in (*wanted, "min"):
+        table.add_column(title, justify="right")
+    known: set[str] = set()
+    for name, record in records.items():
+        tests = {test: record.tests[test] for test in session.pipeline.stages[name].tests if test in record.tests}
+        for number, (test, scored) in enumerate(tests.items()):
+            known |= set(scored.metrics)
+            values = [scored.metrics.get(metric, math.nan) for metric in wanted]
+            minutes = f"{record.seconds / 60:.1f}" if number == 0 else ""
+            table.add_row(f"{name} {test}".rstrip(), *("-" if math.isnan(v) else f"{v:.4f}" for v in values), minutes)
+    return table, [f"no test has {m}{nearest(m, known)}" for m in wanted if m not in known]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        hint = "; what is for the stages stands after --" if "unrecognized" in message else ""
+        fail(f"pipeline: {message}{hint}", 2)
+
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg pipeline`."""
+    at = args.index("--") if "--" in args else len(args)
+    parser = _Parser(
+        prog="structseg pipeline",
+        usage="%(prog)s FILE [options] [-- further arguments of every stage's fit and test]",
+        description="Runs fits that build on each other; a finished stage is skipped, unless what it was made from "
+        "changed. Remove a stage's stage.json to run it anew.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="YAML that names the stages")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run and why, and the commands")
+    parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
+    parser.add_argument("--seed", type=int, default=0, help="of every stage; default: 0")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
+    given = parser.parse_args(args[:at])
+    if given.seed < 0:
+        parser.error(f"--seed is {given.seed}; expected a whole number from 0")
+    session = Session(load_pipeline(given.file), given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
+    if given.dry_run:
+        for stage, found, commands in session.survey():
+            print("\n    ".join([f"{stage.name}: {found}", *map(command_line, commands)]))
+        return
+    records = session.run()
+    console = Console() if Console().is_terminal else Console(width=200)
+    table, notes = comparison(session, records)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False)

@@ -1,0 +1,81 @@
+"""Processes that the suite starts: their environment, and an end that leaves none behind."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from experiments.manifest import ROOT
+from experiments.parser import fail
+
+GRACE_SECONDS = 10.0  # between asking a process to stop and killing it
+
+
+def child_environment() -> dict[str, str]:
+    """This process's, with the suite importable from any folder and output that is not held back."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM becomes KeyboardInterrupt, so that the running process is ended and cleaned up after."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's arguments
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def command_line(args: Sequence[str]) -> str:
+    """A command of the suite as it can be pasted into a shell."""
+    return "structseg " + shlex.join(args)
+
+
+def run_structseg(what: str, args: Sequence[str], keeps: int) -> float:
+    """Runs a command of the suite in a process of its own, which shares this one's terminal.
+
+    Args:
+        what: names it in messages.
+        args: what follows `structseg`.
+        keeps: a file that is open for as long as the process lives, even where it outlives this one.
+
+    Returns:
+        Its seconds.
+
+    Raises:
+        RuntimeError: it failed.
+        SystemExit: it was interrupted; that is said, and the code is 130.
+    """
+    print(command_line(args), flush=True)
+    start = time.perf_counter()
+    code: int | None = None
+    with terminated_as_interrupted():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.cli", *args], env=child_environment(), pass_fds=(keeps,)
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # Ctrl-C has reached it already, what ended this process alone has not
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+    if code is None:
+        fail(f"{what} was interrupted; the same call goes on with it", 130)
+    if code:
+        raise RuntimeError(f"{what} failed (exit code {code}); the same call goes on with it: {command_line(args)}")
+    return time.perf_counter() - start

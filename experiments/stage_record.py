@@ -1,0 +1,195 @@
+"""What a finished stage of a pipeline leaves: `stage.json`, and by it whether the stage has to run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments.result_files import sha256, write_result
+from experiments.stages import Stage
+
+RECORD = "stage.json"
+_ELSEWHERE = ("experiment", "runs_dir", "ckpt_path", "trainer.default_root_dir")  # where a run lies changes no figure
+_SHOWN = 3  # changes that a reason lists
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a stage's checkpoint depends on, but for the code within a version.
+
+    Attributes:
+        config: each value of the resolved configuration, as JSON, by its dotted key.
+        checkpoints: SHA-256 of each earlier stage's checkpoint that it takes.
+        version: of the suite.
+    """
+
+    config: Mapping[str, str]
+    checkpoints: Mapping[str, str]
+    version: str
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> Inputs:
+        """From a configuration as `structseg fit --print_config` prints it."""
+        flat = {key: json.dumps(value) for key, value in _flat(config) if key not in _ELSEWHERE}
+        return cls(flat, dict(checkpoints), version("structseg"))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of them all."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def changes(self, before: Inputs) -> str:
+        """What is not as it was, in words; empty where all is."""
+        keys = dict.fromkeys([*self.config, *before.config])
+        pairs = [(key, before.config.get(key, "nothing"), self.config.get(key, "nothing")) for key in keys]
+        found = [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
+        if self.version != before.version:
+            found.append(f"structseg {before.version} -> {self.version}")
+        stages = dict.fromkeys([*self.checkpoints, *before.checkpoints])
+        found += [f"stage {s} changed" for s in stages if self.checkpoints.get(s) != before.checkpoints.get(s)]
+        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return ", ".join(found[:_SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One test of a stage's checkpoint: its further arguments, what it logged (without `test/`), and its seconds."""
+
+    args: tuple[str, ...]
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `stage.json` holds.
+
+    Attributes:
+        inputs: what the stage was run with; `fingerprint` stands beside it in the file.
+        run: id of the run, its folder beside the file.
+        checkpoint: SHA-256 of its best checkpoint.
+        seconds: of the fit.
+        commit: of the suite.
+        dirty: whether it held changes that were not committed.
+        tests: by name, as far as they are done.
+    """
+
+    inputs: Inputs
+    run: str
+    checkpoint: str
+    seconds: float
+    commit: str
+    dirty: bool
+    tests: Mapping[str, Scored]
+
+    def with_test(self, name: str, scored: Scored) -> Record:
+        """With one more test."""
+        return replace(self, tests={**self.tests, name: scored})
+
+    def write(self, folder: Path) -> None:
+        """Writes it into the stage's folder, whole or not at all."""
+        write_result(folder / RECORD, {"fingerprint": self.inputs.fingerprint, **asdict(self)})
+
+
+def read_record(folder: Path) -> Record | None:
+    """What a stage's folder has; None where the stage never came to its end, or the file is damaged."""
+    try:
+        content = json.loads((folder / RECORD).read_text())
+        content.pop("fingerprint")
+        content["inputs"] = Inputs(**content["inputs"])
+        content["tests"] = {name: _scored(**test) for name, test in content["tests"].items()}
+        return Record(**content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):  # as good as none: the stage runs again
+        return None
+
+
+def _scored(args: list[str], metrics: dict[str, float | None], seconds: float) -> Scored:
+    known = {key: math.nan if value is None else value for key, value in metrics.items()}
+    return Scored(tuple(args), known, seconds)
+
+
+def checkpoint_of(folder: Path, run: str) -> Path:
+    """The best checkpoint of a run of the stage in that folder."""
+    return folder / run / "checkpoints" / "best.ckpt"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a stage still needs.
+
+    Attributes:
+        fit: whether it has to be trained.
+        tests: names of the tests to do.
+        why: in words.
+    """
+
+    fit: bool
+    tests: tuple[str, ...]
+    why: str
+
+    def __str__(self) -> str:
+        action = "run" if self.fit else "test" if self.tests else "skip"
+        return f"{action} ({self.why})"
+
+
+def standing(stage: Stage, folder: Path, inputs: Inputs, coming: Iterable[str] = ()) -> Standing:
+    """Compares a stage's folder with what is asked for.
+
+    Args:
+        stage: the stage.
+        folder: where it lives.
+        inputs: what it would be run with now; `coming` need not be in its checkpoints.
+        coming: stages that are about to be run.
+    """
+    record = read_record(folder)
+    new = [name for name in stage.needs if name in coming]
+    if record is None:
+        why = "not finished" if folder.is_dir() and any(folder.iterdir()) else "not run yet"
+    elif new:
+        why = ", ".join(f"stage {name} changed" for name in new)
+    else:
+        checkpoint = checkpoint_of(folder, record.run)
+        why = inputs.changes(record.inputs)
+        if not why and not checkpoint.is_file():
+            why = f"{checkpoint} is gone"
+        elif not why and sha256(checkpoint) != record.checkpoint:
+            why = f"{checkpoint} is not as the stage left it"
+    if why or record is None:
+        return Standing(True, tuple(stage.tests), why)
+    done = {name for name, scored in record.tests.items() if scored.args == stage.tests.get(name)}
+    tests = tuple(name for name in stage.tests if name not in done)
+    finished = f"finished, {record.seconds / 60:.1f} min"
+    said = ", ".join(f"test {name}" if name else "its test" for name in tests)
+    return Standing(False, tests, f"{finished}; {said} not done yet" if tests else finished)
+
+
+def finished_seconds(stages: Iterable[Stage], folder: Path) -> float:
+    """Seconds of the fits that are there already, whatever they were run with."""
+    records = (read_record(folder / stage.name) for stage in stages)
+    return sum(record.seconds for record in records if record is not None)
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for name, branch in tree.items():
+            yield from _flat(branch, f"{prefix}{name}.")
+    else:
+        yield prefix[:-1], _absolute(tree)
+
+
+def _absolute(value: Any) -> Any:
+    """The same file or folder has one name, whatever it is reached from."""
+    if isinstance(value, list | tuple):
+        return [_absolute(item) for item in value]
+    if isinstance(value, str) and os.sep in value and Path(value).exists():
+        return str(Path(value).resolve())
+    return value

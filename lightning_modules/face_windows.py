@@ -1,0 +1,90 @@
+"""The six windows of a face: which classes lie in which, where their centres are, and how they go back into a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datamodules.label_spaces import STN
+from lightning_modules.metrics.parts import FACE_PARTS
+
+# Network: the parts that go through it. The second goes through mirrored, and back.
+NETWORKS: dict[str, tuple[int, ...]] = {"brow": (0, 1), "eye": (2, 3), "nose": (4,), "mouth": (5,)}
+CHANNELS = 1 + max(map(len, FACE_PARTS.values()))  # of a window: the part's whole, then its classes
+
+
+def class_count(network: str) -> int:
+    """How many classes a part network tells apart, background included."""
+    return 1 + len(list(FACE_PARTS.values())[NETWORKS[network][0]])
+
+
+def window_labels() -> Tensor:
+    """(6, 256) int64: what a class of the space `stn` is in each window; classes of other parts are background."""
+    table = torch.zeros(len(FACE_PARTS), 256, dtype=torch.int64)
+    table[:, STN.ignore_index] = STN.ignore_index
+    for row, classes in zip(table, FACE_PARTS.values(), strict=True):
+        for position, index in enumerate(classes, 1):
+            row[index] = position
+    return table
+
+
+def paste_channels() -> Tensor:
+    """(6, CHANNELS) int64: the class that each channel of a window is in the mask; 0 for the part's whole, -1: none."""
+    table = torch.full((len(FACE_PARTS), CHANNELS), -1, dtype=torch.int64)
+    table[:, 0] = 0
+    for row, classes in zip(table, FACE_PARTS.values(), strict=True):
+        row[1 : 1 + len(classes)] = torch.tensor(classes)
+    return table
+
+
+def part_centers(mask: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Where the parts are.
+
+    Args:
+        mask: (N, H, W) int64, classes of the space `stn`.
+        sizes: (N, 2), the height and width of each image in the upper left corner of its mask; default: all of it.
+
+    Returns:
+        centers (N, 6, 2), (x, y) in pixels from 0, the mean of the part's pixels, of the mouth the mean of the centres
+        of those of its classes that are there; and present (N, 6) bool. Of an absent part: the image's middle.
+    """
+    height, width = mask.shape[-2:]
+    x = torch.arange(width, device=mask.device, dtype=torch.float32)
+    y = torch.arange(height, device=mask.device, dtype=torch.float32)
+    centers, present = [], []
+    for classes in FACE_PARTS.values():
+        found = []
+        for index in classes:
+            # Counts a row and a column first: no map of floats the size of the image is made.
+            inside = mask == index
+            columns, rows = inside.sum(1).float(), inside.sum(2).float()
+            count = rows.sum(1)
+            center = torch.stack([columns @ x, rows @ y], 1) / count.clamp(min=1)[:, None]
+            found.append((center, count > 0))
+        there = torch.stack([has for _, has in found], 1)
+        sums = torch.stack([center for center, _ in found], 1).mul(there[..., None]).sum(1)
+        centers.append(sums / there.sum(1).clamp(min=1)[:, None])
+        present.append(there.any(1))
+    if sizes is None:
+        sizes = torch.tensor([[height, width]], device=mask.device)
+    middle = (sizes.flip(1)[:, None].float() - 1) / 2
+    is_there = torch.stack(present, 1)
+    return torch.where(is_there[..., None], torch.stack(centers, 1), middle), is_there
+
+
+def window_probabilities(logits: list[Tensor]) -> Tensor:
+    """(N, 6, CHANNELS, h, w) of the six windows' logits (N, k, h, w): the part's whole, its classes, zeros."""
+    windows = []
+    for part in logits:
+        p = part.float().softmax(1)
+        whole = torch.cat([1 - p[:, :1], p[:, 1:]], 1)
+        windows.append(torch.nn.functional.pad(whole, (0, 0, 0, 0, 0, CHANNELS - whole.shape[1])))
+    return torch.stack(windows, 1)
+
+
+def with_background(pasted: Tensor) -> Tensor:
+    """(N, 9, H, W) class scores of what `paste_parts` makes of `window_probabilities` by `paste_channels`.
+
+    Background is what no part claims: 1 minus the largest probability, over the windows, of belonging to a part.
+    """
+    return torch.cat([1 - pasted[:, :1], pasted[:, 1:]], 1)

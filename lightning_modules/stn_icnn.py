@@ -1,0 +1,520 @@
+"""STN-iCNN: a coarse mask, six windows found in it, a network for each part, and all of it trained end to end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import StepLR
+
+from datamodules.label_spaces import STN, LabelSpace
+from lightning_modules.base import SegmentationModule, Split, StepOutput, resize_logits
+from lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
+from lightning_modules.earlier_stages import take_over
+from lightning_modules.face_windows import (
+    NETWORKS,
+    class_count,
+    part_centers,
+    paste_channels,
+    window_labels,
+    window_probabilities,
+    with_background,
+)
+from lightning_modules.metrics.parts import FACE_PARTS, PartMetrics
+from lightning_modules.metrics.windows import WindowError
+from lightning_modules.networks.icnn import ICNN
+from lightning_modules.networks.localizer import Localizer
+from lightning_modules.networks.spatial_transformer import (
+    centers_from_theta,
+    crop_labels,
+    crop_parts,
+    paste_labels,
+    paste_parts,
+    theta_from_centers,
+)
+
+Stage = Literal["coarse", "localizer", "parts", "end_to_end"]
+Cropper = Literal["stn", "baseline", "true"]
+
+NETWORK_NAMES = ("network", "localizer", "parts")  # of the state: coarse network, localizer, part networks
+_TRAINS: dict[str, tuple[str, ...]] = {"coarse": ("network",), "localizer": ("localizer",), "parts": ("parts",)}
+TRUE_WINDOWS = "true_windows"  # the scores at the true windows, beside those at the cropper's
+_MOST_ZOOM = math.log(2)  # the localizer's windows are half to twice as large
+_LEAST_LIKELIHOOD = 1e-6  # a pixel of a part that no window covers costs 13.8
+_NEEDS: dict[str, tuple[str, ...]] = {"stn": ("network", "localizer"), "baseline": ("network",), "true": ()}
+
+
+class STNiCNN(SegmentationModule):
+    """Face parsing in two stages that a spatial transformer joins; one stage of its training a fit.
+
+    The coarse network labels the image at `--data.size`; the localizer turns its soft mask into six windows; they are
+    cut from the image at its own size, labelled by four networks (brow, eye, nose, mouth; what is on the right goes
+    through mirrored), and pasted back.
+
+    Source: Yin, Yiu, Hu, Tang, "End-to-End Face Parsing via Interlinked Convolutional Neural Networks", 2020.
+
+    Args:
+        label_space: `stn`, linked to the data's.
+        stage: what is trained. `coarse`: the coarse network, on the small image. `localizer`: the localizer, on the
+            true windows, with the coarse network as it is. `parts`: the part networks. `end_to_end`: all three, each
+            with its rate; a rate of 0 freezes.
+        init_from: checkpoints of earlier stages, whose trained networks are taken over when a fit starts.
+        window: (h, w) of the windows, in pixels of the full-size image; odd.
+        network: makes an iCNN from its number of classes.
+        localizer: makes the localizer from the numbers of classes and parts.
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar, of the coarse mask and of each window; default:
+            cross-entropy, as the published code. `OneHotBCELoss` is the paper's equation 16.
+        loss_on: end to end, `parts` compares the windows with the labels cut by the same windows, as the paper; a
+            window that slides off its part then costs nothing. `pasted` compares the pasted mask with the whole labels.
+        theta_weight: end to end, of smooth L1 between the windows and the true ones, added to the loss.
+        train_on: stage `parts` cuts the `true` windows (published) or those of the localizer (`stn`).
+        cropper: whose windows evaluation and prediction cut. `stn`: the localizer's. `baseline`: around the centres of
+            the coarse mask's parts, in whole pixels. `true`: around the true centres; needs labels.
+        zoom: whether the localizer may also scale its windows (equation 15); false leaves them as large as `window`.
+        lr_coarse: learning rate of the coarse network.
+        lr_localizer: learning rate of the localizer.
+        lr_parts: learning rate of the part networks.
+        optimizer: makes the optimiser from the three groups of parameters.
+        lr_scheduler: makes the schedule from the optimiser; default: all rates are halved every 5 epochs.
+        mean: of each channel, linked to the data's.
+        std: of each channel, linked to the data's.
+
+    Raises:
+        ValueError: another label space, or settings that do not go together.
+    """
+
+    window_labels: Tensor
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        stage: Stage,
+        init_from: list[str] | None = None,
+        window: tuple[int, int] = (81, 81),
+        network: Callable[[int], nn.Module] = ICNN,
+        localizer: Callable[[int, int], nn.Module] = Localizer,
+        loss: nn.Module | None = None,
+        loss_on: Literal["parts", "pasted"] = "parts",
+        theta_weight: float = 0.0,
+        train_on: Literal["true", "stn"] = "true",
+        cropper: Cropper = "stn",
+        zoom: bool = True,
+        lr_coarse: float = 1e-3,
+        lr_localizer: float = 1e-3,
+        lr_parts: float = 1e-3,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        if label_space.classes != STN.classes:
+            raise ValueError(f"STNiCNN labels the parts of the space stn, not {label_space.name}; set label_space: stn")
+        loss = loss or nn.CrossEntropyLoss(ignore_index=label_space.ignore_index)
+        lr_scheduler = lr_scheduler or partial(StepLR, step_size=5, gamma=0.5)
+        super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std)
+        rates = {"network": lr_coarse, "localizer": lr_localizer, "parts": lr_parts}
+        problems = [f"{key}={value} (0 or more)" for key, value in rates.items() if value < 0]
+        if min(window) < 1:
+            problems.append(f"window={tuple(window)} (height and width in pixels, 1 or more)")
+        if theta_weight < 0:
+            problems.append(f"theta_weight={theta_weight} (0 or more)")
+        if stage != "end_to_end" and (theta_weight or loss_on != "parts"):
+            problems.append(f"theta_weight={theta_weight}, loss_on={loss_on} with stage {stage} (for end_to_end alone)")
+        if stage != "parts" and train_on != "true":
+            problems.append(f"train_on={train_on} with stage {stage} (for parts alone)")
+        if stage == "localizer" and cropper == "true":
+            problems.append("cropper=true with stage localizer (its own windows are scored: stn or baseline)")
+        if problems:
+            raise ValueError("model: " + ", ".join(problems))
+        self.localizer = localizer(len(label_space), len(FACE_PARTS))
+        self.parts = nn.ModuleDict({name: network(class_count(name)) for name in NETWORKS})
+        self.parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stage: Stage = stage
+        self.init_from = [Path(path) for path in init_from or ()]
+        self.window = (int(window[0]), int(window[1]))
+        self.loss_on, self.theta_weight, self.train_on, self.zoom = loss_on, theta_weight, train_on, zoom
+        self.cropper: Cropper = cropper
+        self.rates = {
+            name: rate
+            for name, rate in rates.items()
+            if name in _TRAINS.get(stage, NETWORK_NAMES) and (rate > 0 or stage != "end_to_end")
+        }
+        if not self.rates:
+            raise ValueError("all three rates are 0; set --model.lr_parts, or another, above 0")
+        self.trained: set[str] = set()  # names of the networks that some stage has trained
+        self.register_buffer("window_labels", window_labels(), persistent=False)
+        self.paste_to = paste_channels()  # read as whole numbers: kept on the CPU
+        self.val_windows, self.test_windows = WindowError(FACE_PARTS), WindowError(FACE_PARTS)
+
+    def _scores(self) -> PartMetrics:
+        space = self.label_space
+        return PartMetrics(space.classes, space.ignore_index, space.groups)
+
+    # The networks, and which of them learn
+
+    def setup(self, stage: str) -> None:
+        """Takes over the networks of earlier stages, and refuses to go on without those that are needed.
+
+        Raises:
+            FileNotFoundError: a checkpoint of `init_from` is missing.
+            ValueError: one of them does not fit; a network that this stage builds on was never trained.
+        """
+        if stage != "fit":
+            return
+        if self.trainer.ckpt_path is None:
+            fits = {
+                "method": type(self).__name__,
+                "classes": list(self.label_space.classes),
+                "window": list(self.window),
+            }
+            networks = {name: getattr(self, name) for name in NETWORK_NAMES}
+            self.trained |= take_over(networks, self.init_from, fits)
+            needed = set(NETWORK_NAMES if self.stage == "end_to_end" else ())
+            if self.stage == "localizer" or (self.stage == "parts" and self.train_on == "stn"):
+                needed |= set(_NEEDS["stn"])
+            if self.stage != "coarse":
+                needed |= set(_NEEDS[self.cropper])
+            self._require(needed - set(_TRAINS.get(self.stage, ())), f"stage {self.stage}", "--model.init_from")
+        for name in NETWORK_NAMES:
+            getattr(self, name).requires_grad_(name in self.rates)
+        self.train()
+
+    def _require(self, needed: set[str], what: str, option: str) -> None:
+        missing = [name for name in NETWORK_NAMES if name in needed - self.trained]
+        if missing:
+            words = {"network": "coarse network", "localizer": "localizer", "parts": "part networks"}
+            raise ValueError(
+                f"{what} needs a trained {' and '.join(words[name] for name in missing)}; give {option} a checkpoint "
+                "of the stage that trains it"
+            )
+
+    def train(self, mode: bool = True) -> STNiCNN:
+        """As ever, but that what does not learn stays in evaluation mode, its batch statistics with it."""
+        super().train(mode)
+        for name in set(NETWORK_NAMES) - set(self.rates):
+            getattr(self, name).eval()
+        return self
+
+    def _parameter_groups(self) -> Iterator[dict[str, Any]]:
+        return ({"params": list(getattr(self, name).parameters()), "lr": rate} for name, rate in self.rates.items())
+
+    def make_card(self) -> dict[str, Any]:
+        """Also which networks are trained, and the size of the windows."""
+        trained = sorted(self.trained | set(self.rates))
+        return {**super().make_card(), "trained": trained, "window": list(self.window), "stage": self.stage}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another method or of other classes, and knows which networks are trained."""
+        super().on_load_checkpoint(checkpoint)
+        self.trained = set(checkpoint["structseg"]["trained"])
+
+    # From an image to its windows
+
+    def _frame(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The full-size images in one frame (N, 3, H, W), and their own heights and widths (N, 2).
+
+        Each lies in the upper left corner; the frame is no smaller than a window.
+        """
+        images = batch.get("original")
+        if images is None:
+            raise ValueError("the batch has no full-size images, which the windows are cut from; set --data.originals")
+        sizes = torch.tensor([image.shape[-2:] for image in images], device=images[0].device)
+        height = max(self.window[0], *(image.shape[-2] for image in images))
+        width = max(self.window[1], *(image.shape[-1] for image in images))
+        return torch.stack([_pad(image, (height, width)) for image in images]), sizes
+
+    def _frame_labels(self, batch: dict[str, Any], frame: Tensor) -> Tensor:
+        """The labels (N, H, W) of the frame's pixels; a mask of another size than its image is resized, nearest."""
+        mask: Tensor = batch["mask"]
+        own = [max(image.shape[axis] for image in batch["original"]) for axis in (-2, -1)]
+        if list(mask.shape[-2:]) != own:
+            mask = F.interpolate(mask[:, None].float(), own, mode="nearest-exact")[:, 0].long()
+        return _pad(mask, (frame.shape[-2], frame.shape[-1]), self.label_space.ignore_index)
+
+    def _small_labels(self, batch: dict[str, Any]) -> Tensor:
+        """The labels (N, H, W) at the size of the small image, nearest."""
+        mask, size = batch["mask"], batch["image"].shape[-2:]
+        own = [image.shape[-2:] for image in batch.get("original", ())]
+        if mask.shape[-2:] == size or len(own) < 2:
+            own = [mask.shape[-2:]] * len(mask)
+        small = [
+            F.interpolate(one[None, None, :h, :w].float(), size, mode="nearest-exact")[0, 0]
+            for one, (h, w) in zip(mask, own, strict=True)
+        ]
+        return torch.stack(small).long()
+
+    def _locate(self, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """The localizer's windows from coarse logits.
+
+        Centres (N, 6, 2) as (x, y) in -1..1 over the image's outermost pixels, and zooms (N, 6, 2), 1 where a window's
+        pixel is a pixel of the image.
+        """
+        found = self.localizer(coarse.float().softmax(1)).float()
+        zoom = found[..., 2:].clamp(-_MOST_ZOOM, _MOST_ZOOM).exp()
+        return found[..., :2], zoom if self.zoom else torch.ones_like(zoom)
+
+    def _theta_of(self, centers: Tensor, zoom: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
+        """Equation 15 for what `_locate` returns, (N, 6, 2, 3) in the frame."""
+        pixels = (centers + 1) / 2 * (sizes.flip(1)[:, None] - 1)
+        theta = theta_from_centers(pixels, self.window, (frame.shape[-2], frame.shape[-1]))
+        return torch.cat([theta[..., :2] * zoom[..., None], theta[..., 2:]], -1)
+
+    def _baseline_theta(self, coarse: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
+        """Windows around the centres of the coarse mask's parts, in whole pixels; in the middle where it lacks one."""
+        small = torch.tensor([coarse.shape[-1], coarse.shape[-2]], device=coarse.device)
+        centers, _ = part_centers(coarse.argmax(1))
+        pixels = ((centers + 0.5) * sizes.flip(1)[:, None] / small - 0.5).round()
+        return theta_from_centers(pixels, self.window, (frame.shape[-2], frame.shape[-1]))
+
+    def _found_theta(self, coarse: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
+        """The windows of a cropper that needs no labels."""
+        if self.cropper == "baseline":
+            return self._baseline_theta(coarse, sizes, frame)
+        return self._theta_of(*self._locate(coarse), sizes, frame)
+
+    def _label(self, frame: Tensor, theta: Tensor) -> list[Tensor]:
+        """The logits of the six windows, (N, 2, h, w), and (N, 4, h, w) of the mouth."""
+        crops = (crop_parts(frame, theta, self.window) - self.mean) / self.std
+        logits: list[Tensor] = []
+        for name, members in NETWORKS.items():
+            sides = [crops[:, part].flip(-1) if at else crops[:, part] for at, part in enumerate(members)]
+            found = self.parts[name](torch.cat(sides).contiguous(memory_format=torch.channels_last))
+            logits += [side.flip(-1) if at else side for at, side in enumerate(found.chunk(len(members)))]
+        return logits
+
+    # Losses
+
+    def _labelled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss; 0 where no pixel is labelled."""
+        labelled = (target != self.label_space.ignore_index).any()
+        loss: Tensor = self.loss(logits, torch.where(labelled, target, torch.zeros_like(target)))
+        return loss * labelled
+
+    def _parts_loss(self, logits: list[Tensor], labels: Tensor, theta: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Equation 17: the mean over the parts; without the windows (N, 6) that are not `counted`."""
+        targets = crop_labels(labels, theta.detach(), self.window, self.label_space.ignore_index)
+        targets = self.window_labels[torch.arange(len(FACE_PARTS), device=labels.device)[:, None, None], targets]
+        if counted is not None:
+            targets = targets.masked_fill(~counted[..., None, None], self.label_space.ignore_index)
+        return torch.stack([self._labelled_loss(part, targets[:, i]) for i, part in enumerate(logits)]).mean()
+
+    def _pasted_loss(self, logits: list[Tensor], labels: Tensor, theta: Tensor) -> Tensor:
+        """Negative log-likelihood of the whole labels under the pasted mask.
+
+        Summed over the images' pixels and divided by those of their windows, so that it weighs as `_parts_loss` does
+        where every window is right.
+        """
+        size = (labels.shape[-2], labels.shape[-1])
+        scores = with_background(paste_parts(window_probabilities(logits), theta, size, self.paste_to))
+        counted = labels != self.label_space.ignore_index
+        likelihood = scores.gather(1, labels.masked_fill(~counted, 0)[:, None])[:, 0]
+        return -(likelihood.clamp(min=_LEAST_LIKELIHOOD).log() * counted).sum() / theta[..., 0, 0].numel() / self._area
+
+    @property
+    def _area(self) -> int:
+        return self.window[0] * self.window[1]
+
+    def _theta_loss(self, found: tuple[Tensor, Tensor], centers: Tensor, present: Tensor, sizes: Tensor) -> Tensor:
+        """Smooth L1 between theta and that of the true centres (pixels of the image), over the parts that are there."""
+        extent = (sizes.flip(1)[:, None] - 1).clamp(min=1).float()
+        scale = (torch.tensor(self.window[::-1], device=extent.device) - 1) / extent
+        theta = torch.cat([found[1] * scale, found[0]], -1)
+        truth = torch.cat([scale.expand_as(centers), centers * 2 / extent - 1], -1)
+        errors = F.smooth_l1_loss(theta, truth, reduction="none").mean(-1)
+        return (errors * present).sum() / present.sum().clamp(min=1)
+
+    # Steps
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        if split != "train":
+            return self._evaluate_batch(batch, split)
+        image = batch["image"]
+        self.input_size = (image.shape[-2], image.shape[-1])
+        loss = self._training_loss(batch)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(image), sync_dist=True)
+        return {"loss": loss}
+
+    def _training_loss(self, batch: dict[str, Any]) -> Tensor:
+        if self.stage == "coarse":
+            return self._labelled_loss(self(batch["image"]), self._small_labels(batch))
+        frame, sizes = self._frame(batch)
+        labels = self._frame_labels(batch, frame)
+        centers, present = part_centers(labels, sizes)
+        self.log("train/absent_parts", (~present).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum")
+        if self.stage == "parts" and self.train_on == "true":
+            theta = theta_from_centers(centers, self.window, (frame.shape[-2], frame.shape[-1]))
+            return self._parts_loss(self._label(frame, theta), labels, theta, present)
+        found = self._locate(self(batch["image"]))
+        if self.stage == "localizer":
+            return self._theta_loss(found, centers, present, sizes)
+        theta = self._theta_of(*found, sizes, frame)
+        logits = self._label(frame, theta)
+        loss = (self._parts_loss if self.loss_on == "parts" else self._pasted_loss)(logits, labels, theta)
+        if self.theta_weight:
+            loss = loss + self.theta_weight * self._theta_loss(found, centers, present, sizes)
+        return loss
+
+    def _evaluate_batch(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        if self.stage == "coarse":
+            coarse = self(batch["image"]).float()
+            loss = self._labelled_loss(coarse, self._small_labels(batch))
+            return self._count(split, loss, self._enlarged(coarse, batch), batch)
+        frame, sizes = self._frame(batch)
+        labels = self._frame_labels(batch, frame)
+        centers, present = part_centers(labels, sizes)
+        true_theta = theta_from_centers(centers, self.window, (frame.shape[-2], frame.shape[-1]))
+        if self.cropper == "true":
+            scores, loss = self._parse(frame, true_theta, labels, present)
+            return self._count(split, loss, self._at_mask(scores, batch), batch)
+        coarse = self(batch["image"]).float()
+        theta = self._found_theta(coarse, sizes, frame)
+        (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
+        if self.stage == "localizer":
+            loss = self._theta_loss(self._locate(coarse), centers, present, sizes)
+            return self._count(split, loss, self._enlarged(coarse, batch), batch)
+        scores, loss = self._parse(frame, theta, labels)
+        if split == "test":
+            true_scores, _ = self._parse(frame, true_theta, labels, present)
+            prediction = self._at_mask(true_scores, batch)
+            self.subset_scores[TRUE_WINDOWS].update(prediction, batch["mask"])  # type: ignore[operator]
+        return self._count(split, loss, self._at_mask(scores, batch), batch)
+
+    def _parse(
+        self, frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The class scores (N, 9, H, W) of the frame, and the windows' loss; without those not `counted` (N, 6)."""
+        logits = self._label(frame, theta)
+        windows = window_probabilities(logits)
+        if counted is not None:
+            windows = windows * counted[..., None, None, None]
+        pasted = paste_parts(windows, theta, (frame.shape[-2], frame.shape[-1]), self.paste_to)
+        return with_background(pasted), self._parts_loss(logits, labels, theta, counted)
+
+    def _at_mask(self, scores: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The classes (N, H, W) of scores in the frame, at the size of the batch's masks."""
+        height, width = (max(image.shape[axis] for image in batch["original"]) for axis in (-2, -1))
+        mask = batch["mask"]
+        return resize_logits(scores[..., :height, :width], (mask.shape[-2], mask.shape[-1])).argmax(1)
+
+    def _enlarged(self, coarse: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The classes (N, H, W) of coarse logits, at the size of the batch's masks."""
+        mask = batch["mask"]
+        size = (mask.shape[-2], mask.shape[-1])
+        own = [(image.shape[-2], image.shape[-1]) for image in batch.get("original", ())]
+        if len(set(own)) < 2:
+            return resize_logits(coarse, size).argmax(1)
+        each = [resize_logits(one[None], shape).argmax(1)[0] for one, shape in zip(coarse, own, strict=True)]
+        return torch.stack([_pad(one, size) for one in each])
+
+    def on_validation_start(self) -> None:
+        """Refuses to score what was never trained."""
+        if self.trainer.state.fn != "fit":  # that has looked when it began
+            self._require_all("validation")
+
+    def on_test_start(self) -> None:
+        """Refuses to score what was never trained; starts from nothing, with scores at the true windows beside."""
+        self._require_all("test")
+        super().on_test_start()
+        self.test_windows.reset()
+        if self._parses and self.cropper != "true":
+            self.subset_scores[TRUE_WINDOWS] = self._scores().to(self.device)
+
+    def on_predict_start(self) -> None:
+        """Refuses to predict with what was never trained, or with windows that only labels give."""
+        self._require_all("prediction")
+        if self._parses and self.cropper == "true":
+            raise ValueError("there are no true windows without labels; set --model.cropper stn or baseline")
+
+    @property
+    def _parses(self) -> bool:
+        """Whether this stage's masks come from windows."""
+        return self.stage in ("parts", "end_to_end")
+
+    def _require_all(self, what: str) -> None:
+        needed = {"network"} if self.stage == "coarse" else set(_NEEDS[self.cropper])
+        needed |= {"parts"} if self._parses else set()
+        self._require(needed, what, "--ckpt_path")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs every score, and those of the windows, as `val/...`."""
+        super().on_validation_epoch_end()
+        self._log_windows("val/", self.val_windows)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs every score, and those of the windows, as `test/...`; at the true windows as `test/true_windows/...`."""
+        super().on_test_epoch_end()
+        self._log_windows("test/", self.test_windows)
+
+    def _log_windows(self, prefix: str, windows: WindowError) -> None:
+        if self.stage != "coarse" and self.cropper != "true":
+            for key, value in windows.compute().items():
+                self.log(prefix + key, value.float(), prog_bar=key == "center_error" and not self._parses)
+        windows.reset()
+
+    def logged_keys(self) -> set[str]:
+        """Every key that a fit logs."""
+        if self.stage == "coarse":
+            return super().logged_keys()
+        windows = set() if self.cropper == "true" else {f"val/{key}" for key in self.val_windows.metric_keys}
+        return super().logged_keys() | windows | {"train/absent_parts"}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Pictures of a test's first faces, step by step."""
+        return [WindowPictures()] if self._parses else []
+
+    @torch.no_grad()
+    def views(self, batch: dict[str, Any]) -> list[WindowView]:
+        """What each face of an evaluated batch goes through."""
+        frame, sizes = self._frame(batch)
+        shape = (frame.shape[-2], frame.shape[-1])
+        coarse = self(batch["image"]).float()
+        theta = self._found_theta(coarse, sizes, frame)
+        if self.cropper == "true":
+            theta = theta_from_centers(part_centers(self._frame_labels(batch, frame), sizes)[0], self.window, shape)
+        logits = self._label(frame, theta)
+        mask = paste_labels(window_probabilities(logits), theta, shape, self.paste_to)
+        labels = [self.paste_to[i, 1:].to(frame.device) for i in range(len(FACE_PARTS))]
+        classes = [F.pad(own, (1, 0))[part.argmax(1)] for own, part in zip(labels, logits, strict=True)]
+        edges = torch.tensor(self.window[::-1], device=frame.device) / 2
+        zoom = theta[..., :2].diagonal(dim1=-2, dim2=-1) * (torch.tensor(shape[::-1], device=frame.device) - 1)
+        reach = edges * zoom / (torch.tensor(self.window[::-1], device=frame.device) - 1)
+        centers = centers_from_theta(theta, shape)
+        boxes = torch.cat([centers - reach, centers + reach], -1)
+        crops, parts = crop_parts(frame, theta, self.window), torch.stack(classes, 1)
+        return [
+            WindowView(
+                original,
+                coarse[i].argmax(0),
+                boxes[i],
+                crops[i],
+                parts[i],
+                mask[i, : original.shape[-2], : original.shape[-1]],
+            )
+            for i, original in enumerate(batch["original"])
+        ]
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+        """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
+        if not self._parses:
+            return super().predict_step(batch, batch_idx)
+        frame, sizes = self._frame(batch)
+        theta = self._found_theta(self(batch["image"]).float(), sizes, frame)
+        windows = window_probabilities(self._label(frame, theta))
+        classes = paste_labels(windows, theta, (frame.shape[-2], frame.shape[-1]), self.paste_to)
+        return [
+            one[: image.shape[-2], : image.shape[-1]] for one, image in zip(classes, batch["original"], strict=True)
+        ]
+
+
+def _pad(image: Tensor, size: tuple[int, int], value: int = 0) -> Tensor:
+    """(..., h, w) with `value` below and to the right, up to (..., H, W)."""
+    return F.pad(image, (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2]), value=value)

@@ -1,0 +1,55 @@
+"""Binary cross-entropy of every class for itself, against the one-hot labels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def one_hot_binary_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
+    """Mean over classes and labelled pixels of -(t log p + (1 - t) log(1 - p)).
+
+    p is the sigmoid of the class's logit; t is 1 for the pixel's class and 0 for the others (Yin, Yiu, Hu, Tang,
+    STN-iCNN, equation 16: its N are the classes, its minus sign is meant for both terms).
+
+    Args:
+        logits: (N, C, H, W), any float type; the arithmetic is float32 or better.
+        target: (N, H, W) int64, 0..C-1 or `ignore_index`.
+        ignore_index: value of the pixels that do not count.
+
+    Returns:
+        A scalar, 0 or more; 0 with zero gradient where every pixel is ignored.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Example:
+        Logits of 0 are p = 1/2 for every class: ln 2, whatever the labels.
+
+        >>> one_hot_binary_cross_entropy(torch.zeros(1, 3, 1, 2), torch.tensor([[[0, 2]]]))
+        tensor(0.6931)
+    """
+    if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit; (N, C, H, W) and (N, H, W) do"
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    labelled = (target != ignore_index)[:, None]
+    truth = torch.zeros_like(logits).scatter_(1, target[:, None].where(labelled, 0), 1)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    # Not by a product: an ignored pixel may hold anything, infinity too.
+    return entropy.where(labelled, 0).sum() / (labelled.sum() * logits.shape[1]).clamp(min=1)
+
+
+class OneHotBCELoss(nn.Module):
+    """`one_hot_binary_cross_entropy` with its setting kept."""
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(N, C, H, W) and (N, H, W) to a scalar."""
+        return one_hot_binary_cross_entropy(logits, target, self.ignore_index)

@@ -1,0 +1,563 @@
+"""STNiCNN: windows that hold what they should, losses by hand, stages that build on each other, what is refused."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from datamodules.label_spaces import FASSEG, STN
+from datamodules.samples import Batch, Sample, collate
+from lightning_modules.face_windows import (
+    FACE_PARTS,
+    NETWORKS,
+    class_count,
+    part_centers,
+    paste_channels,
+    window_labels,
+    window_probabilities,
+    with_background,
+)
+from lightning_modules.networks.spatial_transformer import theta_from_centers
+from lightning_modules.stn_icnn import STNiCNN
+from losses.one_hot_binary_cross_entropy import OneHotBCELoss
+
+BOXES = {1: (50, 20), 2: (20, 20), 3: (50, 30), 4: (20, 30), 5: (35, 42), 6: (35, 54), 7: (35, 57), 8: (35, 60)}  # x, y
+SURE = 30.0  # a logit that leaves no doubt
+
+
+def face(height: int = 72, width: int = 72, shift: int = 0, without: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """A photograph (3, H, W) whose grey is the class over 10, and its mask: each class 7 x 3 pixels around its centre."""
+    mask = torch.zeros(height, width, dtype=torch.int64)
+    for label, (x, y) in BOXES.items():
+        if label not in without:
+            mask[y - 1 : y + 2, x - 3 + shift : x + 4 + shift] = label
+    return (mask / 10).expand(3, -1, -1).contiguous(), mask
+
+
+def sample(name: str = "a", **kwargs: Any) -> Sample:
+    photograph, mask = face(**kwargs)
+    image = F.interpolate(photograph[None], (64, 64), mode="nearest-exact")[0]
+    return {"image": image, "original": photograph, "mask": mask, "name": name}
+
+
+class Reads(nn.Module):
+    """Reads the class that a pixel's grey tells; a network of 9 classes, or of the part's that `classes` lists."""
+
+    def __init__(self, classes: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        self.classes = classes
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, normalized: Tensor) -> Tensor:
+        grey = (normalized[:, :1] / 2 + 0.5) * 10
+        known = [torch.stack([(grey[:, 0] - c).abs() for c in each]).amin(0) for each in self.classes]
+        distances = torch.stack(known, 1)
+        rest = torch.full_like(distances[:, :1], 0.5)
+        return (
+            self.weight
+            * SURE
+            * (
+                (torch.cat([rest, distances], 1) < 0.3).float()
+                + 0.5 * F.pad(torch.ones_like(rest), (0, 0, 0, 0, 0, len(self.classes)))
+            )
+        )
+
+
+class Points(nn.Module):
+    """A localizer that always answers the same: (x, y) in -1..1 and log zooms."""
+
+    def __init__(self, centers: Tensor, zoom: float = 0.0) -> None:
+        super().__init__()
+        self.answer = nn.Parameter(torch.cat([centers, torch.full_like(centers, zoom)], -1))
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return self.answer.expand(len(mask), -1, -1)
+
+
+def module(stage: str = "end_to_end", **kwargs: Any) -> STNiCNN:
+    """With networks that read the truth from the photograph, and a localizer that knows `face`."""
+    small: dict[str, Any] = {"stage": stage, "window": (21, 25), "network": partial(nn.Conv2d, 3, kernel_size=1)}
+    made = STNiCNN(STN, **{**small, **kwargs})
+    made.network = Reads(tuple((c,) for c in range(1, 9)))
+    for name, members in NETWORKS.items():
+        parts = [list(FACE_PARTS.values())[member] for member in members]
+        made.parts[name] = Reads(tuple(zip(*parts, strict=True)))
+    centers, _ = part_centers(face()[1][None])
+    made.localizer = Points(centers[0] * 2 / 71 - 1)
+    made.trained = {"network", "localizer", "parts"}
+    return made
+
+
+def test_where_the_parts_are() -> None:
+    """The mouth's centre is the mean of its classes' centres, not of its pixels."""
+    mask = face()[1]
+    mask[60, 31:40] = 8  # more of the lower lip: its own centre moves to y = (3 * 7 * 60) and two columns more
+    centers, present = part_centers(mask[None])
+    assert present.all()
+    assert centers[0, 0].tolist() == [50, 20]
+    assert centers[0, 4].tolist() == [35, 42]
+    assert centers[0, 5].tolist() == pytest.approx([35, (54 + 57 + 60) / 3])
+
+
+def test_a_part_that_is_not_there_is_in_the_middle_of_its_own_image() -> None:
+    """Of an image of 40 x 61 in the corner of a larger frame: x 30, y 19.5."""
+    mask = torch.full((1, 72, 72), 255)
+    mask[0, :40, :61] = 0
+    centers, present = part_centers(mask, torch.tensor([[40, 61]]))
+    assert not present.any()
+    assert centers[0].tolist() == [[30, 19.5]] * 6
+
+
+def test_a_mouth_of_one_lip() -> None:
+    centers, present = part_centers(face(without=(6, 7))[1][None])
+    assert present.all()
+    assert centers[0, 5].tolist() == [35, 60]
+
+
+def test_labels_of_windows() -> None:
+    """An eye's window knows its eye alone; ignored pixels stay ignored."""
+    table = window_labels()
+    assert table[2].tolist()[:9] == [0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert table[5].tolist()[:9] == [0, 0, 0, 0, 0, 0, 1, 2, 3]
+    assert (table[:, 255] == 255).all()
+    assert [class_count(name) for name in NETWORKS] == [2, 2, 2, 4]
+    assert paste_channels().tolist() == [[0, c, -1, -1] for c in range(1, 6)] + [[0, 6, 7, 8]]
+
+
+def test_background_is_what_no_window_claims() -> None:
+    """0.7 of a part from one window, 0.2 from another: background 0.3, whatever the second says."""
+    pasted = torch.zeros(1, 9, 1, 1)
+    pasted[0, 0], pasted[0, 3] = 0.7, 0.7
+    scores = with_background(pasted)
+    assert scores[0, :, 0, 0].tolist() == pytest.approx([0.3, 0, 0, 0.7, 0, 0, 0, 0, 0])
+
+
+def test_window_probabilities_by_hand() -> None:
+    """A mouth's logits log 1, 2, 3, 4: the whole is 0.9, the lips 0.2, 0.3, 0.4."""
+    single = torch.zeros(1, 2, 1, 1)
+    mouth = torch.tensor([1.0, 2, 3, 4]).log().view(1, 4, 1, 1)
+    windows = window_probabilities([single] * 5 + [mouth])
+    assert windows.shape == (1, 6, 4, 1, 1)
+    assert windows[0, 0, :, 0, 0].tolist() == pytest.approx([0.5, 0.5, 0, 0])
+    assert windows[0, 5, :, 0, 0].tolist() == pytest.approx([0.9, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("cropper", ["stn", "baseline", "true"])
+def test_networks_that_are_right_give_the_mask_back(cropper: str) -> None:
+    """Cropped, mirrored where on the right, labelled, mirrored back, pasted: the truth, pixel by pixel."""
+    batch = collate([sample(), sample("b")])
+    stn = module(cropper=cropper).eval()
+    outputs = evaluated(stn, batch)
+    assert torch.equal(outputs["prediction"], batch["mask"])
+
+
+def evaluated(stn: STNiCNN, batch: Batch, split: Any = "val") -> dict[str, Any]:
+    with torch.no_grad():
+        return dict(stn._step(dict(batch), split))
+
+
+def test_what_is_on_the_right_goes_through_mirrored() -> None:
+    """A network that marks the left half of its window marks the right half on the right-hand parts."""
+
+    class LeftHalf(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            column = torch.arange(image.shape[-1]) < image.shape[-1] // 2
+            mark = torch.where(column, SURE, -SURE).expand(len(image), *image.shape[-2:])
+            return torch.stack([torch.zeros_like(mark), mark], 1)
+
+    stn = module()
+    stn.parts["brow"] = LeftHalf()
+    frame = torch.stack([face()[0]])
+    centers, _ = part_centers(face()[1][None])
+    left, right = stn._label(frame, theta_from_centers(centers, (21, 25), (72, 72)))[:2]
+    assert (left[0, 1, :, :12] > 0).all()
+    assert (left[0, 1, :, 12:] < 0).all()
+    assert (right[0, 1, :, -12:] > 0).all()
+    assert (right[0, 1, :, :-12] < 0).all()
+
+
+def test_images_of_different_sizes_share_a_batch() -> None:
+    """Each has its own windows; the padding is neither labelled nor scored."""
+    batch = collate([sample(), sample("b", height=80, width=90, shift=15)])
+    stn = module(cropper="true").eval()
+    prediction = evaluated(stn, batch)["prediction"]
+    assert prediction.shape == (2, 80, 90)
+    counted = batch["mask"] != 255
+    assert torch.equal(prediction[counted], batch["mask"][counted])
+    assert stn.val_scores.confusion.sum() == counted.sum() == 72 * 72 + 80 * 90
+
+
+def test_the_localizer_speaks_of_the_images_own_size() -> None:
+    """The same answer means another pixel in a wider image: centres in -1..1 of each."""
+    stn = module()
+    frame, sizes = stn._frame(dict(collate([sample(), sample("b", height=100, width=141)])))
+    answer = stn._locate(torch.zeros(2, 9, 64, 64))
+    centers = (stn._theta_of(*answer, sizes, frame)[..., 2] + 1) / 2 * torch.tensor([140, 99])
+    assert centers[0, 4].tolist() == pytest.approx([35, 42], abs=1e-4)
+    assert centers[1, 4].tolist() == pytest.approx([35 / 71 * 140, 42 / 71 * 99], abs=1e-4)
+
+
+def test_zoom_scales_the_window_unless_it_is_off() -> None:
+    """log 1.5 makes sx half as large again; at most twice."""
+    for zoom, on, factor in ((0.405465, True, 1.5), (0.405465, False, 1.0), (9.0, True, 2.0)):
+        stn = module(zoom=on)
+        stn.localizer = Points(torch.zeros(6, 2), zoom)
+        frame, sizes = stn._frame(dict(collate([sample()])))
+        theta = stn._theta_of(*stn._locate(torch.zeros(1, 9, 64, 64)), sizes, frame)
+        assert theta[0, 0, 0, 0].item() == pytest.approx(factor * 24 / 71, rel=1e-4)
+        assert theta[0, 0, 1, 1].item() == pytest.approx(factor * 20 / 71, rel=1e-4)
+        assert theta[0, 0, 0, 1] == theta[0, 0, 1, 0] == 0
+
+
+def test_an_image_smaller_than_a_window_is_padded() -> None:
+    """The nose and the mouth, of which there is one each, are found in windows that reach beyond the image."""
+    batch = collate([sample()])
+    prediction = evaluated(module(cropper="true", window=(101, 111)).eval(), batch)["prediction"]
+    for label in (5, 6, 7, 8):
+        assert torch.equal(prediction == label, batch["mask"] == label)
+
+
+def test_masks_of_another_size_than_their_image_are_scored_as_they_are() -> None:
+    """As with shrunk images scored at native size: one image a batch, the prediction enlarged to the mask."""
+    one = sample()
+    one["mask"] = F.interpolate(one["mask"][None, None].float(), (144, 144), mode="nearest-exact")[0, 0].long()
+    stn = module(cropper="true").eval()
+    prediction = evaluated(stn, collate([one]))["prediction"]
+    assert prediction.shape == (1, 144, 144)
+    assert (prediction == one["mask"]).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_theta_loss_by_hand(sign: int) -> None:
+    """Every centre off by 0.2 in x of 71 / 2 pixels: smooth L1 0.02, a quarter of four entries."""
+    stn = module("localizer")
+    centers, present = part_centers(face()[1][None])
+    sizes = torch.tensor([[72, 72]])
+    right = (centers * 2 / 71 - 1, torch.ones_like(centers))
+    assert stn._theta_loss(right, centers, present, sizes).item() == pytest.approx(0, abs=1e-10)
+    off = (right[0] + torch.tensor([0.2 * sign, 0]), right[1])
+    assert stn._theta_loss(off, centers, present, sizes).item() == pytest.approx(0.5 * 0.2**2 / 4, rel=1e-4)
+    large = (right[0], right[1] * 2)  # sx is 24/71 too large, sy 20/71
+    by_hand = 0.5 * ((24 / 71) ** 2 + (20 / 71) ** 2) / 4
+    assert stn._theta_loss(large, centers, present, sizes).item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_an_absent_part_is_masked_out_of_the_theta_loss() -> None:
+    """Its window may be anywhere; without any part the loss is 0, and so is its gradient."""
+    stn = module("localizer")
+    sizes = torch.tensor([[72, 72]])
+    centers, present = part_centers(face(without=(3,))[1][None])
+    assert present[0].tolist() == [True, True, False, True, True, True]
+    guess = (centers * 2 / 71 - 1).clone()
+    guess[0, 2] += 0.7
+    assert stn._theta_loss((guess, torch.ones_like(guess)), centers, present, sizes).item() == pytest.approx(
+        0, abs=1e-9
+    )
+    guess.requires_grad_()
+    loss = stn._theta_loss((guess, torch.ones_like(guess)), centers, torch.zeros_like(present), sizes)
+    loss.backward()
+    assert loss.item() == 0
+    assert guess.grad is not None
+    assert (guess.grad == 0).all()
+
+
+def test_parts_loss_by_hand() -> None:
+    """Undecided networks: the mean of five log 2 and one log 4; a window that does not count leaves a zero behind."""
+    stn = module("parts")
+    labels = face()[1][None]
+    theta = theta_from_centers(part_centers(labels)[0], (21, 25), (72, 72))
+    logits = [torch.zeros(1, 2, 21, 25) for _ in range(5)] + [torch.zeros(1, 4, 21, 25)]
+    whole = stn._parts_loss(logits, labels, theta)
+    assert whole.item() == pytest.approx((5 * 0.693147 + 1.386294) / 6, rel=1e-5)
+    counted = torch.tensor([[True, True, True, True, True, False]])
+    assert stn._parts_loss(logits, labels, theta, counted).item() == pytest.approx(5 * 0.693147 / 6, rel=1e-5)
+
+
+def test_other_parts_are_background_in_a_window() -> None:
+    """A brow's window of 21 rows also holds the eye 10 rows below: to take it for the brow costs."""
+    stn = module("parts")
+    labels = face()[1][None]
+    theta = theta_from_centers(part_centers(labels)[0], (21, 25), (72, 72))
+    sure = torch.full((1, 2, 21, 25), 0.0)
+    sure[:, 0] = SURE  # all background
+    logits = [sure.clone() for _ in range(5)] + [F.pad(sure, (0, 0, 0, 0, 0, 2))]
+    logits[0][0, 1, 9:12, 9:16] = 2 * SURE  # the brow itself: right
+    before = stn._parts_loss(logits, labels, theta)
+    logits[0][0, 1, 19:, 9:16] = 2 * SURE  # the eye's first rows, called brow
+    assert stn._parts_loss(logits, labels, theta) > before + 0.1
+
+
+def test_pasted_loss_charges_what_no_window_covers() -> None:
+    """All windows far from their parts: each of the 8 * 21 pixels costs 13.8, spread over 6 windows of 525 pixels."""
+    stn = module(loss_on="pasted")
+    labels = face()[1][None]
+    away = theta_from_centers(torch.tensor([[[66.0, 4.0]] * 6]), (21, 25), (72, 72))
+    sure = torch.zeros(1, 2, 21, 25)
+    sure[:, 0] = SURE
+    logits = [sure] * 5 + [F.pad(sure, (0, 0, 0, 0, 0, 2))]
+    cost = stn._pasted_loss(logits, labels, away).item()
+    assert cost == pytest.approx(8 * 21 * 13.8155 / (6 * 525), rel=1e-3)
+    assert stn._parts_loss(logits, labels, away).item() < 1e-6, "the windows' own loss does not see it"
+
+
+def test_pasted_loss_is_0_where_all_is_right_and_leaves_out_ignored_pixels() -> None:
+    stn = module(loss_on="pasted").eval()
+    frame, labels = face()[0][None], face()[1][None]
+    theta = theta_from_centers(part_centers(labels)[0].round(), (21, 25), (72, 72))
+    logits = [part * 3 for part in stn._label(frame, theta)]
+    assert stn._pasted_loss(logits, labels, theta).item() == pytest.approx(0, abs=1e-4)
+    wrong = labels.clone()
+    wrong[0, 0, 0] = 5
+    assert stn._pasted_loss(logits, wrong, theta).item() > 1e-3
+    wrong[0, 0, 0] = 255
+    assert stn._pasted_loss(logits, wrong, theta).item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss_on", ["parts", "pasted"])
+def test_end_to_end_the_localizer_learns_from_the_masks(loss_on: Any) -> None:
+    """The gradient reaches the windows through the crops; with theta_weight it also pulls to the truth."""
+    batch = dict(collate([sample()]))
+    stn = module(loss_on=loss_on)
+    stn.parts.update({name: nn.Conv2d(3, class_count(name), 3, padding=1) for name in NETWORKS})
+    stn.log = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
+    stn._training_loss(batch).backward()
+    assert isinstance(stn.localizer, Points)
+    grad = stn.localizer.answer.grad
+    assert grad is not None
+    assert grad.isfinite().all()
+    assert (grad[:, :2] != 0).any()
+
+
+def test_nothing_labelled_costs_nothing() -> None:
+    """An image of ignored pixels alone: loss 0 and no nan, in every stage."""
+    one = sample()
+    one["mask"] = torch.full_like(one["mask"], 255)
+    for stage in ("coarse", "localizer", "parts", "end_to_end"):
+        stn = module(stage)
+        stn.log = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
+        loss = stn._training_loss(dict(collate([one])))
+        assert loss.item() == 0, stage
+        loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in stn.parameters())
+
+
+def test_the_papers_loss_by_option() -> None:
+    """Equation 16 in the place of the published code's cross-entropy."""
+    batch = dict(collate([sample()]))
+    stn = module("coarse", loss=OneHotBCELoss(255))
+    target = stn._small_labels(batch)
+    by_hand = F.binary_cross_entropy_with_logits(stn(batch["image"]), F.one_hot(target, 9).movedim(-1, 1).float())
+    assert stn._training_loss(batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_the_baseline_looks_at_the_coarse_mask_in_whole_pixels() -> None:
+    """A coarse mask with a nose alone: its window is on the nose, all others in the middle, rounded."""
+    stn = module(cropper="baseline")
+    coarse = torch.zeros(1, 9, 36, 36)
+    coarse[:, 0] = 1
+    coarse[:, 5, 10:13, 20:25] = 2  # centre x 22, y 11 of 36: 44.5 and 22.5 of 72
+    frame, sizes = stn._frame(dict(collate([sample()])))
+    centers = (stn._baseline_theta(coarse, sizes, frame)[..., 2] + 1) / 2 * 71
+    assert centers[0, 4].tolist() == pytest.approx([44, 22], abs=1e-3)  # of halves the even
+    assert centers[0, 0].tolist() == pytest.approx([36, 36], abs=1e-3)
+
+
+# Stages, as fits
+
+
+def loader(count: int = 2) -> DataLoader[Sample]:
+    return DataLoader([sample(f"{i}") for i in range(count)], batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, epochs: int = 1) -> Trainer:
+    return Trainer(
+        default_root_dir=folder, max_epochs=epochs, logger=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+
+
+def conv(classes: int) -> nn.Module:
+    """A network with batch norm, so that statistics that move would show."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, classes, 1))
+
+
+def fitted(folder: Path, stage: Any, init_from: list[str] | None = None, **kwargs: Any) -> tuple[STNiCNN, str]:
+    torch.manual_seed(0)
+    stn = STNiCNN(STN, stage, init_from, window=(21, 25), network=conv, **kwargs)
+    fit = trainer(folder)
+    fit.fit(stn, loader(), loader())
+    path = folder / f"{stage}.ckpt"
+    fit.save_checkpoint(path)
+    return stn, str(path)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoints of coarse, localizer and parts, each from the one before."""
+    folder = tmp_path_factory.mktemp("stages")
+    made: dict[str, str] = {}
+    for stage in ("coarse", "localizer", "parts"):
+        before = list(made.values())[-1:]
+        made[stage] = fitted(folder, stage, before)[1]
+    return made
+
+
+def state(path: str, name: str) -> dict[str, Tensor]:
+    content = torch.load(path, weights_only=True)["state_dict"]
+    return {key: value for key, value in content.items() if key.startswith(f"{name}.")}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_each_stage_trains_its_own_and_leaves_the_rest(stages: dict[str, str]) -> None:
+    """Weights and batch statistics of what is frozen are the earlier stage's to the bit."""
+    assert same(state(stages["coarse"], "network"), state(stages["localizer"], "network"))
+    assert same(state(stages["localizer"], "network"), state(stages["parts"], "network"))
+    assert same(state(stages["localizer"], "localizer"), state(stages["parts"], "localizer"))
+    assert not same(state(stages["localizer"], "parts"), state(stages["parts"], "parts"))
+    assert not same(state(stages["coarse"], "localizer"), state(stages["localizer"], "localizer"))
+
+
+def test_a_rate_of_0_freezes(stages: dict[str, str], tmp_path: Path) -> None:
+    """The published end to end: coarse network and localizer stand still, statistics too."""
+    _, path = fitted(tmp_path, "end_to_end", [stages["parts"]], lr_coarse=0, lr_localizer=0)
+    assert same(state(stages["parts"], "network"), state(path, "network"))
+    assert same(state(stages["parts"], "localizer"), state(path, "localizer"))
+    assert not same(state(stages["parts"], "parts"), state(path, "parts"))
+
+
+def test_end_to_end_all_three_move_each_at_its_rate(stages: dict[str, str], tmp_path: Path) -> None:
+    stn, path = fitted(tmp_path, "end_to_end", [stages["parts"]], lr_coarse=1e-6, lr_localizer=1e-5, lr_parts=1e-3)
+    for name in ("network", "localizer", "parts"):
+        assert not same(state(stages["parts"], name), state(path, name)), name
+    assert [group["lr"] for group in stn._parameter_groups()] == [1e-6, 1e-5, 1e-3]
+    assert sorted(stn.make_card()["trained"]) == ["localizer", "network", "parts"]
+
+
+def test_rates_are_halved_every_5_epochs() -> None:
+    stn = STNiCNN(STN, "coarse", network=conv, lr_coarse=0.008)
+    configured: Any = stn.configure_optimizers()
+    rates = []
+    for _ in range(11):
+        rates.append(configured["optimizer"].param_groups[0]["lr"])
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.008] * 5 + [0.004] * 5 + [0.002])
+
+
+def test_stages_that_are_missing_are_named(stages: dict[str, str], tmp_path: Path) -> None:
+    for stage, before, message in (
+        ("localizer", [], "stage localizer needs a trained coarse network; give --model.init_from"),
+        ("parts", [stages["coarse"]], "stage parts needs a trained localizer"),
+        ("end_to_end", [stages["localizer"]], "stage end_to_end needs a trained part networks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fitted(tmp_path, stage, before)
+
+
+def test_parts_on_true_windows_need_no_other_stage(tmp_path: Path) -> None:
+    stn, _ = fitted(tmp_path, "parts", cropper="true")
+    assert "val/center_error" not in stn.logged_keys()
+
+
+def test_checkpoints_that_do_not_fit_are_refused(stages: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has window \[21, 25\], not \[31, 31\]; give a checkpoint"):
+        trainer(tmp_path).fit(
+            STNiCNN(STN, "parts", [stages["localizer"]], window=(31, 31), network=conv), loader(), loader()
+        )
+    other = partial(nn.Conv2d, 3, kernel_size=1)
+    with pytest.raises(ValueError, match=r"the network of .* is built otherwise"):
+        trainer(tmp_path).fit(
+            STNiCNN(STN, "localizer", [stages["coarse"]], window=(21, 25), network=other), loader(), loader()
+        )
+    torch.manual_seed(1)
+    again = STNiCNN(STN, "coarse", window=(21, 25), network=conv)
+    fit = trainer(tmp_path)
+    fit.fit(again, loader(), loader())
+    fit.save_checkpoint(tmp_path / "again.ckpt")
+    with pytest.raises(ValueError, match="hold different trained networks"):
+        fitted(tmp_path, "localizer", [stages["coarse"], str(tmp_path / "again.ckpt")])
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        fitted(tmp_path, "localizer", [str(tmp_path / "none.ckpt")])
+
+
+def test_what_was_never_trained_is_not_scored(stages: dict[str, str], tmp_path: Path) -> None:
+    stn = STNiCNN(STN, "end_to_end", window=(21, 25), network=conv)
+    with pytest.raises(ValueError, match="test needs a trained coarse network and localizer and part networks"):
+        trainer(tmp_path).test(stn, loader(), ckpt_path=None, verbose=False)
+    assert stages
+
+
+def test_a_test_scores_found_and_true_windows(stages: dict[str, str], tmp_path: Path) -> None:
+    stn = STNiCNN(STN, "parts", window=(21, 25), network=conv)
+    run = trainer(tmp_path)
+    run.test(stn, loader(), ckpt_path=stages["parts"], verbose=False)
+    keys = set(run.callback_metrics)
+    assert {
+        "test/group_f1/overall", "test/published_overall_f1", "test/center_error", "test/inside/nose",
+        "test/true_windows/group_f1/overall", "test/absent_parts",
+    } <= keys  # fmt: skip
+
+
+def test_prediction_has_the_images_own_size(stages: dict[str, str], tmp_path: Path) -> None:
+    one = sample(height=83, width=77)
+    del one["mask"]
+    stn = STNiCNN(STN, "parts", window=(21, 25), network=conv)
+    data = DataLoader([one], collate_fn=collate)  # type: ignore[arg-type]
+    found = trainer(tmp_path).predict(stn, data, ckpt_path=stages["parts"])
+    assert found is not None
+    mask: Any = found[0][0]
+    assert mask.shape == (83, 77)
+    assert mask.dtype == torch.uint8
+    stn = STNiCNN(STN, "parts", window=(21, 25), network=conv, cropper="true")
+    with pytest.raises(ValueError, match="no true windows without labels"):
+        trainer(tmp_path).predict(stn, data, ckpt_path=stages["parts"])
+
+
+def test_prediction_is_the_evaluations() -> None:
+    """The lean way of prediction labels every pixel as the scored one does."""
+    batch = collate([sample(), sample("b", shift=4)])
+    stn = module().eval()
+    with torch.no_grad():
+        lean = stn.predict_step(dict(batch), 0)
+    assert torch.equal(torch.stack(lean).long(), evaluated(stn, batch)["prediction"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": "coarse", "loss_on": "pasted"}, "loss_on=pasted with stage coarse"),
+        ({"stage": "parts", "theta_weight": 0.1}, "theta_weight=0.1, loss_on=parts with stage parts"),
+        ({"stage": "end_to_end", "theta_weight": -1.0}, "theta_weight=-1"),
+        ({"stage": "end_to_end", "train_on": "stn"}, "train_on=stn with stage end_to_end"),
+        ({"stage": "localizer", "cropper": "true"}, "cropper=true with stage localizer"),
+        ({"stage": "parts", "window": (0, 9)}, r"window=\(0, 9\)"),
+        ({"stage": "parts", "lr_parts": -0.1}, "parts=-0.1"),
+        ({"stage": "end_to_end", "lr_coarse": 0, "lr_localizer": 0, "lr_parts": 0}, "all three rates are 0"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        STNiCNN(STN, network=conv, **settings)
+
+
+def test_other_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="not fasseg; set label_space: stn"):
+        STNiCNN(FASSEG, "coarse", network=conv)
+
+
+def test_images_without_originals_are_refused() -> None:
+    one = sample()
+    del one["original"]
+    with pytest.raises(ValueError, match=r"no full-size images.*set --data.originals"):
+        evaluated(module(), collate([one]))
