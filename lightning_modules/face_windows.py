@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datamodules.label_spaces import STN
 from lightning_modules.metrics.parts import FACE_PARTS
+from lightning_modules.networks.spatial_transformer import label_centers, part_centers
 
 # Network: the parts that go through it. The second goes through mirrored, and back.
 NETWORKS: dict[str, tuple[int, ...]] = {"brow": (0, 1), "eye": (2, 3), "nose": (4,), "mouth": (5,)}
@@ -37,8 +38,8 @@ def paste_channels() -> Tensor:
     return table
 
 
-def part_centers(mask: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Where the parts are.
+def true_centers(mask: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Where the labelled parts are.
 
     Args:
         mask: (N, H, W) int64, classes of the space `stn`.
@@ -48,28 +49,26 @@ def part_centers(mask: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Ten
         centers (N, 6, 2), (x, y) in pixels from 0, the mean of the part's pixels, of the mouth the mean of the centres
         of those of its classes that are there; and present (N, 6) bool. Of an absent part: the image's middle.
     """
-    height, width = mask.shape[-2:]
-    x = torch.arange(width, device=mask.device, dtype=torch.float32)
-    y = torch.arange(height, device=mask.device, dtype=torch.float32)
+    if sizes is None:
+        sizes = torch.tensor([mask.shape[-2:]], device=mask.device)
     centers, present = [], []
     for classes in FACE_PARTS.values():
-        found = []
-        for index in classes:
-            # Counts a row and a column first: no map of floats the size of the image is made.
-            inside = mask == index
-            columns, rows = inside.sum(1).float(), inside.sum(2).float()
-            count = rows.sum(1)
-            center = torch.stack([columns @ x, rows @ y], 1) / count.clamp(min=1)[:, None]
-            found.append((center, count > 0))
-        there = torch.stack([has for _, has in found], 1)
-        sums = torch.stack([center for center, _ in found], 1).mul(there[..., None]).sum(1)
-        centers.append(sums / there.sum(1).clamp(min=1)[:, None])
-        present.append(there.any(1))
-    if sizes is None:
-        sizes = torch.tensor([[height, width]], device=mask.device)
+        found = [label_centers(mask, index) for index in classes]
+        there = torch.stack([count > 0 for _, count in found], 1).sum(1)
+        centers.append(torch.stack([center for center, _ in found]).sum(0) / there.clamp(min=1)[:, None])
+        present.append(there > 0)
     middle = (sizes.flip(1)[:, None].float() - 1) / 2
     is_there = torch.stack(present, 1)
-    return torch.where(is_there[..., None], torch.stack(centers, 1), middle), is_there
+    return torch.where(is_there[..., None], torch.stack(centers, 1).float(), middle), is_there
+
+
+def soft_centers(probabilities: Tensor) -> Tensor:
+    """Where a soft mask (N, 9, H, W) sees the parts: the centroids of their probabilities, (N, 6, 2) as (x, y).
+
+    Of the mouth the mean of its classes' centroids, as the published code.
+    """
+    centers, _ = part_centers(probabilities)
+    return torch.stack([centers[:, list(classes)].mean(1) for classes in FACE_PARTS.values()], 1)
 
 
 def window_probabilities(logits: list[Tensor]) -> Tensor:

@@ -23,8 +23,9 @@ from lightning_modules.earlier_stages import take_over
 from lightning_modules.face_windows import (
     NETWORKS,
     class_count,
-    part_centers,
     paste_channels,
+    soft_centers,
+    true_centers,
     window_labels,
     window_probabilities,
     with_background,
@@ -269,11 +270,11 @@ class STNiCNN(SegmentationModule):
         return torch.cat([theta[..., :2] * zoom[..., None], theta[..., 2:]], -1)
 
     def _baseline_theta(self, coarse: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
-        """Windows around the centres of the coarse mask's parts, in whole pixels; in the middle where it lacks one."""
+        """The windows that `integer_crop` cuts around the coarse mask's soft centres."""
         small = torch.tensor([coarse.shape[-1], coarse.shape[-2]], device=coarse.device)
-        centers, _ = part_centers(coarse.argmax(1))
-        pixels = ((centers + 0.5) * sizes.flip(1)[:, None] / small - 0.5).round()
-        return theta_from_centers(pixels, self.window, (frame.shape[-2], frame.shape[-1]))
+        centers = (soft_centers(coarse.softmax(1)) + 0.5) * sizes.flip(1)[:, None] / small - 0.5
+        even = torch.tensor([side % 2 == 0 for side in self.window[::-1]], device=coarse.device)
+        return theta_from_centers(centers.round() - even / 2, self.window, (frame.shape[-2], frame.shape[-1]))
 
     def _found_theta(self, coarse: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
         """The windows of a cropper that needs no labels."""
@@ -348,7 +349,7 @@ class STNiCNN(SegmentationModule):
             return self._labelled_loss(self(batch["image"]), self._small_labels(batch))
         frame, sizes = self._frame(batch)
         labels = self._frame_labels(batch, frame)
-        centers, present = part_centers(labels, sizes)
+        centers, present = true_centers(labels, sizes)
         self.log("train/absent_parts", (~present).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum")
         if self.stage == "parts" and self.train_on == "true":
             theta = theta_from_centers(centers, self.window, (frame.shape[-2], frame.shape[-1]))
@@ -370,7 +371,7 @@ class STNiCNN(SegmentationModule):
             return self._count(split, loss, self._enlarged(coarse, batch), batch)
         frame, sizes = self._frame(batch)
         labels = self._frame_labels(batch, frame)
-        centers, present = part_centers(labels, sizes)
+        centers, present = true_centers(labels, sizes)
         true_theta = theta_from_centers(centers, self.window, (frame.shape[-2], frame.shape[-1]))
         if self.cropper == "true":
             scores, loss = self._parse(frame, true_theta, labels, present)
@@ -479,7 +480,7 @@ class STNiCNN(SegmentationModule):
         coarse = self(batch["image"]).float()
         theta = self._found_theta(coarse, sizes, frame)
         if self.cropper == "true":
-            theta = theta_from_centers(part_centers(self._frame_labels(batch, frame), sizes)[0], self.window, shape)
+            theta = theta_from_centers(true_centers(self._frame_labels(batch, frame), sizes)[0], self.window, shape)
         logits = self._label(frame, theta)
         mask = paste_labels(window_probabilities(logits), theta, shape, self.paste_to)
         labels = [self.paste_to[i, 1:].to(frame.device) for i in range(len(FACE_PARTS))]

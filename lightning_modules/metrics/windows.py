@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_modules.metrics.parts import FACE_PARTS
+from lightning_modules.networks.spatial_transformer import label_centers
 
 # Sums of distances are whole numbers of billionths of a pixel: the same in any batch order and number of processes.
 _UNIT = 10**9
@@ -103,14 +104,11 @@ class WindowError(Metric):
         total = torch.zeros_like(centers)
         occurring = torch.zeros_like(mask[:, 0, 0])
         for label in classes:
-            of_class = mask == label
-            columns, rows = of_class.sum(1), of_class.sum(2)
-            count = columns.sum(1)
-            mean = torch.stack(((columns * x).sum(1), (rows * y).sum(1)), 1) / count.clamp(min=1)[:, None]
+            mean, count = label_centers(mask, label)
             total += mean
             occurring += count > 0
             self.pixels[index] += count.sum()
-            self.held[index] += (of_class & in_y[:, :, None] & in_x[:, None]).sum()
+            self.held[index] += ((mask == label) & in_y[:, :, None] & in_x[:, None]).sum()
         distance = (centers - total / occurring.clamp(min=1)[:, None]).norm(dim=1)
         self.distances[index] += (distance * (occurring > 0) * _UNIT).round().long().sum()
         self.present[index] += (occurring > 0).sum()

@@ -210,6 +210,24 @@ def part_centers(weights: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(centers, -1), mass
 
 
+def label_centers(mask: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    """The mean of a class's pixels in each label map.
+
+    Args:
+        mask: (N, H, W), whole numbers.
+        label: the class.
+
+    Returns:
+        centers (N, 2), x and y in pixels, float64, 0 where the class does not occur; and its pixels (N,).
+    """
+    inside = mask == label
+    # Counts of columns and rows first: no map of floats the size of the image is made.
+    lines = [inside.sum(1).double(), inside.sum(2).double()]
+    count = lines[1].sum(1)
+    sums = [line @ torch.arange(line.shape[1], device=mask.device, dtype=torch.float64) for line in lines]
+    return torch.stack(sums, 1) / count.clamp(min=1)[:, None], count.long()
+
+
 def paste_parts(parts: Tensor, theta: Tensor, size: Size, to: Tensor, mode: Mode = "bilinear") -> Tensor:
     """The windows put back: the inverse of `crop_parts`, evaluated on the windows' own pixels only.
 

@@ -19,13 +19,14 @@ from lightning_modules.face_windows import (
     FACE_PARTS,
     NETWORKS,
     class_count,
-    part_centers,
     paste_channels,
+    soft_centers,
+    true_centers,
     window_labels,
     window_probabilities,
     with_background,
 )
-from lightning_modules.networks.spatial_transformer import theta_from_centers
+from lightning_modules.networks.spatial_transformer import crop_parts, integer_crop, theta_from_centers
 from lightning_modules.stn_icnn import STNiCNN
 from losses.one_hot_binary_cross_entropy import OneHotBCELoss
 
@@ -90,7 +91,7 @@ def module(stage: str = "end_to_end", **kwargs: Any) -> STNiCNN:
     for name, members in NETWORKS.items():
         parts = [list(FACE_PARTS.values())[member] for member in members]
         made.parts[name] = Reads(tuple(zip(*parts, strict=True)))
-    centers, _ = part_centers(face()[1][None])
+    centers, _ = true_centers(face()[1][None])
     made.localizer = Points(centers[0] * 2 / 71 - 1)
     made.trained = {"network", "localizer", "parts"}
     return made
@@ -100,7 +101,7 @@ def test_where_the_parts_are() -> None:
     """The mouth's centre is the mean of its classes' centres, not of its pixels."""
     mask = face()[1]
     mask[60, 31:40] = 8  # more of the lower lip: its own centre moves to y = (3 * 7 * 60) and two columns more
-    centers, present = part_centers(mask[None])
+    centers, present = true_centers(mask[None])
     assert present.all()
     assert centers[0, 0].tolist() == [50, 20]
     assert centers[0, 4].tolist() == [35, 42]
@@ -111,13 +112,13 @@ def test_a_part_that_is_not_there_is_in_the_middle_of_its_own_image() -> None:
     """Of an image of 40 x 61 in the corner of a larger frame: x 30, y 19.5."""
     mask = torch.full((1, 72, 72), 255)
     mask[0, :40, :61] = 0
-    centers, present = part_centers(mask, torch.tensor([[40, 61]]))
+    centers, present = true_centers(mask, torch.tensor([[40, 61]]))
     assert not present.any()
     assert centers[0].tolist() == [[30, 19.5]] * 6
 
 
 def test_a_mouth_of_one_lip() -> None:
-    centers, present = part_centers(face(without=(6, 7))[1][None])
+    centers, present = true_centers(face(without=(6, 7))[1][None])
     assert present.all()
     assert centers[0, 5].tolist() == [35, 60]
 
@@ -176,7 +177,7 @@ def test_what_is_on_the_right_goes_through_mirrored() -> None:
     stn = module()
     stn.parts["brow"] = LeftHalf()
     frame = torch.stack([face()[0]])
-    centers, _ = part_centers(face()[1][None])
+    centers, _ = true_centers(face()[1][None])
     left, right = stn._label(frame, theta_from_centers(centers, (21, 25), (72, 72)))[:2]
     assert (left[0, 1, :, :12] > 0).all()
     assert (left[0, 1, :, 12:] < 0).all()
@@ -239,7 +240,7 @@ def test_masks_of_another_size_than_their_image_are_scored_as_they_are() -> None
 def test_theta_loss_by_hand(sign: int) -> None:
     """Every centre off by 0.2 in x of 71 / 2 pixels: smooth L1 0.02, a quarter of four entries."""
     stn = module("localizer")
-    centers, present = part_centers(face()[1][None])
+    centers, present = true_centers(face()[1][None])
     sizes = torch.tensor([[72, 72]])
     right = (centers * 2 / 71 - 1, torch.ones_like(centers))
     assert stn._theta_loss(right, centers, present, sizes).item() == pytest.approx(0, abs=1e-10)
@@ -254,7 +255,7 @@ def test_an_absent_part_is_masked_out_of_the_theta_loss() -> None:
     """Its window may be anywhere; without any part the loss is 0, and so is its gradient."""
     stn = module("localizer")
     sizes = torch.tensor([[72, 72]])
-    centers, present = part_centers(face(without=(3,))[1][None])
+    centers, present = true_centers(face(without=(3,))[1][None])
     assert present[0].tolist() == [True, True, False, True, True, True]
     guess = (centers * 2 / 71 - 1).clone()
     guess[0, 2] += 0.7
@@ -273,7 +274,7 @@ def test_parts_loss_by_hand() -> None:
     """Undecided networks: the mean of five log 2 and one log 4; a window that does not count leaves a zero behind."""
     stn = module("parts")
     labels = face()[1][None]
-    theta = theta_from_centers(part_centers(labels)[0], (21, 25), (72, 72))
+    theta = theta_from_centers(true_centers(labels)[0], (21, 25), (72, 72))
     logits = [torch.zeros(1, 2, 21, 25) for _ in range(5)] + [torch.zeros(1, 4, 21, 25)]
     whole = stn._parts_loss(logits, labels, theta)
     assert whole.item() == pytest.approx((5 * 0.693147 + 1.386294) / 6, rel=1e-5)
@@ -285,7 +286,7 @@ def test_other_parts_are_background_in_a_window() -> None:
     """A brow's window of 21 rows also holds the eye 10 rows below: to take it for the brow costs."""
     stn = module("parts")
     labels = face()[1][None]
-    theta = theta_from_centers(part_centers(labels)[0], (21, 25), (72, 72))
+    theta = theta_from_centers(true_centers(labels)[0], (21, 25), (72, 72))
     sure = torch.full((1, 2, 21, 25), 0.0)
     sure[:, 0] = SURE  # all background
     logits = [sure.clone() for _ in range(5)] + [F.pad(sure, (0, 0, 0, 0, 0, 2))]
@@ -311,7 +312,7 @@ def test_pasted_loss_charges_what_no_window_covers() -> None:
 def test_pasted_loss_is_0_where_all_is_right_and_leaves_out_ignored_pixels() -> None:
     stn = module(loss_on="pasted").eval()
     frame, labels = face()[0][None], face()[1][None]
-    theta = theta_from_centers(part_centers(labels)[0].round(), (21, 25), (72, 72))
+    theta = theta_from_centers(true_centers(labels)[0].round(), (21, 25), (72, 72))
     logits = [part * 3 for part in stn._label(frame, theta)]
     assert stn._pasted_loss(logits, labels, theta).item() == pytest.approx(0, abs=1e-4)
     wrong = labels.clone()
@@ -358,16 +359,30 @@ def test_the_papers_loss_by_option() -> None:
     assert stn._training_loss(batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_the_baseline_looks_at_the_coarse_mask_in_whole_pixels() -> None:
-    """A coarse mask with a nose alone: its window is on the nose, all others in the middle, rounded."""
-    stn = module(cropper="baseline")
+@pytest.mark.parametrize("window", [(21, 25), (20, 24)])
+def test_the_baseline_cuts_whole_pixels_around_soft_centres(window: tuple[int, int]) -> None:
+    """A coarse mask sure of a nose at x 22, y 11 of 36: at 44.5 and 22.5 of 72, of which the even; to the pixel."""
+    stn = module(cropper="baseline", window=window)
     coarse = torch.zeros(1, 9, 36, 36)
-    coarse[:, 0] = 1
-    coarse[:, 5, 10:13, 20:25] = 2  # centre x 22, y 11 of 36: 44.5 and 22.5 of 72
+    coarse[:, 0] = SURE
+    coarse[:, 5, 10:13, 20:25] = 2 * SURE
     frame, sizes = stn._frame(dict(collate([sample()])))
-    centers = (stn._baseline_theta(coarse, sizes, frame)[..., 2] + 1) / 2 * 71
-    assert centers[0, 4].tolist() == pytest.approx([44, 22], abs=1e-3)  # of halves the even
-    assert centers[0, 0].tolist() == pytest.approx([36, 36], abs=1e-3)
+    theta = stn._baseline_theta(coarse, sizes, frame)
+    crops = crop_parts(frame, theta, window)
+    whole = integer_crop(frame, torch.tensor([[[44.0, 22.0]]]), window)
+    assert torch.allclose(crops[:, 4], whole[:, 0], atol=1e-5)
+    nowhere = (theta[0, 0, :, 2] + 1) / 2 * 71  # of a part that the mask lacks: the middle, away from the nose
+    assert nowhere.tolist() == pytest.approx([35 - (window[1] % 2 == 0) / 2, 36 - (window[0] % 2 == 0) / 2], abs=1e-3)
+
+
+def test_soft_centres_by_hand() -> None:
+    """Probabilities 0.75 and 0.25 in columns 0 and 4: 1; the mouth is the mean of its classes' centroids."""
+    soft = torch.zeros(1, 9, 1, 5)
+    soft[0, 1:, 0, 0], soft[0, 1:, 0, 4] = 0.75, 0.25
+    soft[0, 6, 0] = torch.tensor([0.0, 0, 0, 0, 1])  # an upper lip at 4
+    centers = soft_centers(soft)
+    assert centers[0, 0].tolist() == [1, 0]
+    assert centers[0, 5].tolist() == [2, 0]
 
 
 # Stages, as fits
