@@ -1,12 +1,17 @@
 """What pasting six windows of a face back costs, beside the published way: sampling them over the whole image."""
 
 import time
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from datamodules.label_spaces import STN
+from lightning_modules.face_windows import window_probabilities
+from lightning_modules.networks.icnn import ICNN
 from lightning_modules.networks.spatial_transformer import crop_parts, paste_labels, paste_parts, theta_from_centers
+from lightning_modules.stn_icnn import STNiCNN
 
 _ROUNDS = 20
 # brows, eyes, nose, mouth of a face that fills most of the image, as shares of its sides
@@ -124,3 +129,38 @@ def test_with_gradients(benchmark, capsys):
     found = _lower_quartiles(steps)
     with capsys.disabled():
         print(f"\n  {_told(found)}; {found['published'] / found['paste_parts']:.1f} times faster")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 8])
+@pytest.mark.parametrize(("window", "form"), [(81, "published"), (127, "published"), (127, "paper")])
+def test_a_whole_face(benchmark, capsys, window, form, images):
+    """From a photograph of 1024 x 1024 to its mask, beside the same networks with the published remapping."""
+    side = 1024
+    stn = STNiCNN(STN, "end_to_end", window=(window, window), network=partial(ICNN, form=form)).eval()
+    small, photographs = torch.rand(images, 3, 128, 128), list(torch.rand(images, 3, side, side))
+    batch = {"image": small, "original": photographs, "name": ["a"] * images}
+    frame, sizes = stn._frame(batch)
+    coarse = stn(small)
+    theta = stn._found_theta(coarse, sizes, frame)
+    windows = window_probabilities(stn._label(frame, theta))
+
+    def published() -> None:
+        found = stn._found_theta(stn(small), sizes, frame)
+        _published(window_probabilities(stn._label(frame, found)), found, side).argmax(1)
+
+    steps = {
+        "with the published remapping": published,
+        "whole": lambda: stn.predict_step(batch, 0),
+        "coarse": lambda: stn(small),
+        "localizer": lambda: stn._found_theta(coarse, sizes, frame),
+        "windows": lambda: window_probabilities(stn._label(frame, theta)),
+        "remapping": lambda: paste_labels(windows, theta, (side, side), stn.paste_to),
+    }
+    with torch.no_grad():
+        benchmark.pedantic(steps["whole"], rounds=3)
+        found = {name: value / images for name, value in _lower_quartiles(steps).items()}
+    benchmark.extra_info.update(found)
+    with capsys.disabled():
+        ratio = found["with the published remapping"] / found["whole"]
+        print(f"\n  {form}, window {window}, batch {images}, a face: {_told(found)}; {ratio:.1f} times faster")

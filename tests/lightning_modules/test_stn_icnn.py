@@ -576,3 +576,16 @@ def test_images_without_originals_are_refused() -> None:
     del one["original"]
     with pytest.raises(ValueError, match=r"no full-size images.*set --data.originals"):
         evaluated(module(), collate([one]))
+
+
+@pytest.mark.parametrize("cropper", ["stn", "true"])
+def test_the_steps_of_a_face(cropper: Any) -> None:
+    """The nose's window of 21 x 25 around (35, 42) reaches half a pixel beyond its outermost centres."""
+    stn = module(cropper=cropper).eval()
+    view = stn.views(dict(collate([sample()])))[0]
+    assert view.image.shape == (3, 72, 72)
+    assert view.boxes[4].tolist() == pytest.approx([35 - 12.5, 42 - 10.5, 35 + 12.5, 42 + 10.5], abs=1e-3)
+    assert torch.equal(view.mask.long(), face()[1])
+    assert view.parts.shape == (6, 21, 25)
+    assert set(view.parts[5].unique().tolist()) == {0, 6, 7, 8}
+    assert torch.equal(view.parts[4] == 5, face()[1][32:53, 23:48] == 5)
