@@ -24,8 +24,8 @@ class WindowError(Metric):
     those that occur. A pixel lies in a window where the window's first and last samples, half a pixel of the image
     beyond, enclose its centre.
 
-    - `center_error`, `center_error/PART`: mean over the images' parts, in pixels of the given masks.
-    - `inside`, `inside/PART`: pooled over all pixels of all parts, or of the part.
+    - `center_error`, `part_center_error/PART`: mean over the images' parts, in pixels of the given masks.
+    - `inside`, `part_inside/PART`: pooled over all pixels of all parts, or of the part.
     - `absent_parts`: parts that the masks lack (of all images together), which count nowhere else. Likewise a pixel of
       another class, of the background, or ignored (255).
 
@@ -66,7 +66,7 @@ class WindowError(Metric):
     @property
     def metric_keys(self) -> tuple[str, ...]:
         """The names of all values that `compute` returns, known before any data is seen."""
-        by_part = (f"{score}/{name}" for score in ("center_error", "inside") for name in self.parts)
+        by_part = (f"{score}/{name}" for score in ("part_center_error", "part_inside") for name in self.parts)
         return ("center_error", "inside", "absent_parts", *by_part)
 
     def update(self, theta: Tensor, mask: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.label_spaces import FASSEG, STN
 from datamodules.samples import Batch, Sample, collate
+from experiments.result_files import nest_metrics
 from lightning_modules.face_windows import (
     FACE_PARTS,
     NETWORKS,
@@ -519,9 +520,12 @@ def test_a_test_scores_found_and_true_windows(stages: dict[str, str], tmp_path: 
     run.test(stn, loader(), ckpt_path=stages["parts"], verbose=False)
     keys = set(run.callback_metrics)
     assert {
-        "test/group_f1/overall", "test/published_overall_f1", "test/center_error", "test/inside/nose",
+        "test/group_f1/overall", "test/published_overall_f1", "test/center_error", "test/part_inside/nose",
         "test/true_windows/group_f1/overall", "test/absent_parts",
     } <= keys  # fmt: skip
+    nested = nest_metrics({key: float(value) for key, value in run.callback_metrics.items()}, "test")
+    assert set(nested["true_windows"]["group_f1"]) == {"eyes", "brows", "nose", "mouth", "overall"}
+    assert set(nested["part_center_error"]) == set(FACE_PARTS)
 
 
 def test_prediction_has_the_images_own_size(stages: dict[str, str], tmp_path: Path) -> None:

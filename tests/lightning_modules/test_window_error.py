@@ -34,7 +34,7 @@ def test_distance_and_share_worked_by_hand():
     scores = _nose(mask, (10, 4), (5, 3))  # columns 9 to 11, rows 2 to 6: columns 9 and 10 of the nose
     assert scores["center_error"] == pytest.approx(math.sqrt(10), abs=1e-5)
     assert scores["inside"] == pytest.approx(6 / 21)
-    assert scores["inside/nose"] == scores["inside"]
+    assert scores["part_inside/nose"] == scores["inside"]
     assert scores["absent_parts"] == 0
 
 
@@ -62,13 +62,13 @@ def test_the_mouths_centre_is_the_mean_of_its_present_lips_centres():
     metric = WindowError()
     metric.update(_theta(6 * [(5, 4)], (3, 3), (9, 11)), mask)
     scores = metric.compute()
-    assert scores["center_error/mouth"].item() == pytest.approx(0, abs=1e-5)
+    assert scores["part_center_error/mouth"].item() == pytest.approx(0, abs=1e-5)
     mask[0, 4, 8] = 7  # about (8, 4): the mean is (6, 4)
     metric.reset()
     metric.update(_theta(6 * [(5, 4)], (3, 3), (9, 11)), mask)
     scores = metric.compute()
-    assert scores["center_error/mouth"].item() == pytest.approx(1, abs=1e-5)
-    assert scores["inside/mouth"].item() == 0
+    assert scores["part_center_error/mouth"].item() == pytest.approx(1, abs=1e-5)
+    assert scores["part_inside/mouth"].item() == 0
     assert scores["absent_parts"].item() == 5
 
 
@@ -81,14 +81,14 @@ def test_absent_parts_are_left_out_and_counted():
     scores = {key: value.item() for key, value in metric.compute().items()}
     assert tuple(scores) == metric.metric_keys
     assert scores["absent_parts"] == 9
-    assert scores["center_error/left_brow"] == pytest.approx(2, abs=1e-5)
-    assert scores["center_error/nose"] == pytest.approx((0 + 4) / 2, abs=1e-5)
+    assert scores["part_center_error/left_brow"] == pytest.approx(2, abs=1e-5)
+    assert scores["part_center_error/nose"] == pytest.approx((0 + 4) / 2, abs=1e-5)
     assert scores["center_error"] == pytest.approx((2 + 0 + 4) / 3, abs=1e-5)
-    assert (scores["inside/left_brow"], scores["inside/nose"]) == (0, 0.5)
+    assert (scores["part_inside/left_brow"], scores["part_inside/nose"]) == (0, 0.5)
     assert scores["inside"] == pytest.approx(1 / 3)
     for name in ("right_brow", "left_eye", "right_eye", "mouth"):
-        assert math.isnan(scores[f"center_error/{name}"])
-        assert math.isnan(scores[f"inside/{name}"])
+        assert math.isnan(scores[f"part_center_error/{name}"])
+        assert math.isnan(scores[f"part_inside/{name}"])
 
 
 def test_inside_is_pooled_over_pixels():
