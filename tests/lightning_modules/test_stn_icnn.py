@@ -525,7 +525,7 @@ def test_a_test_scores_found_and_true_windows(stages: dict[str, str], tmp_path: 
     } <= keys  # fmt: skip
     nested = nest_metrics({key: float(value) for key, value in run.callback_metrics.items()}, "test")
     assert set(nested["true_windows"]["group_f1"]) == {"eyes", "brows", "nose", "mouth", "overall"}
-    assert set(nested["part_center_error"]) == set(FACE_PARTS)
+    assert set(nested["all"]["part_center_error"]) == set(FACE_PARTS)
 
 
 def test_prediction_has_the_images_own_size(stages: dict[str, str], tmp_path: Path) -> None:
