@@ -17,7 +17,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from datamodules.label_spaces import STN, LabelSpace
-from lightning_modules.base import SegmentationModule, Split, StepOutput, resize_logits
+from lightning_modules.base import SegmentationModule, Split, StepOutput
 from lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
 from lightning_modules.earlier_stages import take_over
 from lightning_modules.face_windows import (
@@ -30,6 +30,7 @@ from lightning_modules.face_windows import (
     window_probabilities,
     with_background,
 )
+from lightning_modules.frames import Size, at_mask, enlarged, frame_labels, frame_of, size_of, small_labels
 from lightning_modules.metrics.parts import FACE_PARTS, PartMetrics
 from lightning_modules.metrics.windows import WindowError
 from lightning_modules.networks.icnn import ICNN
@@ -42,6 +43,7 @@ from lightning_modules.networks.spatial_transformer import (
     paste_parts,
     theta_from_centers,
 )
+from losses.windows import pasted_loss, theta_loss
 
 Stage = Literal["coarse", "localizer", "parts", "end_to_end"]
 Cropper = Literal["stn", "baseline", "true"]
@@ -50,7 +52,6 @@ NETWORK_NAMES = ("network", "localizer", "parts")  # of the state: coarse networ
 _TRAINS: dict[str, tuple[str, ...]] = {"coarse": ("network",), "localizer": ("localizer",), "parts": ("parts",)}
 TRUE_WINDOWS = "true_windows"  # the scores at the true windows, beside those at the cropper's
 _MOST_ZOOM = math.log(2)  # the localizer's windows are half to twice as large
-_LEAST_LIKELIHOOD = 1e-6  # a pixel of a part that no window covers costs 13.8
 _NEEDS: dict[str, tuple[str, ...]] = {"stn": ("network", "localizer"), "baseline": ("network",), "true": ()}
 
 
@@ -220,67 +221,31 @@ class STNiCNN(SegmentationModule):
 
     # From an image to its windows
 
-    def _frame(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The full-size images in one frame (N, 3, H, W), and their own heights and widths (N, 2).
+    def _stn_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
+        """The localizer's windows from coarse logits, (N, 6, 2, 3) in a frame of `size` (equation 15).
 
-        Each lies in the upper left corner; the frame is no smaller than a window.
-        """
-        images = batch.get("original")
-        if images is None:
-            raise ValueError("the batch has no full-size images, which the windows are cut from; set --data.originals")
-        sizes = torch.tensor([image.shape[-2:] for image in images], device=images[0].device)
-        height = max(self.window[0], *(image.shape[-2] for image in images))
-        width = max(self.window[1], *(image.shape[-1] for image in images))
-        return torch.stack([_pad(image, (height, width)) for image in images]), sizes
-
-    def _frame_labels(self, batch: dict[str, Any], frame: Tensor) -> Tensor:
-        """The labels (N, H, W) of the frame's pixels; a mask of another size than its image is resized, nearest."""
-        mask: Tensor = batch["mask"]
-        own = [max(image.shape[axis] for image in batch["original"]) for axis in (-2, -1)]
-        if list(mask.shape[-2:]) != own:
-            mask = F.interpolate(mask[:, None].float(), own, mode="nearest-exact")[:, 0].long()
-        return _pad(mask, (frame.shape[-2], frame.shape[-1]), self.label_space.ignore_index)
-
-    def _small_labels(self, batch: dict[str, Any]) -> Tensor:
-        """The labels (N, H, W) at the size of the small image, nearest."""
-        mask, size = batch["mask"], batch["image"].shape[-2:]
-        own = [image.shape[-2:] for image in batch.get("original", ())]
-        if mask.shape[-2:] == size or len(own) < 2:
-            own = [mask.shape[-2:]] * len(mask)
-        small = [
-            F.interpolate(one[None, None, :h, :w].float(), size, mode="nearest-exact")[0, 0]
-            for one, (h, w) in zip(mask, own, strict=True)
-        ]
-        return torch.stack(small).long()
-
-    def _locate(self, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """The localizer's windows from coarse logits.
-
-        Centres (N, 6, 2) as (x, y) in -1..1 over the image's outermost pixels, and zooms (N, 6, 2), 1 where a window's
-        pixel is a pixel of the image.
+        It speaks of each image's own extent: centres in -1..1 over the outermost pixels, and the zoom, 1 where a
+        window's pixel is a pixel of the image.
         """
         found = self.localizer(coarse.float().softmax(1)).float()
+        centers = (found[..., :2] + 1) / 2 * (sizes.flip(1)[:, None] - 1)
+        theta = theta_from_centers(centers, self.window, size)
+        if not self.zoom:
+            return theta
         zoom = found[..., 2:].clamp(-_MOST_ZOOM, _MOST_ZOOM).exp()
-        return found[..., :2], zoom if self.zoom else torch.ones_like(zoom)
-
-    def _theta_of(self, centers: Tensor, zoom: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
-        """Equation 15 for what `_locate` returns, (N, 6, 2, 3) in the frame."""
-        pixels = (centers + 1) / 2 * (sizes.flip(1)[:, None] - 1)
-        theta = theta_from_centers(pixels, self.window, (frame.shape[-2], frame.shape[-1]))
         return torch.cat([theta[..., :2] * zoom[..., None], theta[..., 2:]], -1)
 
-    def _baseline_theta(self, coarse: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
+    def _baseline_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
         """The windows that `integer_crop` cuts around the coarse mask's soft centres."""
         small = torch.tensor([coarse.shape[-1], coarse.shape[-2]], device=coarse.device)
         centers = (soft_centers(coarse.softmax(1)) + 0.5) * sizes.flip(1)[:, None] / small - 0.5
         even = torch.tensor([side % 2 == 0 for side in self.window[::-1]], device=coarse.device)
-        return theta_from_centers(centers.round() - even / 2, self.window, (frame.shape[-2], frame.shape[-1]))
+        return theta_from_centers(centers.round() - even / 2, self.window, size)
 
-    def _found_theta(self, coarse: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
+    def _found_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
         """The windows of a cropper that needs no labels."""
-        if self.cropper == "baseline":
-            return self._baseline_theta(coarse, sizes, frame)
-        return self._theta_of(*self._locate(coarse), sizes, frame)
+        find = self._baseline_theta if self.cropper == "baseline" else self._stn_theta
+        return find(coarse, sizes, size)
 
     def _label(self, frame: Tensor, theta: Tensor) -> list[Tensor]:
         """The logits of the six windows, (N, 2, h, w), and (N, 4, h, w) of the mouth."""
@@ -309,29 +274,10 @@ class STNiCNN(SegmentationModule):
         return torch.stack([self._labelled_loss(part, targets[:, i]) for i, part in enumerate(logits)]).mean()
 
     def _pasted_loss(self, logits: list[Tensor], labels: Tensor, theta: Tensor) -> Tensor:
-        """Negative log-likelihood of the whole labels under the pasted mask.
-
-        Summed over the images' pixels and divided by those of their windows, so that it weighs as `_parts_loss` does
-        where every window is right.
-        """
-        size = (labels.shape[-2], labels.shape[-1])
-        scores = with_background(paste_parts(window_probabilities(logits), theta, size, self.paste_to))
-        counted = labels != self.label_space.ignore_index
-        likelihood = scores.gather(1, labels.masked_fill(~counted, 0)[:, None])[:, 0]
-        return -(likelihood.clamp(min=_LEAST_LIKELIHOOD).log() * counted).sum() / theta[..., 0, 0].numel() / self._area
-
-    @property
-    def _area(self) -> int:
-        return self.window[0] * self.window[1]
-
-    def _theta_loss(self, found: tuple[Tensor, Tensor], centers: Tensor, present: Tensor, sizes: Tensor) -> Tensor:
-        """Smooth L1 between theta and that of the true centres (pixels of the image), over the parts that are there."""
-        extent = (sizes.flip(1)[:, None] - 1).clamp(min=1).float()
-        scale = (torch.tensor(self.window[::-1], device=extent.device) - 1) / extent
-        theta = torch.cat([found[1] * scale, found[0]], -1)
-        truth = torch.cat([scale.expand_as(centers), centers * 2 / extent - 1], -1)
-        errors = F.smooth_l1_loss(theta, truth, reduction="none").mean(-1)
-        return (errors * present).sum() / present.sum().clamp(min=1)
+        """The whole labels under the pasted mask; weighs as `_parts_loss` does where every window is right."""
+        scores = with_background(paste_parts(window_probabilities(logits), theta, size_of(labels), self.paste_to))
+        pixels = theta[..., 0, 0].numel() * self.window[0] * self.window[1]
+        return pasted_loss(scores, labels, pixels, self.label_space.ignore_index)
 
     # Steps
 
@@ -346,48 +292,46 @@ class STNiCNN(SegmentationModule):
 
     def _training_loss(self, batch: dict[str, Any]) -> Tensor:
         if self.stage == "coarse":
-            return self._labelled_loss(self(batch["image"]), self._small_labels(batch))
-        frame, sizes = self._frame(batch)
-        labels = self._frame_labels(batch, frame)
-        centers, present = true_centers(labels, sizes)
+            return self._labelled_loss(self(batch["image"]), small_labels(batch))
+        frame, labels, sizes, truth, present = self._framed(batch)
         self.log("train/absent_parts", (~present).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum")
         if self.stage == "parts" and self.train_on == "true":
-            theta = theta_from_centers(centers, self.window, (frame.shape[-2], frame.shape[-1]))
-            return self._parts_loss(self._label(frame, theta), labels, theta, present)
-        found = self._locate(self(batch["image"]))
+            return self._parts_loss(self._label(frame, truth), labels, truth, present)
+        theta = self._stn_theta(self(batch["image"]), sizes, size_of(frame))
         if self.stage == "localizer":
-            return self._theta_loss(found, centers, present, sizes)
-        theta = self._theta_of(*found, sizes, frame)
+            return theta_loss(theta, truth, present)
         logits = self._label(frame, theta)
         loss = (self._parts_loss if self.loss_on == "parts" else self._pasted_loss)(logits, labels, theta)
         if self.theta_weight:
-            loss = loss + self.theta_weight * self._theta_loss(found, centers, present, sizes)
+            loss = loss + self.theta_weight * theta_loss(theta, truth, present)
         return loss
+
+    def _framed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The frame, its labels, the images' own sizes, the true windows, and which of their parts are there."""
+        frame, sizes = frame_of(batch, self.window)
+        labels = frame_labels(batch, size_of(frame), self.label_space.ignore_index)
+        centers, present = true_centers(labels, sizes)
+        return frame, labels, sizes, theta_from_centers(centers, self.window, size_of(frame)), present
 
     def _evaluate_batch(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if self.stage == "coarse":
             coarse = self(batch["image"]).float()
-            loss = self._labelled_loss(coarse, self._small_labels(batch))
-            return self._count(split, loss, self._enlarged(coarse, batch), batch)
-        frame, sizes = self._frame(batch)
-        labels = self._frame_labels(batch, frame)
-        centers, present = true_centers(labels, sizes)
-        true_theta = theta_from_centers(centers, self.window, (frame.shape[-2], frame.shape[-1]))
+            loss = self._labelled_loss(coarse, small_labels(batch))
+            return self._count(split, loss, enlarged(coarse, batch), batch)
+        frame, labels, sizes, truth, present = self._framed(batch)
         if self.cropper == "true":
-            scores, loss = self._parse(frame, true_theta, labels, present)
-            return self._count(split, loss, self._at_mask(scores, batch), batch)
+            scores, loss = self._parse(frame, truth, labels, present)
+            return self._count(split, loss, at_mask(scores, batch), batch)
         coarse = self(batch["image"]).float()
-        theta = self._found_theta(coarse, sizes, frame)
+        theta = self._found_theta(coarse, sizes, size_of(frame))
         (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
         if self.stage == "localizer":
-            loss = self._theta_loss(self._locate(coarse), centers, present, sizes)
-            return self._count(split, loss, self._enlarged(coarse, batch), batch)
-        scores, loss = self._parse(frame, theta, labels)
+            return self._count(split, theta_loss(theta, truth, present), enlarged(coarse, batch), batch)
         if split == "test":
-            true_scores, _ = self._parse(frame, true_theta, labels, present)
-            prediction = self._at_mask(true_scores, batch)
-            self.subset_scores[TRUE_WINDOWS].update(prediction, batch["mask"])  # type: ignore[operator]
-        return self._count(split, loss, self._at_mask(scores, batch), batch)
+            scores, _ = self._parse(frame, truth, labels, present)
+            self.subset_scores[TRUE_WINDOWS].update(at_mask(scores, batch), batch["mask"])  # type: ignore[operator]
+        scores, loss = self._parse(frame, theta, labels)
+        return self._count(split, loss, at_mask(scores, batch), batch)
 
     def _parse(
         self, frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
@@ -397,24 +341,8 @@ class STNiCNN(SegmentationModule):
         windows = window_probabilities(logits)
         if counted is not None:
             windows = windows * counted[..., None, None, None]
-        pasted = paste_parts(windows, theta, (frame.shape[-2], frame.shape[-1]), self.paste_to)
+        pasted = paste_parts(windows, theta, size_of(frame), self.paste_to)
         return with_background(pasted), self._parts_loss(logits, labels, theta, counted)
-
-    def _at_mask(self, scores: Tensor, batch: dict[str, Any]) -> Tensor:
-        """The classes (N, H, W) of scores in the frame, at the size of the batch's masks."""
-        height, width = (max(image.shape[axis] for image in batch["original"]) for axis in (-2, -1))
-        mask = batch["mask"]
-        return resize_logits(scores[..., :height, :width], (mask.shape[-2], mask.shape[-1])).argmax(1)
-
-    def _enlarged(self, coarse: Tensor, batch: dict[str, Any]) -> Tensor:
-        """The classes (N, H, W) of coarse logits, at the size of the batch's masks."""
-        mask = batch["mask"]
-        size = (mask.shape[-2], mask.shape[-1])
-        own = [(image.shape[-2], image.shape[-1]) for image in batch.get("original", ())]
-        if len(set(own)) < 2:
-            return resize_logits(coarse, size).argmax(1)
-        each = [resize_logits(one[None], shape).argmax(1)[0] for one, shape in zip(coarse, own, strict=True)]
-        return torch.stack([_pad(one, size) for one in each])
 
     def on_validation_start(self) -> None:
         """Refuses to score what was never trained."""
@@ -475,47 +403,33 @@ class STNiCNN(SegmentationModule):
     @torch.no_grad()
     def views(self, batch: dict[str, Any]) -> list[WindowView]:
         """What each face of an evaluated batch goes through."""
-        frame, sizes = self._frame(batch)
-        shape = (frame.shape[-2], frame.shape[-1])
+        frame, sizes = frame_of(batch, self.window)
+        size = size_of(frame)
         coarse = self(batch["image"]).float()
-        theta = self._found_theta(coarse, sizes, frame)
-        if self.cropper == "true":
-            theta = theta_from_centers(true_centers(self._frame_labels(batch, frame), sizes)[0], self.window, shape)
+        theta = self._framed(batch)[3] if self.cropper == "true" else self._found_theta(coarse, sizes, size)
         logits = self._label(frame, theta)
-        mask = paste_labels(window_probabilities(logits), theta, shape, self.paste_to)
-        labels = [self.paste_to[i, 1:].to(frame.device) for i in range(len(FACE_PARTS))]
-        classes = [F.pad(own, (1, 0))[part.argmax(1)] for own, part in zip(labels, logits, strict=True)]
-        edges = torch.tensor(self.window[::-1], device=frame.device) / 2
-        zoom = theta[..., :2].diagonal(dim1=-2, dim2=-1) * (torch.tensor(shape[::-1], device=frame.device) - 1)
-        reach = edges * zoom / (torch.tensor(self.window[::-1], device=frame.device) - 1)
-        centers = centers_from_theta(theta, shape)
+        mask = paste_labels(window_probabilities(logits), theta, size, self.paste_to)
+        own = [F.pad(self.paste_to[part, 1:], (1, 0)).to(frame.device) for part in range(len(FACE_PARTS))]
+        parts = torch.stack([classes[part.argmax(1)] for classes, part in zip(own, logits, strict=True)], 1)
+        centers = centers_from_theta(theta, size)
+        window, extent = (torch.tensor(pair[::-1], device=frame.device) for pair in (self.window, size))
+        reach = theta[..., :2].diagonal(dim1=-2, dim2=-1) * (extent - 1) / (window - 1) * window / 2
         boxes = torch.cat([centers - reach, centers + reach], -1)
-        crops, parts = crop_parts(frame, theta, self.window), torch.stack(classes, 1)
+        crops = crop_parts(frame, theta, self.window)
         return [
             WindowView(
-                original,
-                coarse[i].argmax(0),
-                boxes[i],
-                crops[i],
-                parts[i],
-                mask[i, : original.shape[-2], : original.shape[-1]],
+                image, coarse[i].argmax(0), boxes[i], crops[i], parts[i], mask[i, : image.shape[1], : image.shape[2]]
             )
-            for i, original in enumerate(batch["original"])
+            for i, image in enumerate(batch["original"])
         ]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
         """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
         if not self._parses:
             return super().predict_step(batch, batch_idx)
-        frame, sizes = self._frame(batch)
-        theta = self._found_theta(self(batch["image"]).float(), sizes, frame)
+        frame, sizes = frame_of(batch, self.window)
+        theta = self._found_theta(self(batch["image"]).float(), sizes, size_of(frame))
         windows = window_probabilities(self._label(frame, theta))
-        classes = paste_labels(windows, theta, (frame.shape[-2], frame.shape[-1]), self.paste_to)
-        return [
-            one[: image.shape[-2], : image.shape[-1]] for one, image in zip(classes, batch["original"], strict=True)
-        ]
-
-
-def _pad(image: Tensor, size: tuple[int, int], value: int = 0) -> Tensor:
-    """(..., h, w) with `value` below and to the right, up to (..., H, W)."""
-    return F.pad(image, (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2]), value=value)
+        classes = paste_labels(windows, theta, size_of(frame), self.paste_to)
+        own = [size_of(image) for image in batch["original"]]
+        return [one[:height, :width].byte() for one, (height, width) in zip(classes, own, strict=True)]

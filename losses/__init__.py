@@ -3,6 +3,7 @@
 from losses.consensus import ConsensusLoss, consensus_loss
 from losses.cross_entropy_dice import CrossEntropyDiceLoss, cross_entropy_dice
 from losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
+from losses.windows import pasted_loss, theta_loss
 
 __all__ = [
     "ConsensusLoss",
@@ -11,4 +12,6 @@ __all__ = [
     "consensus_loss",
     "cross_entropy_dice",
     "one_hot_binary_cross_entropy",
+    "pasted_loss",
+    "theta_loss",
 ]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from datamodules.label_spaces import STN
 from lightning_modules.face_windows import window_probabilities
+from lightning_modules.frames import frame_of
 from lightning_modules.networks.icnn import ICNN
 from lightning_modules.networks.spatial_transformer import crop_parts, paste_labels, paste_parts, theta_from_centers
 from lightning_modules.stn_icnn import STNiCNN
@@ -140,20 +141,21 @@ def test_a_whole_face(benchmark, capsys, window, form, images):
     stn = STNiCNN(STN, "end_to_end", window=(window, window), network=partial(ICNN, form=form)).eval()
     small, photographs = torch.rand(images, 3, 128, 128), list(torch.rand(images, 3, side, side))
     batch = {"image": small, "original": photographs, "name": ["a"] * images}
-    frame, sizes = stn._frame(batch)
+    frame, sizes = frame_of(batch, stn.window)
+    size = (side, side)
     coarse = stn(small)
-    theta = stn._found_theta(coarse, sizes, frame)
+    theta = stn._found_theta(coarse, sizes, size)
     windows = window_probabilities(stn._label(frame, theta))
 
     def published() -> None:
-        found = stn._found_theta(stn(small), sizes, frame)
+        found = stn._found_theta(stn(small), sizes, size)
         _published(window_probabilities(stn._label(frame, found)), found, side).argmax(1)
 
     steps = {
         "with the published remapping": published,
         "whole": lambda: stn.predict_step(batch, 0),
         "coarse": lambda: stn(small),
-        "localizer": lambda: stn._found_theta(coarse, sizes, frame),
+        "localizer": lambda: stn._found_theta(coarse, sizes, size),
         "windows": lambda: window_probabilities(stn._label(frame, theta)),
         "remapping": lambda: paste_labels(windows, theta, (side, side), stn.paste_to),
     }

@@ -27,6 +27,7 @@ from lightning_modules.face_windows import (
     window_probabilities,
     with_background,
 )
+from lightning_modules.frames import frame_of, size_of, small_labels
 from lightning_modules.networks.spatial_transformer import crop_parts, integer_crop, theta_from_centers
 from lightning_modules.stn_icnn import STNiCNN
 from losses.one_hot_binary_cross_entropy import OneHotBCELoss
@@ -200,9 +201,9 @@ def test_images_of_different_sizes_share_a_batch() -> None:
 def test_the_localizer_speaks_of_the_images_own_size() -> None:
     """The same answer means another pixel in a wider image: centres in -1..1 of each."""
     stn = module()
-    frame, sizes = stn._frame(dict(collate([sample(), sample("b", height=100, width=141)])))
-    answer = stn._locate(torch.zeros(2, 9, 64, 64))
-    centers = (stn._theta_of(*answer, sizes, frame)[..., 2] + 1) / 2 * torch.tensor([140, 99])
+    frame, sizes = frame_of(collate([sample(), sample("b", height=100, width=141)]), stn.window)
+    theta = stn._stn_theta(torch.zeros(2, 9, 64, 64), sizes, size_of(frame))
+    centers = (theta[..., 2] + 1) / 2 * torch.tensor([140, 99])
     assert centers[0, 4].tolist() == pytest.approx([35, 42], abs=1e-4)
     assert centers[1, 4].tolist() == pytest.approx([35 / 71 * 140, 42 / 71 * 99], abs=1e-4)
 
@@ -212,8 +213,8 @@ def test_zoom_scales_the_window_unless_it_is_off() -> None:
     for zoom, on, factor in ((0.405465, True, 1.5), (0.405465, False, 1.0), (9.0, True, 2.0)):
         stn = module(zoom=on)
         stn.localizer = Points(torch.zeros(6, 2), zoom)
-        frame, sizes = stn._frame(dict(collate([sample()])))
-        theta = stn._theta_of(*stn._locate(torch.zeros(1, 9, 64, 64)), sizes, frame)
+        frame, sizes = frame_of(collate([sample()]), stn.window)
+        theta = stn._stn_theta(torch.zeros(1, 9, 64, 64), sizes, size_of(frame))
         assert theta[0, 0, 0, 0].item() == pytest.approx(factor * 24 / 71, rel=1e-4)
         assert theta[0, 0, 1, 1].item() == pytest.approx(factor * 20 / 71, rel=1e-4)
         assert theta[0, 0, 0, 1] == theta[0, 0, 1, 0] == 0
@@ -235,40 +236,6 @@ def test_masks_of_another_size_than_their_image_are_scored_as_they_are() -> None
     prediction = evaluated(stn, collate([one]))["prediction"]
     assert prediction.shape == (1, 144, 144)
     assert (prediction == one["mask"]).float().mean() > 0.97
-
-
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_theta_loss_by_hand(sign: int) -> None:
-    """Every centre off by 0.2 in x of 71 / 2 pixels: smooth L1 0.02, a quarter of four entries."""
-    stn = module("localizer")
-    centers, present = true_centers(face()[1][None])
-    sizes = torch.tensor([[72, 72]])
-    right = (centers * 2 / 71 - 1, torch.ones_like(centers))
-    assert stn._theta_loss(right, centers, present, sizes).item() == pytest.approx(0, abs=1e-10)
-    off = (right[0] + torch.tensor([0.2 * sign, 0]), right[1])
-    assert stn._theta_loss(off, centers, present, sizes).item() == pytest.approx(0.5 * 0.2**2 / 4, rel=1e-4)
-    large = (right[0], right[1] * 2)  # sx is 24/71 too large, sy 20/71
-    by_hand = 0.5 * ((24 / 71) ** 2 + (20 / 71) ** 2) / 4
-    assert stn._theta_loss(large, centers, present, sizes).item() == pytest.approx(by_hand, rel=1e-4)
-
-
-def test_an_absent_part_is_masked_out_of_the_theta_loss() -> None:
-    """Its window may be anywhere; without any part the loss is 0, and so is its gradient."""
-    stn = module("localizer")
-    sizes = torch.tensor([[72, 72]])
-    centers, present = true_centers(face(without=(3,))[1][None])
-    assert present[0].tolist() == [True, True, False, True, True, True]
-    guess = (centers * 2 / 71 - 1).clone()
-    guess[0, 2] += 0.7
-    assert stn._theta_loss((guess, torch.ones_like(guess)), centers, present, sizes).item() == pytest.approx(
-        0, abs=1e-9
-    )
-    guess.requires_grad_()
-    loss = stn._theta_loss((guess, torch.ones_like(guess)), centers, torch.zeros_like(present), sizes)
-    loss.backward()
-    assert loss.item() == 0
-    assert guess.grad is not None
-    assert (guess.grad == 0).all()
 
 
 def test_parts_loss_by_hand() -> None:
@@ -355,7 +322,7 @@ def test_the_papers_loss_by_option() -> None:
     """Equation 16 in the place of the published code's cross-entropy."""
     batch = dict(collate([sample()]))
     stn = module("coarse", loss=OneHotBCELoss(255))
-    target = stn._small_labels(batch)
+    target = small_labels(batch)
     by_hand = F.binary_cross_entropy_with_logits(stn(batch["image"]), F.one_hot(target, 9).movedim(-1, 1).float())
     assert stn._training_loss(batch).item() == pytest.approx(by_hand.item(), rel=1e-5)
 
@@ -367,8 +334,8 @@ def test_the_baseline_cuts_whole_pixels_around_soft_centres(window: tuple[int, i
     coarse = torch.zeros(1, 9, 36, 36)
     coarse[:, 0] = SURE
     coarse[:, 5, 10:13, 20:25] = 2 * SURE
-    frame, sizes = stn._frame(dict(collate([sample()])))
-    theta = stn._baseline_theta(coarse, sizes, frame)
+    frame, sizes = frame_of(collate([sample()]), stn.window)
+    theta = stn._baseline_theta(coarse, sizes, size_of(frame))
     crops = crop_parts(frame, theta, window)
     whole = integer_crop(frame, torch.tensor([[[44.0, 22.0]]]), window)
     assert torch.allclose(crops[:, 4], whole[:, 0], atol=1e-5)

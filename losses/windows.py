@@ -1,0 +1,75 @@
+"""Losses on where windows are, and on the mask that they make when pasted together."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LEAST_LIKELIHOOD = 1e-6  # a pixel of a part that no window covers costs 13.8
+
+
+def theta_loss(theta: Tensor, truth: Tensor, present: Tensor) -> Tensor:
+    """Smooth L1 between windows, over the entries of theta that are not zero by construction.
+
+    Source: Yin, Yiu, Hu, Tang, STN-iCNN, equations 19 and 20.
+
+    Args:
+        theta: (N, P, 2, 3), [[sx, 0, tx], [0, sy, ty]], predicted.
+        truth: (N, P, 2, 3).
+        present: (N, P) bool; windows of parts that are not there do not count.
+
+    Returns:
+        A scalar, the mean over the windows that count; 0 with zero gradient where none does.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Example:
+        One window of two, off by 0.2 in tx: 0.5 * 0.2 ** 2 / 4 entries.
+
+        >>> theta = torch.zeros(1, 2, 2, 3)
+        >>> theta[0, 0, 0, 2], theta[0, 1] = 0.2, 9.0
+        >>> theta_loss(theta, torch.zeros(1, 2, 2, 3), torch.tensor([[True, False]]))
+        tensor(0.0050)
+    """
+    if theta.shape[-2:] != (2, 3) or theta.shape != truth.shape or theta.shape[:-2] != present.shape:
+        raise ValueError(
+            f"theta {tuple(theta.shape)}, truth {tuple(truth.shape)} and present {tuple(present.shape)} do not fit; "
+            "(N, P, 2, 3) twice and (N, P) do"
+        )
+    errors = F.smooth_l1_loss(_free(theta), _free(truth), reduction="none").mean(-1)
+    return (errors * present).sum() / present.sum().clamp(min=1)
+
+
+def _free(theta: Tensor) -> Tensor:
+    """The entries (..., 4) that are not zero by construction."""
+    return torch.stack([theta[..., 0, 0], theta[..., 1, 1], theta[..., 0, 2], theta[..., 1, 2]], -1)
+
+
+def pasted_loss(scores: Tensor, target: Tensor, pixels: int, ignore_index: int = 255) -> Tensor:
+    """Negative log-likelihood of an image's labels under a pasted mask.
+
+    Args:
+        scores: (N, K, H, W) in 0..1, of each class; they need not sum to 1.
+        target: (N, H, W) int64, 0..K-1 or `ignore_index`.
+        pixels: that the sum over all pixels is divided by, such as those of all windows.
+        ignore_index: value of the pixels that do not count.
+
+    Returns:
+        A scalar. A pixel whose class has no score costs 13.8, without gradient.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Example:
+        >>> pasted_loss(torch.full((1, 2, 1, 2), 0.5), torch.tensor([[[0, 255]]]), pixels=1)
+        tensor(0.6931)
+    """
+    if scores.ndim != 4 or target.shape != (scores.shape[0], *scores.shape[2:]):
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and target {tuple(target.shape)} do not fit; (N, K, H, W) and (N, H, W) do"
+        )
+    counted = target != ignore_index
+    likelihood = scores.gather(1, target.masked_fill(~counted, 0)[:, None])[:, 0]
+    return -(likelihood.clamp(min=_LEAST_LIKELIHOOD).log() * counted).sum() / pixels
