@@ -125,8 +125,8 @@ class STNiCNN(SegmentationModule):
         super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std)
         rates = {"network": lr_coarse, "localizer": lr_localizer, "parts": lr_parts}
         problems = [f"{key}={value} (0 or more)" for key, value in rates.items() if value < 0]
-        if min(window) < 1:
-            problems.append(f"window={tuple(window)} (height and width in pixels, 1 or more)")
+        if min(window) < 2:
+            problems.append(f"window={tuple(window)} (height and width in pixels, 2 or more)")
         if theta_weight < 0:
             problems.append(f"theta_weight={theta_weight} (0 or more)")
         if stage != "end_to_end" and (theta_weight or loss_on != "parts"):

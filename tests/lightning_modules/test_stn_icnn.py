@@ -527,7 +527,7 @@ def test_prediction_is_the_evaluations() -> None:
         ({"stage": "end_to_end", "theta_weight": -1.0}, "theta_weight=-1"),
         ({"stage": "end_to_end", "train_on": "stn"}, "train_on=stn with stage end_to_end"),
         ({"stage": "localizer", "cropper": "true"}, "cropper=true with stage localizer"),
-        ({"stage": "parts", "window": (0, 9)}, r"window=\(0, 9\)"),
+        ({"stage": "parts", "window": (1, 9)}, r"window=\(1, 9\)"),
         ({"stage": "parts", "lr_parts": -0.1}, "parts=-0.1"),
         ({"stage": "end_to_end", "lr_coarse": 0, "lr_localizer": 0, "lr_parts": 0}, "all three rates are 0"),
     ],
