@@ -75,7 +75,7 @@ def run_structseg(what: str, args: Sequence[str], keeps: int) -> float:
             process.kill()
             process.wait()
     if code is None:
-        fail(f"{what} was interrupted; the same call goes on with it", 130)
+        fail(f"{what} was interrupted; the same call runs it anew", 130)
     if code:
-        raise RuntimeError(f"{what} failed (exit code {code}); the same call goes on with it: {command_line(args)}")
+        raise RuntimeError(f"{what} failed (exit code {code}); the same call runs it anew: {command_line(args)}")
     return time.perf_counter() - start

@@ -39,12 +39,13 @@ def take_over(networks: Mapping[str, nn.Module], paths: Sequence[Path], fits: Ma
         for name in card["trained"]:
             network = networks[name]
             weights = {key.removeprefix(f"{name}."): w for key, w in state.items() if key.startswith(f"{name}.")}
-            if name in origin and any(not torch.equal(w.cpu(), weights[k]) for k, w in network.state_dict().items()):
-                raise ValueError(f"{path} and {origin[name]} hold different trained {name}s; give stages of one run")
+            before = {key: value.cpu().clone() for key, value in network.state_dict().items()}
             try:
                 network.load_state_dict(weights)
             except RuntimeError as error:
                 reason = str(error).splitlines()[1].strip()
                 raise ValueError(f"the {name} of {path} is built otherwise: {reason}; set it likewise") from None
+            if name in origin and any(not torch.equal(value, weights[key]) for key, value in before.items()):
+                raise ValueError(f"{path} and {origin[name]} hold different trained {name}s; give stages of one run")
             origin[name] = path
     return set(origin)

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import StepLR
 from datamodules.label_spaces import STN, LabelSpace
 from lightning_modules.base import SegmentationModule, Split, StepOutput
 from lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
+from lightning_modules.card import KEY as CARD
 from lightning_modules.earlier_stages import take_over
 from lightning_modules.face_windows import (
     NETWORKS,
@@ -43,6 +44,7 @@ from lightning_modules.networks.spatial_transformer import (
     paste_parts,
     theta_from_centers,
 )
+from lightning_modules.upsampling import classes_at
 from losses.windows import pasted_loss, theta_loss
 
 Stage = Literal["coarse", "localizer", "parts", "end_to_end"]
@@ -76,16 +78,18 @@ class STNiCNN(SegmentationModule):
         loss: logits (N, K, H, W) and target (N, H, W) to a scalar, of the coarse mask and of each window; default:
             cross-entropy, as the published code. `OneHotBCELoss` is the paper's equation 16.
         loss_on: end to end, `parts` compares the windows with the labels cut by the same windows, as the paper; a
-            window that slides off its part then costs nothing. `pasted` compares the pasted mask with the whole labels.
+            window that slides off its part then costs nothing. `pasted` compares the pasted mask with the whole labels,
+            by negative log-likelihood whatever `loss` is.
         theta_weight: end to end, of smooth L1 between the windows and the true ones, added to the loss.
         train_on: stage `parts` cuts the `true` windows (published) or those of the localizer (`stn`).
         cropper: whose windows evaluation and prediction cut. `stn`: the localizer's. `baseline`: around the centres of
             the coarse mask's parts, in whole pixels. `true`: around the true centres; needs labels.
-        zoom: whether the localizer may also scale its windows (equation 15); false leaves them as large as `window`.
+        zoom: whether the localizer may also scale its windows (equation 15), to half or double; false leaves them as
+            large as `window`. Stage `localizer` teaches a zoom of 1, so only `end_to_end` moves it.
         lr_coarse: learning rate of the coarse network.
         lr_localizer: learning rate of the localizer.
         lr_parts: learning rate of the part networks.
-        optimizer: makes the optimiser from the three groups of parameters.
+        optimizer: makes the optimiser from the three groups of parameters, whose rates are the above and not its own.
         lr_scheduler: makes the schedule from the optimiser; default: all rates are halved every 5 epochs.
         mean: of each channel, linked to the data's.
         std: of each channel, linked to the data's.
@@ -133,6 +137,8 @@ class STNiCNN(SegmentationModule):
             problems.append(f"theta_weight={theta_weight}, loss_on={loss_on} with stage {stage} (for end_to_end alone)")
         if stage != "parts" and train_on != "true":
             problems.append(f"train_on={train_on} with stage {stage} (for parts alone)")
+        if theta_weight and not (lr_coarse or lr_localizer):
+            problems.append(f"theta_weight={theta_weight} with lr_coarse=lr_localizer=0 (nothing could follow it)")
         if stage == "localizer" and cropper == "true":
             problems.append("cropper=true with stage localizer (its own windows are scored: stn or baseline)")
         if problems:
@@ -146,12 +152,12 @@ class STNiCNN(SegmentationModule):
         self.loss_on, self.theta_weight, self.train_on, self.zoom = loss_on, theta_weight, train_on, zoom
         self.cropper: Cropper = cropper
         self.rates = {
-            name: rate
-            for name, rate in rates.items()
-            if name in _TRAINS.get(stage, NETWORK_NAMES) and (rate > 0 or stage != "end_to_end")
+            name: rate for name, rate in rates.items() if name in _TRAINS.get(stage, NETWORK_NAMES) and rate > 0
         }
         if not self.rates:
-            raise ValueError("all three rates are 0; set --model.lr_parts, or another, above 0")
+            raise ValueError(f"stage {stage} has no rate above 0; set --model.lr_parts, or that of what it trains")
+        self.sides: tuple[int, int] | None = None  # shortest and longest longer side of the training photographs
+        self._resumed = False  # whether the weights are a checkpoint's
         self.trained: set[str] = set()  # names of the networks that some stage has trained
         self.register_buffer("window_labels", window_labels(), persistent=False)
         self.paste_to = paste_channels()  # read as whole numbers: kept on the CPU
@@ -164,31 +170,32 @@ class STNiCNN(SegmentationModule):
     # The networks, and which of them learn
 
     def setup(self, stage: str) -> None:
-        """Takes over the networks of earlier stages, and refuses to go on without those that are needed.
+        """Freezes what this stage does not train, before anything is wrapped around the networks."""
+        if stage == "fit":
+            for name in NETWORK_NAMES:
+                getattr(self, name).requires_grad_(name in self.rates)
+            self.train()
+
+    def on_fit_start(self) -> None:
+        """Takes over the networks of earlier stages, unless a fit is resumed.
 
         Raises:
             FileNotFoundError: a checkpoint of `init_from` is missing.
             ValueError: one of them does not fit; a network that this stage builds on was never trained.
         """
-        if stage != "fit":
+        if self.cropper == "baseline" and self.stage in ("localizer", "end_to_end"):
+            raise ValueError(f"stage {self.stage} learns windows; cropper baseline is for its tests, not its fit")
+        if self._resumed:
             return
-        if self.trainer.ckpt_path is None:
-            fits = {
-                "method": type(self).__name__,
-                "classes": list(self.label_space.classes),
-                "window": list(self.window),
-            }
-            networks = {name: getattr(self, name) for name in NETWORK_NAMES}
-            self.trained |= take_over(networks, self.init_from, fits)
-            needed = set(NETWORK_NAMES if self.stage == "end_to_end" else ())
-            if self.stage == "localizer" or (self.stage == "parts" and self.train_on == "stn"):
-                needed |= set(_NEEDS["stn"])
-            if self.stage != "coarse":
-                needed |= set(_NEEDS[self.cropper])
-            self._require(needed - set(_TRAINS.get(self.stage, ())), f"stage {self.stage}", "--model.init_from")
-        for name in NETWORK_NAMES:
-            getattr(self, name).requires_grad_(name in self.rates)
-        self.train()
+        card = self.make_card()
+        fits = {key: card[key] for key in ("method", "classes", "mean", "std", "window")}
+        self.trained |= take_over({name: getattr(self, name) for name in NETWORK_NAMES}, self.init_from, fits)
+        needed = set(NETWORK_NAMES if self.stage == "end_to_end" else ())
+        if self.stage == "localizer" or (self.stage == "parts" and self.train_on == "stn"):
+            needed |= set(_NEEDS["stn"])
+        if self.stage != "coarse":
+            needed |= set(_NEEDS[self.cropper])
+        self._require(needed - set(_TRAINS.get(self.stage, ())), f"stage {self.stage}", "--model.init_from")
 
     def _require(self, needed: set[str], what: str, option: str) -> None:
         missing = [name for name in NETWORK_NAMES if name in needed - self.trained]
@@ -210,14 +217,34 @@ class STNiCNN(SegmentationModule):
         return ({"params": list(getattr(self, name).parameters()), "lr": rate} for name, rate in self.rates.items())
 
     def make_card(self) -> dict[str, Any]:
-        """Also which networks are trained, and the size of the windows."""
+        """Also which networks are trained, the size of the windows, and how long the photographs were."""
         trained = sorted(self.trained | set(self.rates))
-        return {**super().make_card(), "trained": trained, "window": list(self.window), "stage": self.stage}
+        return {
+            **super().make_card(),
+            "trained": trained,
+            "window": list(self.window),
+            "stage": self.stage,
+            "sides": list(self.sides) if self.sides else None,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another method or of other classes, and knows which networks are trained."""
+        """Refuses a checkpoint that does not fit, and knows which networks are trained.
+
+        Raises:
+            ValueError: it is of another method, of other classes or windows, or, to resume, of another stage.
+        """
         super().on_load_checkpoint(checkpoint)
-        self.trained = set(checkpoint["structseg"]["trained"])
+        card = checkpoint[CARD]
+        if tuple(card["window"]) != self.window:
+            raise ValueError(
+                f"the checkpoint has windows of {tuple(card['window'])}, not {self.window}; set --model.window"
+            )
+        if self._trainer is not None and self.trainer.state.fn == "fit" and card["stage"] != self.stage:
+            raise ValueError(
+                f"the checkpoint is of stage {card['stage']}, not {self.stage}; to build on it give --model.init_from"
+            )
+        self._resumed, self.trained = True, set(card["trained"])
+        self.sides = (card["sides"][0], card["sides"][1]) if card.get("sides") else None
 
     # From an image to its windows
 
@@ -227,7 +254,8 @@ class STNiCNN(SegmentationModule):
         It speaks of each image's own extent: centres in -1..1 over the outermost pixels, and the zoom, 1 where a
         window's pixel is a pixel of the image.
         """
-        found = self.localizer(coarse.float().softmax(1)).float()
+        with torch.autocast(coarse.device.type, enabled=False):  # bf16 would place windows by the pixel
+            found = self.localizer(coarse.float().softmax(1)).float()
         centers = (found[..., :2] + 1) / 2 * (sizes.flip(1)[:, None] - 1)
         theta = theta_from_centers(centers, self.window, size)
         if not self.zoom:
@@ -253,7 +281,8 @@ class STNiCNN(SegmentationModule):
         logits: list[Tensor] = []
         for name, members in NETWORKS.items():
             sides = [crops[:, part].flip(-1) if at else crops[:, part] for at, part in enumerate(members)]
-            found = self.parts[name](torch.cat(sides).contiguous(memory_format=torch.channels_last))
+            stacked = torch.cat(sides).to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
+            found = self.parts[name](stacked)
             logits += [side.flip(-1) if at else side for at, side in enumerate(found.chunk(len(members)))]
         return logits
 
@@ -279,6 +308,12 @@ class STNiCNN(SegmentationModule):
         pixels = theta[..., 0, 0].numel() * self.window[0] * self.window[1]
         return pasted_loss(scores, labels, pixels, self.label_space.ignore_index)
 
+    def _theta_loss(self, theta: Tensor, truth: Tensor, present: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
+        """`theta_loss`, told in each image's own extent and not in that of the batch's largest."""
+        extents = torch.tensor(frame.shape[:1:-1], device=frame.device) - 1
+        stretch = (extents / (sizes.flip(1) - 1).clamp(min=1))[:, None, :, None]
+        return theta_loss(theta * stretch, truth * stretch, present)
+
     # Steps
 
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
@@ -294,16 +329,19 @@ class STNiCNN(SegmentationModule):
         if self.stage == "coarse":
             return self._labelled_loss(self(batch["image"]), small_labels(batch))
         frame, labels, sizes, truth, present = self._framed(batch)
-        self.log("train/absent_parts", (~present).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum")
+        longer = [max(size_of(image)) for image in batch["original"]] + list(self.sides or ())
+        self.sides = (min(longer), max(longer))
+        absent = (~present).sum().float()
+        self.log("train/absent_parts", absent, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
         if self.stage == "parts" and self.train_on == "true":
             return self._parts_loss(self._label(frame, truth), labels, truth, present)
         theta = self._stn_theta(self(batch["image"]), sizes, size_of(frame))
         if self.stage == "localizer":
-            return theta_loss(theta, truth, present)
+            return self._theta_loss(theta, truth, present, sizes, frame)
         logits = self._label(frame, theta)
         loss = (self._parts_loss if self.loss_on == "parts" else self._pasted_loss)(logits, labels, theta)
         if self.theta_weight:
-            loss = loss + self.theta_weight * theta_loss(theta, truth, present)
+            loss = loss + self.theta_weight * self._theta_loss(theta, truth, present, sizes, frame)
         return loss
 
     def _framed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -326,7 +364,8 @@ class STNiCNN(SegmentationModule):
         theta = self._found_theta(coarse, sizes, size_of(frame))
         (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
         if self.stage == "localizer":
-            return self._count(split, theta_loss(theta, truth, present), enlarged(coarse, batch), batch)
+            loss = self._theta_loss(theta, truth, present, sizes, frame)
+            return self._count(split, loss, enlarged(coarse, batch), batch)
         if split == "test":
             scores, _ = self._parse(frame, truth, labels, present)
             self.subset_scores[TRUE_WINDOWS].update(at_mask(scores, batch), batch["mask"])  # type: ignore[operator]
@@ -390,15 +429,19 @@ class STNiCNN(SegmentationModule):
         windows.reset()
 
     def logged_keys(self) -> set[str]:
-        """Every key that a fit logs."""
+        """Every key that a fit logs and that tells of what it learns."""
+        keys = super().logged_keys()
         if self.stage == "coarse":
-            return super().logged_keys()
+            return keys
         windows = set() if self.cropper == "true" else {f"val/{key}" for key in self.val_windows.metric_keys}
-        return super().logged_keys() | windows | {"train/absent_parts"}
+        if self.stage == "localizer":  # its masks are those of the coarse network, which stands still
+            keys = {key for key in keys if key.startswith("train/") or key == "val/loss"}
+        return keys | windows | {"train/absent_parts"}
 
     def configure_callbacks(self) -> list[Callback]:
         """Pictures of a test's first faces, step by step."""
-        return [WindowPictures()] if self._parses else []
+        name = "windows_test" if self.cropper == "stn" else f"windows_test_{self.cropper}"
+        return [WindowPictures(name=name)] if self._parses else []
 
     @torch.no_grad()
     def views(self, batch: dict[str, Any]) -> list[WindowView]:
@@ -427,9 +470,23 @@ class STNiCNN(SegmentationModule):
         """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
         if not self._parses:
             return super().predict_step(batch, batch_idx)
+        own = [size_of(image) for image in batch["original"]]
+        batch = {**batch, "original": [self._at_scale(image) for image in batch["original"]]}
         frame, sizes = frame_of(batch, self.window)
         theta = self._found_theta(self(batch["image"]).float(), sizes, size_of(frame))
         windows = window_probabilities(self._label(frame, theta))
-        classes = paste_labels(windows, theta, size_of(frame), self.paste_to)
-        own = [size_of(image) for image in batch["original"]]
-        return [one[:height, :width].byte() for one, (height, width) in zip(classes, own, strict=True)]
+        if [size_of(image) for image in batch["original"]] == own:
+            classes = paste_labels(windows, theta, size_of(frame), self.paste_to)
+            return [one[:height, :width].byte() for one, (height, width) in zip(classes, own, strict=True)]
+        scores = with_background(paste_parts(windows, theta, size_of(frame), self.paste_to))
+        shown = [one[None, :, :height, :width] for one, (height, width) in zip(scores, sizes.tolist(), strict=True)]
+        return [classes_at(one, size)[0] for one, size in zip(shown, own, strict=True)]
+
+    def _at_scale(self, image: Tensor) -> Tensor:
+        """A photograph (3, h, w) whose longer side is as long as in training: the windows know parts of that size."""
+        height, width = size_of(image)
+        if self.sides is None or self.sides[0] <= max(height, width) <= self.sides[1]:
+            return image
+        factor = min(max(max(height, width), self.sides[0]), self.sides[1]) / max(height, width)
+        size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -42,16 +42,17 @@ class WindowView(NamedTuple):
 
 
 class WindowPictures(Callback):
-    """Writes `pictures/windows_test.png` into the run's folder: the first faces of a test, step by step.
+    """Writes `pictures/NAME.png` into the run's folder: the first faces of a test, step by step.
 
     The module's `views(batch)` gives a `WindowView` a face.
 
     Args:
         count: faces to draw.
+        name: of the picture, `windows_test` where it is left out.
     """
 
-    def __init__(self, count: int = 4) -> None:
-        self.count = count
+    def __init__(self, count: int = 4, name: str = "windows_test") -> None:
+        self.count, self.name = count, name
         self._views: list[WindowView] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
@@ -78,7 +79,7 @@ class WindowPictures(Callback):
         if not views:
             return
         space: Any = pl_module.label_space
-        path = Path(trainer.default_root_dir) / "pictures" / "windows_test.png"
+        path = Path(trainer.default_root_dir) / "pictures" / f"{self.name}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             draw_views(views, space).save(path)

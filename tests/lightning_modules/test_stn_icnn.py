@@ -525,11 +525,16 @@ def test_prediction_is_the_evaluations() -> None:
         ({"stage": "coarse", "loss_on": "pasted"}, "loss_on=pasted with stage coarse"),
         ({"stage": "parts", "theta_weight": 0.1}, "theta_weight=0.1, loss_on=parts with stage parts"),
         ({"stage": "end_to_end", "theta_weight": -1.0}, "theta_weight=-1"),
+        ({"stage": "end_to_end", "theta_weight": 1.0, "lr_coarse": 0, "lr_localizer": 0}, "nothing could follow it"),
+        ({"stage": "coarse", "lr_coarse": 0}, "stage coarse has no rate above 0"),
         ({"stage": "end_to_end", "train_on": "stn"}, "train_on=stn with stage end_to_end"),
         ({"stage": "localizer", "cropper": "true"}, "cropper=true with stage localizer"),
         ({"stage": "parts", "window": (1, 9)}, r"window=\(1, 9\)"),
         ({"stage": "parts", "lr_parts": -0.1}, "parts=-0.1"),
-        ({"stage": "end_to_end", "lr_coarse": 0, "lr_localizer": 0, "lr_parts": 0}, "all three rates are 0"),
+        (
+            {"stage": "end_to_end", "lr_coarse": 0, "lr_localizer": 0, "lr_parts": 0},
+            "stage end_to_end has no rate above 0",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
@@ -560,3 +565,84 @@ def test_the_steps_of_a_face(cropper: Any) -> None:
     assert view.parts.shape == (6, 21, 25)
     assert set(view.parts[5].unique().tolist()) == {0, 6, 7, 8}
     assert torch.equal(view.parts[4] == 5, face()[1][32:53, 23:48] == 5)
+
+
+def test_small_labels_of_a_batch_of_sizes_that_make_the_small_size() -> None:
+    """64 x 48 beside 48 x 64, small size 64 x 64: squeezed as their images are, nothing ignored."""
+    batch = collate([sample(height=64, width=72), sample("b", height=72, width=64)])
+    batch["image"] = torch.zeros(2, 3, 72, 72)
+    small = small_labels(batch)
+    assert small.shape == (2, 72, 72)
+    assert (small != 255).all()
+
+
+def test_theta_costs_the_same_beside_a_larger_photograph() -> None:
+    """A window off by 0.1 of its image's extent, alone and beside an image twice as large."""
+    stn = module("localizer")
+    stn.log = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
+    assert isinstance(stn.localizer, Points)
+    with torch.no_grad():
+        stn.localizer.answer[:, 0] += 0.1
+    alone = stn._training_loss(dict(collate([sample()])))
+    other = sample("b", height=143, width=143)
+    other["mask"] = torch.full_like(other["mask"], 255)
+    beside = stn._training_loss(dict(collate([sample(), other])))
+    assert beside.item() == pytest.approx(alone.item(), rel=1e-4)
+    assert alone.item() == pytest.approx(0.5 * 0.1**2 / 4, rel=1e-3)
+
+
+def test_prediction_brings_photographs_to_the_scale_of_training() -> None:
+    """Trained on faces of 72 pixels: one of 216 is seen at a third, and its mask enlarged again."""
+    stn = module().eval()
+    stn.sides = (72, 72)
+    one = sample()
+    one["original"] = F.interpolate(one["original"][None], (216, 216), mode="nearest-exact")[0]
+    with torch.no_grad():
+        mask = stn.predict_step(dict(collate([{**one, "mask": torch.zeros(216, 216, dtype=torch.int64)}])), 0)[0]
+    whole = F.interpolate(face()[1][None, None].float(), (216, 216), mode="nearest-exact")[0, 0]
+    assert mask.shape == (216, 216)
+    assert (mask == whole).float().mean() > 0.98
+    assert stn._at_scale(torch.zeros(3, 36, 18)).shape == (3, 72, 36)
+    stn.sides = (50, 300)
+    assert stn._at_scale(torch.zeros(3, 200, 100)).shape == (3, 200, 100)
+
+
+def test_the_localizers_windows_are_float32_under_autocast() -> None:
+    """In bf16 a centre would be known to a 256th."""
+    stn = module()
+    stn.localizer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(24), nn.Unflatten(1, (6, 4)))
+    frame, sizes = frame_of(collate([sample()]), stn.window)
+    coarse = torch.randn(1, 9, 64, 64)
+    plain = stn._stn_theta(coarse, sizes, size_of(frame))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stn._stn_theta(coarse, sizes, size_of(frame)), plain)
+
+
+def test_the_localizer_is_not_watched_by_masks_that_stand_still(stages: dict[str, str]) -> None:
+    keys = STNiCNN(STN, "localizer", window=(21, 25), network=conv).logged_keys()
+    assert "val/center_error" in keys
+    assert not {key for key in keys if key.startswith("val/") and "f1" in key}
+    assert stages
+
+
+def test_a_resumed_fit_needs_no_earlier_stage(stages: dict[str, str], tmp_path: Path) -> None:
+    """Its checkpoint holds all networks; the files of `init_from` may be gone."""
+    stn = STNiCNN(STN, "parts", ["gone.ckpt"], window=(21, 25), network=conv)
+    trainer(tmp_path, 2).fit(stn, loader(), loader(), ckpt_path=stages["parts"])
+    held = {f"network.{key}": value for key, value in stn.network.state_dict().items()}
+    assert same(held, state(stages["parts"], "network"))
+    assert stn.trained == {"network", "localizer", "parts"}
+
+
+def test_a_resumed_fit_is_of_the_same_stage(stages: dict[str, str], tmp_path: Path) -> None:
+    stn = STNiCNN(STN, "parts", window=(21, 25), network=conv)
+    with pytest.raises(ValueError, match=r"is of stage localizer, not parts; to build on it"):
+        trainer(tmp_path, 2).fit(stn, loader(), loader(), ckpt_path=stages["localizer"])
+    other = STNiCNN(STN, "parts", window=(31, 31), network=conv)
+    with pytest.raises(ValueError, match=r"windows of \(21, 25\), not \(31, 31\)"):
+        trainer(tmp_path).test(other, loader(), ckpt_path=stages["parts"], verbose=False)
+
+
+def test_a_fit_does_not_watch_the_baselines_windows(stages: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cropper baseline is for its tests"):
+        fitted(tmp_path, "localizer", [stages["coarse"]], cropper="baseline")
