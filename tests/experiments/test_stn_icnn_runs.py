@@ -106,7 +106,11 @@ def test_predict_gives_each_photograph_a_mask_of_its_size(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--model.stage", "localizer"], "stage localizer needs a trained coarse network; give --model.init_from"),
+        (
+            ["--model.stage", "parts"],
+            "stage parts needs a trained coarse network and localizer; give --model.init_from",
+        ),
+        (["--model.stage", "localizer"], "watches val/group_f1/overall, which no step logs; choose"),
         (["--model.stage", "coarse", "--model.init_from", "[none.ckpt]"], "no checkpoint at none.ckpt"),
         (["--model.stage", "coarse", "--data.label_space", "helen"], "not helen; set label_space: stn"),
     ],
