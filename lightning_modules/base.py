@@ -47,6 +47,8 @@ class SegmentationModule(LightningModule):
         flip_test: average the class probabilities of each image and its mirror image in evaluation and prediction.
     """
 
+    scores_class: type[SegmentationMetrics] = SegmentationMetrics  # a child may ask for one that counts more
+
     mean: Tensor
     std: Tensor
     mirrored_classes: Tensor
@@ -89,7 +91,7 @@ class SegmentationModule(LightningModule):
 
     def _scores(self) -> SegmentationMetrics:
         space = self.label_space
-        return SegmentationMetrics(space.classes, space.ignore_index, space.groups)
+        return self.scores_class(space.classes, space.ignore_index, space.groups)
 
     def _check_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         wanted = (getattr(self.network, "mean", None), getattr(self.network, "std", None))

@@ -47,6 +47,8 @@ class ConsensusSegmenter(SegmentationModule):
         ValueError: a soft teacher without a checkpoint, or for a loss that does not take it.
     """
 
+    scores_class = StructuredMetrics
+
     def __init__(
         self,
         label_space: LabelSpace,
@@ -73,10 +75,6 @@ class ConsensusSegmenter(SegmentationModule):
         self._teacher: list[SegmentationModule] = []  # in a list, so that it is no part of this module's state
         self.test_superpixels = SuperpixelAccuracy(label_space.ignore_index)
         self._superpixels_count = False
-
-    def _scores(self) -> StructuredMetrics:
-        space = self.label_space
-        return StructuredMetrics(space.classes, space.ignore_index, space.groups)
 
     def on_fit_start(self) -> None:
         """Reads the teacher.

@@ -98,6 +98,8 @@ class STNiCNN(SegmentationModule):
         ValueError: another label space, or settings that do not go together.
     """
 
+    scores_class = PartMetrics
+
     window_labels: Tensor
 
     def __init__(
@@ -162,10 +164,6 @@ class STNiCNN(SegmentationModule):
         self.register_buffer("window_labels", window_labels(), persistent=False)
         self.paste_to = paste_channels()  # read as whole numbers: kept on the CPU
         self.val_windows, self.test_windows = WindowError(FACE_PARTS), WindowError(FACE_PARTS)
-
-    def _scores(self) -> PartMetrics:
-        space = self.label_space
-        return PartMetrics(space.classes, space.ignore_index, space.groups)
 
     # The networks, and which of them learn
 
