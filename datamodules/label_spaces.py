@@ -60,12 +60,41 @@ class LabelSpace:
             table[: len(self)] = torch.arange(len(self))
             return table
         names = MAPS.get((self.name, to.name))
+        if names is None and self.name.partition("[")[0] == to.name.partition("[")[0]:
+            names = {name: name for name in to.classes}  # a subset of the same classes
         if names is None:
             known = ", ".join(target for source, target in MAPS if source == self.name) or "none"
             raise ValueError(f"no map from label space {self.name} to {to.name}; {self.name} maps to: {known}")
         for index, name in enumerate(self.classes):
             table[index] = to.classes.index(names.get(name, to.classes[0]))
         return table
+
+    def subset(self, classes: tuple[str, ...]) -> LabelSpace:
+        """The background and these classes, with their colours; pairs and groups that are not whole are left out.
+
+        Raises:
+            ValueError: a class that this space does not have, or none.
+        """
+        unknown = [name for name in classes if name not in self.classes[1:]]
+        if unknown or len(set(classes)) != len(classes):
+            wrong = f"no class {unknown[0]!r}" if unknown else "a class that stands twice"
+            raise ValueError(
+                f"{self.name}[{','.join(classes)}]: {wrong}; {self.name} has {', '.join(self.classes[1:])}"
+            )
+        old = [0, *(self.classes.index(name) for name in classes)]
+        new = {index: position for position, index in enumerate(old)}
+        return LabelSpace(
+            f"{self.name}[{','.join(classes)}]",
+            tuple(self.classes[index] for index in old),
+            tuple(self.palette[index] for index in old),
+            tuple((new[a], new[b]) for a, b in self.flip_pairs if a in new and b in new),
+            {
+                group: tuple(new[i] for i in members)
+                for group, members in self.groups.items()
+                if all(i in new for i in members)
+            },
+            self.ignore_index,
+        )
 
     def flip_lookup(self) -> Tensor:
         """(256,) int64: what each index becomes under a horizontal flip."""
@@ -176,8 +205,12 @@ _COCO = (
 )  # fmt: skip
 COCO = LabelSpace("coco", _COCO, _voc_palette(81))
 
+# ConfoundedScenes: 1 and 2, 3 and 4, ... are partners.
+_SCENES = ("background", "star", "moon", "fish", "shell", "flower", "beetle", "house", "cone")
+SCENES = LabelSpace("scenes", _SCENES, _voc_palette(9))
+
 SPACES: Mapping[str, LabelSpace] = MappingProxyType(
-    {space.name: space for space in (FASSEG, HELEN, STN, PARTS, OCCLUSION, CELEBAMASK_HQ, VOC, COCO)}
+    {space.name: space for space in (FASSEG, HELEN, STN, PARTS, OCCLUSION, CELEBAMASK_HQ, VOC, COCO, SCENES)}
 )
 
 _CELEBA_TO_STN = {
@@ -235,12 +268,20 @@ MAPS: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
 
 
 def label_space(name: str) -> LabelSpace:
-    """The space of that name.
+    """The space of that name; `voc[cat,dog]` is the background and these classes of `voc`, in the order given.
 
     Raises:
-        ValueError: no such space.
+        ValueError: no such space, or no such class in it.
+
+    Example:
+        >>> label_space("voc[cat,dog]").classes
+        ('background', 'cat', 'dog')
     """
-    try:
-        return SPACES[name]
-    except KeyError:
-        raise ValueError(f"no label space {name!r}; choose one of {', '.join(SPACES)}") from None
+    whole, bracket, inside = name.partition("[")
+    if whole not in SPACES:
+        raise ValueError(f"no label space {name!r}; choose one of {', '.join(SPACES)}")
+    if not bracket:
+        return SPACES[whole]
+    if not inside.endswith("]"):
+        raise ValueError(f"label space {name!r} has no closing bracket; write {whole}[CLASS,CLASS]")
+    return SPACES[whole].subset(tuple(part.strip() for part in inside.removesuffix("]").split(",")))

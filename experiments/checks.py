@@ -7,10 +7,10 @@ import difflib
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from lightning_modules.base import SegmentationModule
+from lightning_modules.trained_module import TrainedModule
 
 
-def check_watched_keys(callbacks: list[Callback], module: SegmentationModule, has_validation: bool) -> None:
+def check_watched_keys(callbacks: list[Callback], module: TrainedModule, has_validation: bool) -> None:
     """Holds every watched key against those that the module logs. Without validation data the last epoch is the best.
 
     Raises:

@@ -27,14 +27,15 @@ from datamodules.base import SegmentationDataModule, Split
 from experiments.checks import check_watched_keys
 from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order, fail, import_rooms, shorten
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
-from lightning_modules.base import SegmentationModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
 from lightning_modules.callbacks.image_scores import ImageScores
+from lightning_modules.callbacks.numeric_guard import NumericGuard
 from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.step_seed import StepSeed
 from lightning_modules.callbacks.tables import ScoreTables
 from lightning_modules.card import read_card
+from lightning_modules.trained_module import TrainedModule
 
 _KNOWN_WARNINGS = (
     "LightningCLI's args parameter",  # `main` hands over what it was given
@@ -120,7 +121,7 @@ class StructsegCLI(LightningCLI):
             kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        config["callbacks"] = [StepSeed(), *given, ScoreTables(), ImageScores()]
+        config["callbacks"] = [StepSeed(), NumericGuard(), *given, ScoreTables(), ImageScores()]
         if config["enable_progress_bar"] is not False:
             config["callbacks"].append(RichProgressBar())
         if predicting:
@@ -230,7 +231,7 @@ def run(args: list[str]) -> StructsegCLI:
     temporary = Path(given[2]) if given is not args else None
     try:
         return StructsegCLI(
-            SegmentationModule,
+            TrainedModule,
             SegmentationDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -25,7 +25,7 @@ import losses
 from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
-from lightning_modules.base import SegmentationModule
+from lightning_modules.trained_module import TrainedModule
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 
@@ -140,7 +140,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _classes() -> list[type]:
     """Every class that a configuration is likely to name: the suite's, the optimisers, schedules and callbacks."""
     ours = ("losses", "datamodules", "lightning_modules", "experiments", "torch.optim", "pytorch_lightning")
-    pending: list[type] = [SegmentationModule, SegmentationDataModule, nn.Module, Optimizer, LRScheduler, Callback]
+    pending: list[type] = [TrainedModule, SegmentationDataModule, nn.Module, Optimizer, LRScheduler, Callback]
     found: list[type] = [Trainer]
     while pending:
         one = pending.pop()

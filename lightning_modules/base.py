@@ -1,25 +1,20 @@
-"""What all methods share: the steps, the scores, the optimiser, and the card that a checkpoint carries."""
+"""What all methods that label pixels share: the steps and the scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from datamodules.label_spaces import LabelSpace
-from lightning_modules import card
 from lightning_modules.metrics.segmentation import SegmentationMetrics
-from lightning_modules.schedules import OneCycle, PolyLR
+from lightning_modules.trained_module import TrainedModule
 from lightning_modules.upsampling import classes_at
 
 Split = Literal["train", "val", "test"]
@@ -32,7 +27,7 @@ class StepOutput(TypedDict, total=False):
     prediction: Tensor
 
 
-class SegmentationModule(LightningModule):
+class SegmentationModule(TrainedModule):
     """A network that labels pixels, trained with a loss, scored by one confusion matrix over each data set.
 
     Args:
@@ -49,8 +44,6 @@ class SegmentationModule(LightningModule):
 
     scores_class: type[SegmentationMetrics] = SegmentationMetrics  # a child may ask for one that counts more
 
-    mean: Tensor
-    std: Tensor
     mirrored_classes: Tensor
 
     def __init__(
@@ -64,16 +57,9 @@ class SegmentationModule(LightningModule):
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         flip_test: bool = False,
     ) -> None:
-        super().__init__()
-        # Channels last halves the time of a bf16 step on a CPU.
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
         self.loss = loss
-        self.label_space = label_space
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.flip_test = flip_test
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self._check_normalization(tuple(mean), tuple(std))
         ignored = getattr(loss, "ignore_index", label_space.ignore_index)
         if ignored != label_space.ignore_index:
             raise ValueError(
@@ -86,30 +72,14 @@ class SegmentationModule(LightningModule):
         self.val_scores, self.test_scores = self._scores(), self._scores()
         self.subset_scores = nn.ModuleDict()
         self._subsets: dict[str, frozenset[str]] = {}
-        self.input_size: tuple[int, int] | None = None  # of the last training batch, for the checkpoint's card
-        self.resolved_config: dict[str, Any] = {}  # set by the command line, for the checkpoint's card
 
     def _scores(self) -> SegmentationMetrics:
         space = self.label_space
         return self.scores_class(space.classes, space.ignore_index, space.groups)
 
-    def _check_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        wanted = (getattr(self.network, "mean", None), getattr(self.network, "std", None))
-        if wanted[0] is not None and wanted != (mean, std):
-            raise ValueError(
-                f"the network's initial weights ({self.initial_weights}) expect mean {wanted[0]} and std {wanted[1]}, "
-                f"not {mean} and {std}; set --data.mean and --data.std to them"
-            )
-
-    @property
-    def initial_weights(self) -> str:
-        """Where the network's first weights came from, in words."""
-        return str(getattr(self.network, "initial_weights", "random"))
-
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""
-        normalized = ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(normalized)
+        logits: Tensor = self.network(self.normalized(image))
         return logits
 
     def evaluate(self, image: Tensor) -> Tensor:
@@ -197,76 +167,7 @@ class SegmentationModule(LightningModule):
 
     def logged_keys(self) -> set[str]:
         """Every key that a fit logs, so that a watched key can be checked before it starts."""
-        scores = {f"val/{key}" for key in (*self.val_scores.metric_keys, "loss")}
-        return scores | {"train/loss", "train/loss_step", "train/loss_epoch"}
-
-    def _parameter_groups(self) -> Iterable[Any]:
-        """What the optimiser is made from: parameters, or groups of them with settings of their own."""
-        return self.parameters()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser, and the schedule with the interval that it needs."""
-        optimizer = self.optimizer(self._parameter_groups())
-        if self.lr_scheduler is None:
-            return optimizer
-        try:
-            schedule = self.lr_scheduler(optimizer)
-        except ValueError as error:
-            raise ValueError(
-                f"lr_scheduler: {error}; PolyLR and OneCycle find the number of steps themselves"
-            ) from None
-        if isinstance(schedule, PolyLR | OneCycle) and schedule.total_steps is None:
-            schedule.total_steps = int(self.trainer.estimated_stepping_batches)
-        by_step = isinstance(schedule, PolyLR | OneCycle | OneCycleLR)
-        config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
-        if isinstance(schedule, ReduceLROnPlateau):
-            config["monitor"] = getattr(schedule, "monitor", "val/loss")
-            held_out = getattr(getattr(self.trainer, "datamodule", None), "has_validation", True)
-            known = {key for key in self.logged_keys() if held_out or key.startswith("train/")}
-            if config["monitor"] not in known:
-                raise ValueError(
-                    f"lr_scheduler watches {config['monitor']}, which no step logs here; "
-                    f"set --model.lr_scheduler.monitor, such as to {'val/loss' if held_out else 'train/loss'}"
-                )
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
-
-    def make_card(self) -> dict[str, Any]:
-        """What this module is, in plain values."""
-        return {
-            "method": type(self).__name__,
-            **card.describe_space(self.label_space),
-            "mean": [float(v) for v in self.mean.flatten()],
-            "std": [float(v) for v in self.std.flatten()],
-            "size": list(self.input_size) if self.input_size else None,
-            "initial_weights": self.initial_weights,
-            "config": self.resolved_config,
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the card into the checkpoint."""
-        checkpoint[card.KEY] = self.make_card()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another method or of other classes.
-
-        Raises:
-            ValueError: it does not fit; the message says how.
-        """
-        found = checkpoint.get(card.KEY)
-        if found is None:
-            raise ValueError("the checkpoint has no card of structseg; use one that `structseg fit` wrote")
-        if found["method"] != type(self).__name__:
-            raise ValueError(
-                f"the checkpoint is of method {found['method']}, the model is {type(self).__name__}; "
-                f"use --model {found['method']} or another checkpoint"
-            )
-        if tuple(found["classes"]) != self.label_space.classes:
-            raise ValueError(
-                f"the checkpoint has the classes of {found['label_space']} ({', '.join(found['classes'])}), the data "
-                f"those of {self.label_space.name} ({', '.join(self.label_space.classes)}); set --data.label_space"
-            )
-        if found["size"]:
-            self.input_size = (found["size"][0], found["size"][1])
+        return super().logged_keys() | {f"val/{key}" for key in self.val_scores.metric_keys}
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:

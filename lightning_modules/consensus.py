@@ -83,6 +83,7 @@ class ConsensusSegmenter(SegmentationModule):
             ValueError: there is none for images without labels, or it is no checkpoint of this suite, or has other
                 classes.
         """
+        super().on_fit_start()
         if self.teacher_ckpt is None and getattr(getattr(self.trainer, "datamodule", None), "unlabelled", None):
             raise ValueError("training images without labels need a teacher; set --model.teacher_ckpt")
         if self.teacher_ckpt is not None:

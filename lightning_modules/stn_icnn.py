@@ -181,6 +181,7 @@ class STNiCNN(SegmentationModule):
             FileNotFoundError: a checkpoint of `init_from` is missing.
             ValueError: one of them does not fit; a network that this stage builds on was never trained.
         """
+        super().on_fit_start()
         if self.cropper == "baseline" and self.stage in ("localizer", "end_to_end"):
             raise ValueError(f"stage {self.stage} learns windows; cropper baseline is for its tests, not its fit")
         if self._resumed:

@@ -92,3 +92,35 @@ def test_an_unknown_space_names_the_known_ones():
 def test_a_space_that_cannot_be(classes, palette, message):
     with pytest.raises(ValueError, match=message):
         LabelSpace("bad", classes, palette)
+
+
+def test_a_subset_by_name():
+    space = label_space("voc[dog, cat]")
+    assert space.name == "voc[dog,cat]"
+    assert space.classes == ("background", "dog", "cat")
+    assert space.palette[1] == VOC.palette[12]
+    lookup = VOC.lookup(space)
+    assert [int(lookup[i]) for i in (0, 8, 12, 13, 255, 21)] == [0, 2, 1, 0, 255, 255]
+    assert label_space(space.name) == space
+
+
+def test_a_subset_keeps_pairs_and_groups_that_are_whole():
+    space = HELEN.subset(("left_eye", "right_eye", "left_brow", "nose"))
+    assert space.flip_pairs == ((1, 2),)
+    assert dict(space.groups) == {"eyes": (1, 2), "nose": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("voc[cow,unicorn]", "no class 'unicorn'; voc has aeroplane, "),
+        ("voc[cow,cow]", "stands twice"),
+        ("voc[]", "no class ''"),
+        ("voc[background]", "no class 'background'"),
+        ("vok[cow]", "no label space 'vok"),
+        ("voc[cow", "closing bracket"),
+    ],
+)
+def test_a_subset_that_cannot_be(name, message):
+    with pytest.raises(ValueError, match=message):
+        label_space(name)
