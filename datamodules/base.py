@@ -143,7 +143,7 @@ class SegmentationDataModule(LightningDataModule):
         """This process's share, by (seed, epoch) alone; in evaluation no sample is repeated to even out the ranks."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if train:
-            return EpochSampler(data, world, rank, shuffle=True, seed=_run_seed())
+            return EpochSampler(data, world, rank, shuffle=True, seed=run_seed())
         return UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
 
     def train_dataloader(self) -> DataLoader[Sample]:
@@ -183,7 +183,7 @@ class SegmentationDataModule(LightningDataModule):
         if trainer is None or not trainer.training:
             return batch
         position = [trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready]
-        return self.augment(batch, [_run_seed(), *position, trainer.global_rank])
+        return self.augment(batch, [run_seed(), *position, trainer.global_rank])
 
     def augment(self, batch: Batch, seed: list[int]) -> Batch:
         """The batch augmented with the random numbers of `seed`; the global generators are left as they were."""
@@ -215,6 +215,6 @@ class SegmentationDataModule(LightningDataModule):
         return batch
 
 
-def _run_seed() -> int:
+def run_seed() -> int:
     """What `--seed_everything` was set to; Lightning keeps it in the environment, where children of DDP find it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))

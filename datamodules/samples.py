@@ -36,6 +36,9 @@ class Sample(TypedDict, total=False):
     mask: Tensor
     blobs: Tensor
     tags: Tensor
+    context: Tensor
+    view: Tensor
+    cams: Tensor
     original: Tensor
     name: str
 
@@ -46,12 +49,19 @@ class Batch(TypedDict, total=False):
     image: float32 (N, 3, H, W), 0..1. mask: int64 (N, H, W), 255 = ignore. blobs: int64 (N, H, W), dense ids an image.
     tags: float32 (N, K), foreground classes. original: the full-size images, (3, h, w) each; `mask` is then of their
     size, not of `image`'s, and padded to the largest. name: N stable names.
+
+    Of weak supervision: context: float32 (N, K, h, w) in 0..1, class probabilities, background first, of the whole of
+    each image. view: float32 (N, 2, 3), where `image` lies in the whole, as `F.affine_grid(view, ...,
+    align_corners=False)` takes it. cams: class activation maps of the whole, (K-1, h, w) in 0..1 each.
     """
 
     image: Tensor
     mask: Tensor
     blobs: Tensor
     tags: Tensor
+    context: Tensor
+    view: Tensor
+    cams: list[Tensor]
     original: list[Tensor]
     name: list[str]
 
@@ -205,7 +215,7 @@ def pad_masks(masks: Sequence[Tensor], ignore_index: int = 255) -> Tensor:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples stacked to a batch; names and originals stay lists.
+    """Samples stacked to a batch; names, originals and cams stay lists.
 
     Masks of samples with originals may differ in size: they are padded to the largest, as by `pad_masks`.
 
@@ -213,7 +223,7 @@ def collate(samples: list[Sample]) -> Batch:
         ValueError: images or masks of different sizes, named.
     """
     batch: Batch = {"name": [sample["name"] for sample in samples]}
-    for key in ("image", "mask", "blobs", "tags"):
+    for key in ("image", "mask", "blobs", "tags", "context", "view"):
         if key not in samples[0]:
             continue
         tensors = [sample[key] for sample in samples]
@@ -230,4 +240,6 @@ def collate(samples: list[Sample]) -> Batch:
         batch[key] = torch.stack(tensors)
     if "original" in samples[0]:
         batch["original"] = [sample["original"] for sample in samples]
+    if "cams" in samples[0]:
+        batch["cams"] = [sample["cams"] for sample in samples]
     return batch

@@ -24,9 +24,11 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules.base import SegmentationDataModule, Split
+from experiments.artefact_writers import artefact_writer
 from experiments.checks import check_watched_keys
 from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order, fail, import_rooms, shorten
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
+from lightning_modules.base import SegmentationModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
 from lightning_modules.callbacks.image_scores import ImageScores
 from lightning_modules.callbacks.numeric_guard import NumericGuard
@@ -121,17 +123,25 @@ class StructsegCLI(LightningCLI):
             kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        config["callbacks"] = [StepSeed(), NumericGuard(), *given, ScoreTables(), ImageScores()]
+        config["callbacks"] = [StepSeed(), NumericGuard(), *given]
+        if isinstance(self.model, SegmentationModule):
+            config["callbacks"] += [ScoreTables(), ImageScores()]
         if config["enable_progress_bar"] is not False:
             config["callbacks"].append(RichProgressBar())
         if predicting:
-            config["callbacks"].append(PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space))
+            config["callbacks"].append(self._writer())
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             callback.dirpath = str(self.folder.checkpoints.resolve())  # type: ignore[attr-defined]
         return trainer
+
+    def _writer(self) -> Callback:
+        """What keeps the predictions: of photographs, or of a split of the data for the stages that build on them."""
+        if getattr(self.datamodule, "predict_split", None) is None:
+            return PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space)
+        return artefact_writer(self.model, self.datamodule)
 
     def after_instantiate_classes(self) -> None:
         """What is checked and said before a run starts."""

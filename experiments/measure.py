@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from datamodules.packed import packed_copy
+from experiments.artefact_folders import IMAGES
 from experiments.cli import StructsegCLI, run
 from experiments.manifest import (
     ROOT,
@@ -27,6 +28,7 @@ from experiments.manifest import (
 )
 from experiments.pack import make_datamodule
 from experiments.pipeline import Session
+from experiments.pipeline_file import load_pipeline
 from experiments.result_files import (
     commit,
     hardware,
@@ -38,8 +40,9 @@ from experiments.result_files import (
     write_images,
     write_result,
 )
+from experiments.rounds import round_report
 from experiments.run_folder import CONFIG_NAME
-from experiments.stages import load_pipeline
+from experiments.stage_record import Record
 from lightning_modules.callbacks.image_scores import images_file, read_table
 from lightning_modules.card import read_card
 
@@ -57,6 +60,8 @@ class Trained:
         seconds: of the training, with all stages that it builds on.
         dirty: whether one of those was trained with changes that were not committed.
         more: what the result also holds.
+        rounds: scores of the stages of each round, `round_1`: `pseudo_masks`, where a pipeline has rounds.
+        images: what each image scored there, as `ImageScores` writes it, by `round_1.pseudo_masks`.
     """
 
     checkpoint: Path
@@ -67,6 +72,8 @@ class Trained:
     seconds: float
     dirty: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
+    rounds: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, list[list[str]]] = field(default_factory=dict)
 
 
 def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_dir: str, results: Path) -> Path:
@@ -124,8 +131,8 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         "train_images": trained.train_images,
         "scored_on": split,
         f"{split}_images": len(scored.datamodule.dataset(split)),
-        "images": write_images(images_path(path), images),
-        "metrics": metrics.get("", metrics),
+        "images": write_images(images_path(path), {**images, **trained.images}),
+        "metrics": {**metrics.get("", metrics), **trained.rounds},
         "config": portable(trained.config, data_root),
     }
     write_result(path, content)
@@ -145,7 +152,8 @@ def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_di
     """The row's stage and those that it builds on, as far as they are not finished: rows of a pipeline share them."""
     more = tuple(args_of_stages(device, data))
     session = Session(load_pipeline(ROOT / row.source), seed, Path(runs_dir), more, row.stage)
-    records = session.run(tests=False)
+    records = session.run(tests=bool(session.pipeline.rounds))
+    rounds, scored = _rounds(session, records)
     best = session.checkpoint(str(row.stage))
     card, config = read_card(best), yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())
     images: Any = make_datamodule(config).dataset("train")
@@ -161,7 +169,29 @@ def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_di
             "stage_seconds": {name: record.seconds for name, record in records.items()},
             "stage_commits": {name: record.commit for name, record in records.items()},
         },
+        rounds,
+        scored,
     )
+
+
+def _rounds(
+    session: Session, records: Mapping[str, Record]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[list[str]]]]:
+    """The scores of each round and its images', under names without the arm, so that rows of two arms compare."""
+    scores: dict[str, dict[str, Any]] = {}
+    images: dict[str, list[list[str]]] = {}
+    for folder, members in session.pipeline.rounds.items():
+        done = {stage: records[stage] for stage in members if stage in records}
+        name = "_".join(folder.split("_")[:2])
+        if done:
+            stages = round_report(folder, done)["stages"]
+            scores[name] = {stage: said["scores"] for stage, said in stages.items() if said["scores"]}
+            scores[name]["notices"] = sum(len(said["notices"]) for said in stages.values())
+        for stage in done:
+            table = session.folder / stage / IMAGES
+            if table.is_file():
+                images[f"{name}.{Path(stage).name}"] = read_table(table)
+    return scores, images
 
 
 def _whole(cli: StructsegCLI, what: str) -> StructsegCLI:

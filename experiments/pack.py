@@ -16,7 +16,7 @@ from datamodules.samples import read_image, resize_image
 from experiments.manifest import ROOT, Row, args_of_stages, args_to_fit, data_folder
 from experiments.parser import StructsegParser
 from experiments.pipeline import Session, resolved_config
-from experiments.stages import load_pipeline
+from experiments.pipeline_file import load_pipeline
 
 MIB = 1 << 20
 

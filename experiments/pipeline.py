@@ -1,4 +1,4 @@
-"""`structseg pipeline`: fits that build on each other, each in its own process; what is finished is not run again."""
+"""`structseg pipeline`: fits and predictions that build on each other, each in its own process, and run only once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -17,14 +18,30 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from datamodules.artefacts import About
 from experiments.cli import run
 from experiments.parser import fail, nearest
+from experiments.pipeline_file import argument_faults, load_pipeline
 from experiments.processes import command_line, run_structseg
-from experiments.result_files import commit, sha256
-from experiments.stage_record import Inputs, Record, Scored, Standing, checkpoint_of, read_record, standing
-from experiments.stages import RUN_ID, Pipeline, Stage, argument_faults, load_pipeline, pipeline_folder
+from experiments.result_files import commit
+from experiments.rounds import leave_report, say_disk
+from experiments.stage_record import (
+    Inputs,
+    Record,
+    Scored,
+    Standing,
+    checkpoint_of,
+    digest,
+    outputs,
+    read_record,
+    standing,
+)
+from experiments.stages import RUN_ID, Pipeline, Stage, pipeline_folder
+from lightning_modules.card import read_card
 
 _LOCK = ".lock"
+_SPLIT = ("--data.predict_split", "train")  # unless a stage says otherwise
+_SEEDS_A_ROUND = 100  # rounds are trained anew, with random numbers of their own
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class Session:
 
     Attributes:
         pipeline: the stages.
-        seed: of every stage.
+        seed: of every stage; in round N of several, 100 N more.
         runs_dir: folder of all runs.
         more: arguments that every fit and test gets.
         last: the stage to stop at: it and what it builds on; None = all of them.
@@ -62,47 +79,66 @@ class Session:
         record = read_record(self.folder / stage)
         return checkpoint_of(self.folder / stage, RUN_ID if record is None else record.run)
 
-    def fit_args(self, stage: Stage, coming: Sequence[str] = ()) -> list[str]:
-        """What follows `structseg` to train a stage; the runs of the stages to come have no id yet."""
-        paths = {name: self.checkpoint(name) for name in stage.needs}
-        paths |= {name: checkpoint_of(self.folder / name, RUN_ID) for name in stage.needs if name in coming}
-        own = stage.args_with({name: str(path) for name, path in paths.items()})
-        where = ["--experiment", stage.name, "--runs_dir", str(self.folder)]
-        return ["fit", "--config", str(self.pipeline.config), *own, *self.more, *where, *self._seeded]
+    def _paths(self, stage: Stage, coming: Sequence[str]) -> dict[str, str]:
+        """What stands for the places in a stage's arguments; the runs of the stages to come have no id yet."""
+        return {
+            place: str(self.folder / place if place in stage.makers else self._best(place, coming))
+            for place in stage.places
+        }
+
+    def _best(self, stage: str, coming: Sequence[str]) -> Path:
+        return checkpoint_of(self.folder / stage, RUN_ID) if stage in coming else self.checkpoint(stage)
+
+    def args(self, stage: Stage, coming: Sequence[str] = ()) -> list[str]:
+        """What follows `structseg` to run a stage."""
+        own, folder = stage.args_with(self._paths(stage, coming)), (self.folder / stage.name).parent
+        base = [arg for config in stage.configs for arg in ("--config", str(config))]
+        if stage.predicts is None:
+            where = ["--experiment", Path(stage.name).name, "--runs_dir", str(folder)]
+            return ["fit", *base, *own, *self.more, *where, *self._seeded(stage)]
+        where = ["--ckpt_path", str(self._best(stage.predicts, coming)), "--data.predict_out", str(folder)]
+        return ["predict", *base, *_SPLIT, *own, *self.more, *where, *self._seeded(stage)]
 
     def test_args(self, stage: Stage, test: str, checkpoint: Path) -> list[str]:
         """What follows `structseg` to do one of a stage's tests."""
-        return ["test", "--ckpt_path", str(checkpoint), *self.more, *stage.tests[test], *self._seeded]
+        return ["test", "--ckpt_path", str(checkpoint), *self.more, *stage.tests[test], *self._seeded(stage)]
 
-    @property
-    def _seeded(self) -> list[str]:
-        return ["--seed_everything", str(self.seed)]
+    def _seed(self, stage: Stage) -> int:
+        return self.seed + _SEEDS_A_ROUND * stage.round
+
+    def _seeded(self, stage: Stage) -> list[str]:
+        return ["--seed_everything", str(self._seed(stage))]
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        """The resolved configuration of each stage, with `STAGE.ckpt` for a checkpoint.
+        """The resolved configuration of each stage, with `STAGE.ckpt` for a checkpoint, and names for artefacts.
 
         Raises:
             ValueError: a stage's arguments, or those of one of its tests, are refused; the message names it.
         """
+        resolved = lru_cache(None)(lambda *args: resolved_config(args))  # rounds differ in places and seeds alone
         found = {}
         for stage in self.stages:
-            own = [*stage.args_with({name: f"{name}.ckpt" for name in stage.needs}), *self.more]
-            base = ["--config", str(self.pipeline.config), *own]
+            named = {place: Path(place).name for place in stage.places}
+            places = {place: name if place in stage.makers else f"{name}.ckpt" for place, name in named.items()}
+            own = [arg for config in stage.configs for arg in ("--config", str(config))]
+            own += [*(_SPLIT if stage.predicts else ()), *stage.args_with(places), *self.more]
             try:
-                found[stage.name] = resolved_config(["fit", *base, *self._seeded])
+                config = resolved("predict" if stage.predicts else "fit", *own)
                 for args in stage.tests.values():
                     if args:
-                        resolved_config(["test", *base, *args])
+                        resolved("test", *own, *args)
             except ValueError as error:
                 raise ValueError(f"{self.pipeline.path}: stage {stage.name}: {error}") from None
+            found[stage.name] = {**config, "seed_everything": self._seed(stage)}
         return found
 
     def standing(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Standing:
         """Whether a stage has to run."""
-        return standing(stage, self.folder / stage.name, self._inputs(stage, config, coming), coming)
+        return standing(stage, self.folder, self._inputs(stage, config, coming), coming)
 
     def _inputs(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Inputs:
-        return Inputs.of(config, {n: sha256(self.checkpoint(n)) for n in stage.needs if n not in coming})
+        records = {name: read_record(self.folder / name) for name in stage.needs if name not in coming}
+        return Inputs.of(config, {name: record.checkpoint for name, record in records.items() if record is not None})
 
     def survey(self) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
         """What would be done for each stage, with the arguments of its commands."""
@@ -110,8 +146,8 @@ class Session:
         configs = self.configs()
         for stage in self.stages:
             found = self.standing(stage, configs[stage.name], coming)
-            commands = [self.fit_args(stage, coming)] if found.fit else []
-            path = checkpoint_of(self.folder / stage.name, RUN_ID) if found.fit else self.checkpoint(stage.name)
+            commands = [self.args(stage, coming)] if found.fit else []
+            path = self._best(stage.name, [stage.name] if found.fit else [])
             commands += [self.test_args(stage, test, path) for test in found.tests]
             coming += [stage.name] if found.fit else []
             yield stage, found, commands
@@ -125,18 +161,21 @@ class Session:
         Raises:
             ValueError: a stage's arguments are refused; nothing was run.
             RuntimeError: a stage failed, or another process is at work in the same folder.
+            OSError: the rounds to come do not fit on the disk; nothing was run.
         """
         configs = self.configs()
-        records = {}
+        records: dict[str, Record] = {}
         with _alone(self.folder) as lock:
+            say_disk(self.pipeline, self.folder)
             for number, stage in enumerate(self.stages, 1):
                 found = self.standing(stage, configs[stage.name])
                 print(f"[{number}/{len(self.stages)}] {stage.name}: {found}", flush=True)
-                record = self._fit(stage, configs[stage.name], lock) if found.fit else self._kept(stage)
+                record = self._do(stage, configs[stage.name], lock) if found.fit else self._kept(stage)
                 for test in found.tests if tests else ():
                     record = record.with_test(test, self._test(stage, test, record, lock))
                     record.write(self.folder / stage.name)
                 records[stage.name] = record
+                leave_report(self.pipeline, self.folder, records)
         return records
 
     def _kept(self, stage: Stage) -> Record:
@@ -144,17 +183,39 @@ class Session:
         assert record is not None  # it has just been read to say that the stage is finished
         return record
 
-    def _fit(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
-        folder, inputs, (head, dirty) = self.folder / stage.name, self._inputs(stage, config), commit()
-        before = _written(folder)
-        seconds = run_structseg(f"stage {stage.name}", self.fit_args(stage), lock.fileno())
+    def _do(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
+        inputs, (head, dirty) = self._inputs(stage, config), commit()
+        before = _written(self.folder / stage.name)
+        seconds = round(run_structseg(f"stage {stage.name}", self.args(stage), lock.fileno()), 1)
+        scores: dict[str, Scored] = {}
+        if stage.predicts is None:
+            run, notices = self._trained(stage, before)
+        else:
+            run, (scored, notices) = "", self._predicted(stage)
+            scores[""] = Scored((), scored, 0.0)
+        left = digest(outputs(stage, self.folder, run))
+        record = Record(inputs, run, left, seconds, head, dirty, scores, notices)
+        record.write(self.folder / stage.name)
+        return record
+
+    def _trained(self, stage: Stage, before: Mapping[Path, int]) -> tuple[str, tuple[str, ...]]:
+        """The run that a fit left, and its notices."""
+        folder = self.folder / stage.name
         new = [path for path, when in _written(folder).items() if before.get(path) != when]
         if not new:
             raise RuntimeError(f"stage {stage.name} left no checkpoint in {folder}; no other stage can go on from it")
         best = max(new, key=lambda path: path.stat().st_mtime_ns)
-        record = Record(inputs, best.parent.parent.name, sha256(best), round(seconds, 1), head, dirty, {})
-        record.write(folder)
-        return record
+        return best.parent.parent.name, tuple(read_card(best).get("notices", ()))
+
+    def _predicted(self, stage: Stage) -> tuple[dict[str, float], tuple[str, ...]]:
+        """What a prediction says of its folders."""
+        left = outputs(stage, self.folder, "")
+        missing = [path for path in left if not path.exists()]
+        if missing:
+            raise RuntimeError(f"stage {stage.name} left no {missing[0]}; no other stage can go on from it")
+        said = [About.read(path) for path in left if path.is_dir()]
+        scores = {key: value for about in said for key, value in about.scores.items()}
+        return scores, tuple(dict.fromkeys(notice for about in said for notice in about.notices))
 
     def _test(self, stage: Stage, test: str, record: Record, lock: IO[str]) -> Scored:
         path = checkpoint_of(self.folder / stage.name, record.run)
@@ -226,7 +287,8 @@ def comparison(session: Session, records: Mapping[str, Record]) -> tuple[Table, 
         table.add_column(title, justify="right")
     known: set[str] = set()
     for name, record in records.items():
-        tests = {test: record.tests[test] for test in session.pipeline.stages[name].tests if test in record.tests}
+        stage = session.pipeline.stages[name]
+        tests = {test: record.tests[test] for test in stage.tests or record.tests if test in record.tests}
         for number, (test, scored) in enumerate(tests.items()):
             known |= set(scored.metrics)
             values = [scored.metrics.get(metric, math.nan) for metric in wanted]
@@ -247,19 +309,22 @@ def main(args: list[str]) -> None:
     parser = _Parser(
         prog="structseg pipeline",
         usage="%(prog)s FILE [options] [-- further arguments of every stage's fit and test]",
-        description="Runs fits that build on each other; a finished stage is skipped, unless what it was made from "
-        "changed. Remove a stage's stage.json to run it anew.",
+        description="Runs fits and predictions that build on each other; a finished stage is skipped, unless what it "
+        "was made from changed. Remove a stage's stage.json to run it anew.",
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="YAML that names the stages")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run and why, and the commands")
     parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
+    parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds")
     parser.add_argument("--seed", type=int, default=0, help="of every stage; default: 0")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
     given = parser.parse_args(args[:at])
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; expected a whole number from 0")
-    session = Session(load_pipeline(given.file), given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
+    pipeline = load_pipeline(given.file)
+    pipeline = pipeline if given.arm is None else pipeline.of_arm(given.arm)
+    session = Session(pipeline, given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
     if given.dry_run:
         for stage, found, commands in session.survey():
             print("\n    ".join([f"{stage.name}: {found}", *map(command_line, commands)]))

@@ -153,7 +153,7 @@ def write_images(path: Path, tables: Mapping[str, Sequence[Sequence[str]]]) -> s
         raise ValueError(f"the tests {', '.join(tables)} have different classes; give them rows of their own")
     lines = [[test, *line] for test, table in tables.items() for line in table[1:]]
     lines.insert(0, ["test", *headers.pop()])
-    write_table(path, [line[1:] for line in lines] if "" in tables else lines)
+    write_table(path, [line[1:] for line in lines] if set(tables) == {""} else lines)
     return sha256(path)
 
 

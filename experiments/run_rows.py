@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.manifest import MINUTES_KEYS, ROOT, Device, Row, data_folder
+from experiments.pipeline_file import load_pipeline
 from experiments.processes import GRACE_SECONDS, child_environment, terminated_as_interrupted
 from experiments.result_files import Result, hardware, images_path, part_of, read_results, result_path
 from experiments.stage_record import finished_seconds
-from experiments.stages import load_pipeline, pipeline_folder
+from experiments.stages import pipeline_folder
 
 LOG_LINES = 12  # shown of a run that failed
 

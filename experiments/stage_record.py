@@ -16,7 +16,8 @@ from experiments.result_files import sha256, write_result
 from experiments.stages import Stage
 
 RECORD = "stage.json"
-_ELSEWHERE = ("experiment", "runs_dir", "ckpt_path", "trainer.default_root_dir")  # where a run lies changes no figure
+# Where a run lies changes no figure.
+_ELSEWHERE = ("experiment", "runs_dir", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out")
 _SHOWN = 3  # changes that a reason lists
 
 
@@ -26,7 +27,7 @@ class Inputs:
 
     Attributes:
         config: each value of the resolved configuration, as JSON, by its dotted key.
-        checkpoints: SHA-256 of each earlier stage's checkpoint that it takes.
+        checkpoints: SHA-256 of what each earlier stage that it builds on has left.
         version: of the suite.
     """
 
@@ -60,7 +61,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Scored:
-    """One test of a stage's checkpoint: its further arguments, what it logged (without `test/`), and its seconds."""
+    """One test of a stage's checkpoint: its further arguments, what it logged (without `test/`), and its seconds.
+
+    What a prediction says of itself stands under the name "".
+    """
 
     args: tuple[str, ...]
     metrics: Mapping[str, float]
@@ -73,12 +77,13 @@ class Record:
 
     Attributes:
         inputs: what the stage was run with; `fingerprint` stands beside it in the file.
-        run: id of the run, its folder beside the file.
-        checkpoint: SHA-256 of its best checkpoint.
-        seconds: of the fit.
+        run: id of the run, its folder beside the file; "" for a prediction.
+        checkpoint: SHA-256 of its best checkpoint, or of all that a prediction made.
+        seconds: of the fit or prediction.
         commit: of the suite.
         dirty: whether it held changes that were not committed.
         tests: by name, as far as they are done.
+        notices: what a reader of the figures has to know.
     """
 
     inputs: Inputs
@@ -88,6 +93,7 @@ class Record:
     commit: str
     dirty: bool
     tests: Mapping[str, Scored]
+    notices: tuple[str, ...] = ()
 
     def with_test(self, name: str, scored: Scored) -> Record:
         """With one more test."""
@@ -104,6 +110,7 @@ def read_record(folder: Path) -> Record | None:
         content = json.loads((folder / RECORD).read_text())
         content.pop("fingerprint")
         content["inputs"] = Inputs(**content["inputs"])
+        content["notices"] = tuple(content.get("notices", ()))
         content["tests"] = {name: _scored(**test) for name, test in content["tests"].items()}
         return Record(**content)
     except FileNotFoundError:
@@ -122,12 +129,32 @@ def checkpoint_of(folder: Path, run: str) -> Path:
     return folder / run / "checkpoints" / "best.ckpt"
 
 
+def outputs(stage: Stage, root: Path, run: str) -> tuple[Path, ...]:
+    """What a stage leaves in the pipeline's folder: its best checkpoint, or what it predicts."""
+    if stage.predicts is None:
+        return (checkpoint_of(root / stage.name, run),)
+    return tuple(root / made for made in stage.makes)
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """SHA-256 of a file; of several, and of folders with all that is in them, that of their names and hashes."""
+    paths = tuple(paths)
+    if len(paths) == 1 and paths[0].is_file():
+        return sha256(paths[0])
+    whole = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and file.name != RECORD:
+                whole.update(f"{file.relative_to(path.parent)} {sha256(file)}\n".encode())
+    return whole.hexdigest()
+
+
 @dataclass(frozen=True)
 class Standing:
     """What a stage still needs.
 
     Attributes:
-        fit: whether it has to be trained.
+        fit: whether it has to be trained, or to predict.
         tests: names of the tests to do.
         why: in words.
     """
@@ -141,15 +168,16 @@ class Standing:
         return f"{action} ({self.why})"
 
 
-def standing(stage: Stage, folder: Path, inputs: Inputs, coming: Iterable[str] = ()) -> Standing:
+def standing(stage: Stage, root: Path, inputs: Inputs, coming: Iterable[str] = ()) -> Standing:
     """Compares a stage's folder with what is asked for.
 
     Args:
         stage: the stage.
-        folder: where it lives.
+        root: the folder of the pipeline.
         inputs: what it would be run with now; `coming` need not be in its checkpoints.
         coming: stages that are about to be run.
     """
+    folder = root / stage.name
     record = read_record(folder)
     new = [name for name in stage.needs if name in coming]
     if record is None:
@@ -157,12 +185,10 @@ def standing(stage: Stage, folder: Path, inputs: Inputs, coming: Iterable[str] =
     elif new:
         why = ", ".join(f"stage {name} changed" for name in new)
     else:
-        checkpoint = checkpoint_of(folder, record.run)
-        why = inputs.changes(record.inputs)
-        if not why and not checkpoint.is_file():
-            why = f"{checkpoint} is gone"
-        elif not why and sha256(checkpoint) != record.checkpoint:
-            why = f"{checkpoint} is not as the stage left it"
+        left = outputs(stage, root, record.run)
+        why = inputs.changes(record.inputs) or next((f"{path} is gone" for path in left if not path.exists()), "")
+        if not why and digest(left) != record.checkpoint:
+            why = f"{left[0]} is not as the stage left it"
     if why or record is None:
         return Standing(True, tuple(stage.tests), why)
     done = {name for name, scored in record.tests.items() if scored.args == stage.tests.get(name)}

@@ -77,6 +77,12 @@ class TrainedModule(LightningModule):
         """Where the network's first weights came from, in words."""
         return str(getattr(self.network, "initial_weights", "random"))
 
+    def _all_notices(self) -> list[str]:
+        """The module's, and those of the data that it is trained with."""
+        trainer = self._trainer
+        data = getattr(getattr(trainer, "datamodule", None), "notices", ()) if trainer is not None else ()
+        return list(dict.fromkeys([*self.notices, *data]))
+
     def notice(self, text: str) -> None:
         """Warns, and keeps the text for the card; once for each text."""
         if text not in self.notices:
@@ -108,12 +114,14 @@ class TrainedModule(LightningModule):
         return {"train/loss", "train/loss_step", "train/loss_epoch", "val/loss"}
 
     def _parameter_groups(self) -> Iterable[Any]:
-        """What the optimiser is made from: parameters, or groups of them with settings of their own."""
+        """What the optimiser is made from: parameters, or groups of them; `rate` of a group multiplies its rate."""
         return self.parameters()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, and the schedule with the interval that it needs."""
         optimizer = self.optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * group.get("rate", 1.0)
         if self.lr_scheduler is None:
             return optimizer
         try:
@@ -146,7 +154,7 @@ class TrainedModule(LightningModule):
             "std": [float(v) for v in self.std.flatten()],
             "size": list(self.input_size) if self.input_size else None,
             "initial_weights": self.initial_weights,
-            "notices": list(self.notices),
+            "notices": self._all_notices(),
             "config": self.resolved_config,
         }
 

@@ -1,14 +1,21 @@
 """Loss functions: tensors in, a scalar out."""
 
+from losses.affinity_displacement import AffinityDisplacement, AffinityDisplacementLoss, affinity_displacement_loss
+from losses.affinity_paths import AffinityPath, affinity_paths
 from losses.consensus import ConsensusLoss, consensus_loss
 from losses.cross_entropy_dice import CrossEntropyDiceLoss, cross_entropy_dice
 from losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
 from losses.windows import pasted_loss, theta_loss
 
 __all__ = [
+    "AffinityDisplacement",
+    "AffinityDisplacementLoss",
+    "AffinityPath",
     "ConsensusLoss",
     "CrossEntropyDiceLoss",
     "OneHotBCELoss",
+    "affinity_displacement_loss",
+    "affinity_paths",
     "consensus_loss",
     "cross_entropy_dice",
     "one_hot_binary_cross_entropy",

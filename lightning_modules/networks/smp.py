@@ -153,7 +153,7 @@ def _hub(encoder_name: str, weights: str) -> Iterator[None]:
     out; if not it looks into its cache only.
     """
     before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = before or not _reachable(hub.ENDPOINT)
+    hub.HF_HUB_OFFLINE = before or not reachable(hub.ENDPOINT)
     try:
         yield
     except OSError as error:
@@ -166,7 +166,8 @@ def _hub(encoder_name: str, weights: str) -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def _reachable(endpoint: str) -> bool:
+def reachable(endpoint: str) -> bool:
+    """Whether a server answers there, whatever it says."""
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:

@@ -15,6 +15,7 @@ from datamodules.label_spaces import CELEBAMASK_HQ, COCO, FASSEG, HELEN, MAPS, S
         ("celebamask_hq", 19),
         ("voc", 21),
         ("coco", 81),
+        ("scenes", 9),
     ],
 )
 def test_sizes_of_the_spaces(name, size):

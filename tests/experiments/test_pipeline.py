@@ -16,9 +16,9 @@ import yaml
 from experiments import pipeline, processes
 from experiments.manifest import ROOT
 from experiments.pipeline import Session, comparison, main, resolved_config
+from experiments.pipeline_file import load_pipeline
 from experiments.processes import run_structseg
 from experiments.stage_record import RECORD, Inputs, read_record
-from experiments.stages import load_pipeline
 
 STAGES = {
     "coarse": {"args": ["--model.stage", "coarse"]},
@@ -38,7 +38,7 @@ def write(folder, stages=STAGES, **more):
 class TestFile:
     def test_what_it_says(self, tmp_path):
         found = load_pipeline(write(tmp_path, table=["miou"]))
-        assert (found.config, found.table) == (tmp_path / "base.yaml", ("miou",))
+        assert (found.stages["parts"].configs, found.table) == ((tmp_path / "base.yaml",), ("miou",))
         assert {name: stage.needs for name, stage in found.stages.items()} == {
             "coarse": (), "aside": (), "parts": ("coarse",), "joint": ("coarse", "parts"),
         }  # fmt: skip
@@ -104,6 +104,8 @@ class TestFile:
             ("stages: {a: }", "no config; give the YAML"),
             ("config: nothing.yaml\nstage: {a: }", r"unknown key stage \(.*stages\?\); no configuration .*nothing.yaml; no st"),
             ("config: base.yaml\nstages: {a: , b: , a: }", "stage a stands twice"),
+            ("config: base.yaml\nstages: {a: }\nargs: [3]", r"args are \[3\], not a list of texts; put numbers in quotes"),
+            ("config: base.yaml\nstages: {a: }\nargs: [--runs_dir, x]", "--runs_dir is settled by the pipeline"),
             ("config: base.yaml\nstages: {a: }\ntable: miou", "table is 'miou', not a list of metrics"),
         ],
     )  # fmt: skip
@@ -178,6 +180,7 @@ class TestRunning:
 
         monkeypatch.setattr(pipeline, "run_structseg", structseg)
         monkeypatch.setattr(pipeline, "commit", lambda: ("c0ffee", False))
+        monkeypatch.setattr(pipeline, "read_card", lambda path: {"notices": ["look"]})
         monkeypatch.setattr(pipeline, "resolved_config", lambda args: {"args": list(args)})
         return ran
 
@@ -212,7 +215,7 @@ class TestRunning:
         assert {path.name for path in (folder / "coarse").iterdir()} == {"run1", RECORD}
         one, two = folder / "coarse/run1/checkpoints/best.ckpt", folder / "parts/run3/checkpoints/best.ckpt"
         joint = made.pipeline.stages["joint"]
-        assert made.fit_args(joint)[:5] == [
+        assert made.args(joint)[:5] == [
             "fit", "--config", str(tmp_path / "base.yaml"), "--model.init_from", f"[{one}, {two}]",
         ]  # fmt: skip
         assert (folder / "joint/run4/checkpoints/best.ckpt").read_text() == f"joint weights [{one}, {two}]"

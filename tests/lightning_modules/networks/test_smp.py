@@ -125,7 +125,7 @@ def test_hub_weights_are_asked_for_by_name(monkeypatch, encoder, weights, asked,
     settings = {"input_range": [0, 1], "input_space": "RGB", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     monkeypatch.setattr(smp, "create_model", create_model)
     monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda name, weights: settings)
-    monkeypatch.setattr(module, "_reachable", lambda endpoint: True)
+    monkeypatch.setattr(module, "reachable", lambda endpoint: True)
     network = SMPNetwork(3, encoder_name=encoder, encoder_weights=weights)
     assert seen == [asked]
     assert (network.initial_weights, network.mean, network.std) == (label, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -135,9 +135,9 @@ def test_hub_weights_are_asked_for_by_name(monkeypatch, encoder, weights, asked,
         SMPNetwork(3, encoder_name=encoder, encoder_weights=weights)
 
 
-def test_a_refusing_server_counts_as_reachable(monkeypatch):
+def test_a_refusing_server_counts_asreachable(monkeypatch):
     def refuse(request, timeout):
         raise urllib.error.HTTPError(request.full_url, 403, "forbidden", None, None)
 
     monkeypatch.setattr(module.urllib.request, "urlopen", refuse)
-    assert module._reachable("http://127.0.0.1:9")
+    assert module.reachable("http://127.0.0.1:9")

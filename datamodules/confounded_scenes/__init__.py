@@ -1,0 +1,1 @@
+"""The embedded faces: rendered from a seed, exactly labelled, nothing downloaded."""

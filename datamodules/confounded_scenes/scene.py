@@ -1,0 +1,176 @@
+"""A scene: what is in it and where, and its picture with exact labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.confounded_scenes.cooccurrence import draw_classes, draw_ground, partner
+from datamodules.confounded_scenes.shapes import outline
+from datamodules.confounded_scenes.textures import Coat, ground
+from datamodules.synthetic_faces.dice import Dice
+from datamodules.synthetic_faces.geometry import Array, Frame
+from datamodules.synthetic_faces.texture import noise
+
+_LARGEST = (1.2, 1.0, 0.85, 0.75, 0.65)  # the size of things by how many there are
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object: class, place in picture coordinates (-1..1 along the shorter side), radius and ground."""
+
+    kind: int
+    x: float
+    y: float
+    radius: float
+    ground: int
+    touching: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """image: (H, W, 3) uint8. mask: (H, W) uint8, the class of the topmost object, 0 where there is none."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+
+
+def compose(dice: Dice, strength: float, width: float, height: float) -> list[Thing]:
+    """The things of a scene from the back to the front; width and height are half the picture's, in its coordinates."""
+    kinds = draw_classes(dice, strength)
+    things: list[Thing] = []
+    order = sorted(kinds, key=lambda _: dice.uniform())
+    while order:
+        kind = order.pop()
+        ground_kind = draw_ground(dice, kind, strength)
+        radius = _radius(dice, len(kinds))
+        company = partner(kind)
+        together = company in order and dice.chance(strength)
+        x, y = _free_place(dice, things, radius, width, height)
+        things.append(Thing(kind, x, y, radius, ground_kind, together))
+        if together:
+            order.remove(company)
+            radius = min(max(_radius(dice, len(kinds)), 0.7 * radius), 1.4 * radius)
+            x, y = _place_beside(dice, things, radius, width, height)
+            things.append(Thing(company, x, y, radius, ground_kind, together))
+    return sorted(things, key=lambda _: dice.uniform())
+
+
+def _radius(dice: Dice, count: int) -> float:
+    return dice.between(0.33, 0.55) * _LARGEST[min(count, len(_LARGEST)) - 1]
+
+
+def _clearance(x: float, y: float, radius: float, things: list[Thing]) -> float:
+    """The least distance to a thing, in sums of the two radii."""
+    return min((math.hypot(x - t.x, y - t.y) / (radius + t.radius) for t in things), default=9.0)
+
+
+def _free_place(dice: Dice, things: list[Thing], radius: float, width: float, height: float) -> tuple[float, float]:
+    """The first of 24 places that is nearly free of others, or else the freest."""
+    best, found = -1.0, (0.0, 0.0)
+    for _ in range(24):
+        x, y = dice.between(-1, 1) * (width - 0.75 * radius), dice.between(-1, 1) * (height - 0.75 * radius)
+        clearance = _clearance(x, y, radius, things)
+        if clearance > best:
+            best, found = clearance, (x, y)
+        if best > 0.9:
+            break
+    return found
+
+
+def _place_beside(dice: Dice, things: list[Thing], radius: float, width: float, height: float) -> tuple[float, float]:
+    """A place that overlaps the last thing a little, within the picture and off the others."""
+    last, best, found = things[-1], -9.0, (0.0, 0.0)
+    for _ in range(12):
+        distance, angle = dice.between(0.62, 0.78) * (radius + last.radius), dice.between(0.0, 2 * math.pi)
+        x, y = last.x + distance * math.cos(angle), last.y + distance * math.sin(angle)
+        outside = max(abs(x) + 0.75 * radius - width, abs(y) + 0.75 * radius - height, 0.0)
+        merit = min(_clearance(x, y, radius, things[:-1]), 0.9) - 4.0 * outside / radius
+        if merit > best:
+            best, found = merit, (x, y)
+    return found
+
+
+class Canvas:
+    """A picture in the making: (3, H, W) colours and (H, W) classes, in coordinates -1..1 along the shorter side."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        height, width = size
+        half = min(size) / 2
+        self.pixel = 1.0 / half
+        self.x = ((np.arange(width) + 0.5 - width / 2) / half).astype(np.float32)
+        self.y = ((np.arange(height) + 0.5 - height / 2) / half).astype(np.float32)
+        self.image: Array = np.zeros((3, height, width), np.float32)
+        self.mask: NDArray[np.uint8] = np.zeros(size, np.uint8)
+
+    def box(self, x: float, y: float, reach: float) -> tuple[slice, slice]:
+        """(rows, columns) of the pixels within `reach` of a point along either axis."""
+        spans = []
+        for middle, line in ((y, self.y), (x, self.x)):
+            low, high = np.searchsorted(line, (middle - reach, middle + reach))
+            spans.append(slice(int(low), int(high)))
+        return spans[0], spans[1]
+
+    def paint_grounds(self, things: list[Thing], dice: Dice) -> None:
+        """Every pixel gets the ground of the thing that is nearest, in wavy cells."""
+        kinds = sorted({thing.ground for thing in things})
+        looks = [np.random.default_rng(int(dice.uniform() * 2**32)) for _ in kinds]
+        if len(kinds) == 1:
+            self.image[...] = ground(kinds[0], self.x, self.y, Dice(looks[0]))
+            return
+        warp = 0.8 * (noise(self.x, self.y, dice.field(8, 8), 2.0) - 0.5)
+        x, y = self.x + warp, self.y[:, None] + warp
+        nearest = np.full(self.mask.shape, np.inf, np.float32)
+        cells = np.zeros(self.mask.shape, np.uint8)
+        for thing in things:
+            u, v = x - np.float32(thing.x), y - np.float32(thing.y)
+            distance = u * u + v * v - np.float32(thing.radius**2)
+            closer = distance < nearest
+            nearest[closer], cells[closer] = distance[closer], thing.ground
+        for kind, look in zip(kinds, looks, strict=True):
+            cell = cells == kind
+            rows, columns = np.flatnonzero(cell.any(1)), np.flatnonzero(cell.any(0))
+            if rows.size:
+                box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+                np.copyto(
+                    self.image[:, box[0], box[1]],
+                    ground(kind, self.x[box[1]], self.y[box[0]], Dice(look)),
+                    where=cell[box],
+                )
+
+    def paint_thing(self, thing: Thing, dice: Dice) -> None:
+        """Put a thing on top, turned, mirrored and stretched by chance."""
+        stretch = dice.between(0.88, 1.14)
+        upright = Frame.upright((thing.x, thing.y), thing.radius)
+        frame = upright.turned(0.0, 0.0, dice.near(0.0, 0.3), mirror=dice.sign()).child(
+            0.0, 0.0, uu=stretch, vv=1.0 / stretch
+        )
+        rows, columns = self.box(thing.x, thing.y, 1.6 * thing.radius)
+        x, y = self.x[columns] - np.float32(frame.x), self.y[rows, None] - np.float32(frame.y)
+        det = frame.ux * frame.vy - frame.uy * frame.vx
+        u = x * np.float32(frame.vy / det) - y * np.float32(frame.vx / det)
+        v = y * np.float32(frame.ux / det) - x * np.float32(frame.uy / det)
+        coat = Coat(thing.kind, dice)
+        sharp = np.float32(thing.radius / self.pixel)
+        distance, telling = outline(thing.kind, u, v)
+        share = np.clip(0.5 - telling * sharp, 0.0, 1.0)
+        cells = np.float32(3.2)
+        colours = coat.colours(u * cells, v * cells, share)
+        # A little rounder than flat: brighter towards the upper left, darker along the rim.
+        colours *= (1.0 - 0.12 * (u + v)) * np.clip(1.0 - 2.0 * (distance + 0.15), 0.75, 1.0)
+        cover = np.clip(0.5 - distance * sharp, 0.0, 1.0)
+        view = self.image[:, rows, columns]
+        view += cover * (colours - view)
+        self.mask[rows, columns][distance < 0] = thing.kind
+
+    def finish(self, dice: Dice) -> Picture:
+        """Soft light over all, grain, 8 bits."""
+        light = 0.8 + 0.4 * noise(self.x, self.y, dice.field(8, 8), dice.between(0.8, 1.6))
+        light *= np.float32(dice.between(0.85, 1.1))
+        grain = np.float32(dice.between(0.04, 0.12)) * (dice.field(*self.mask.shape) - np.float32(0.5))
+        pixels = (self.image * light + grain) * np.float32(255.0)
+        image = np.clip(pixels + np.float32(0.5), 0.0, 255.0).astype(np.uint8)
+        return Picture(np.ascontiguousarray(image.transpose(1, 2, 0)), self.mask)

@@ -1,0 +1,292 @@
+"""What each stage of CONTA leaves for the next: activation maps and seeds, pseudo-masks, masks and confounders."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from datamodules.artefacts import write_cams, write_confounders, write_mask, write_query
+from datamodules.base import SegmentationDataModule
+from datamodules.label_spaces import LabelSpace
+from experiments.artefact_folders import ArtefactWriter, masks_of, some
+from lightning_modules.confounder_picture import confounder_figure
+from lightning_modules.conta_classifier import CONTAClassifier
+from lightning_modules.conta_relation import CONTARelationNetwork
+from lightning_modules.conta_segmenter import CONTASegmenter
+from lightning_modules.dense_crf import CRFPool, DenseCRF
+from lightning_modules.metrics.cam_thresholds import CAMThresholds
+from lightning_modules.metrics.confounder_set import Confounders, ConfounderSet
+from lightning_modules.metrics.faults import FAULTS, FaultMetrics
+from lightning_modules.metrics.relation_labels import RelationLabelScores
+from lightning_modules.relation_labels import combine, seed_maps
+
+Pairs = Sequence[tuple[str, str]]
+_IRNET = DenseCRF.irnet()
+
+
+class CAMWriter(ArtefactWriter):
+    """`cams/` and `relation_labels/`: the maps, and the seeds that two thresholds and a CRF make of them.
+
+    The CRF runs in worker processes while the next batches are predicted. Scores: `cam_miou` at the best
+    `cam_threshold`, `cam_iou/CLASS`; `relation_precision`, `relation_coverage` and the others of `RelationLabelScores`.
+
+    An image without tags, or whose every map is empty, is background in its relation labels, as in the published code;
+    both are noticed by name.
+
+    Args:
+        out: the round's folder.
+        label_space: the classes.
+        crf: settings of the CRF.
+        foreground: threshold above which a pixel is a seed of its class.
+        background: threshold up to which it is a seed of the background.
+        workers: processes of the CRF, on each device; None shares out the cores, 0 uses none.
+    """
+
+    kinds: tuple[str, ...] = ("cams", "relation_labels")
+    headline: tuple[str, ...] = ("cam_miou", "cam_threshold", "relation_precision", "relation_coverage")
+
+    def __init__(
+        self,
+        out: Path,
+        label_space: LabelSpace,
+        crf: DenseCRF = _IRNET,
+        foreground: float = 0.30,
+        background: float = 0.05,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__(out, label_space)
+        seed_maps(np.zeros((1, 1, 1)), (1, 1), foreground, background)  # so that wrong thresholds are found at once
+        self.crf, self.foreground, self.background, self.workers = crf, foreground, background, workers
+        classes, ignored = label_space.classes, label_space.ignore_index
+        self.metrics = {"cam": CAMThresholds(classes, ignored), "relation": RelationLabelScores(classes, ignored)}
+        self._stack = ExitStack()
+        self._under_way: deque[_Seeds] = deque()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the folders, and starts the CRF's processes.
+
+        Raises:
+            ValueError: no package for the CRF; nothing is made then.
+        """
+        workers = self.workers
+        if workers is None and trainer.num_devices > 1:
+            workers = (os.cpu_count() or 1) // trainer.num_devices
+        pool = CRFPool(self.crf, workers)
+        self._stack, self._under_way = ExitStack(), deque()
+        super().on_predict_start(trainer, pl_module)
+        self._pool = self._stack.enter_context(pool)
+
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+        """Writes the maps, and gives the seeds to the CRF."""
+        rows = zip(batch["name"], batch["image"], outputs["cams"], batch["tags"], masks_of(batch), strict=True)
+        for name, image, maps, tags, truth in rows:
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            cams = maps.float().cpu().numpy()
+            present = [index + 1 for index, held in enumerate(tags.tolist()) if held]
+            write_cams(self.part("cams"), name, cams, size, present)
+            empty = [self.label_space.classes[index] for index in present if not cams[index - 1].any()]
+            if not present:
+                self.note("without tags", name)
+            if empty:
+                self.note("empty", f"{name}: {' and '.join(empty)}")
+            if truth is not None:
+                self.metrics["cam"].update(maps.to(truth.device), truth)
+            pixels: NDArray[np.uint8] = image.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            strict, lenient = (
+                self._pool.submit_labels(pixels, labels, len(self.label_space))
+                for labels in seed_maps(cams, size, self.foreground, self.background)
+            )
+            self._under_way.append(_Seeds(name, strict, lenient, truth))
+        while self._under_way and self._under_way[0].done:
+            self._write_seeds(self._under_way.popleft())
+
+    def finish_images(self) -> None:
+        """Waits for the CRF."""
+        while self._under_way:
+            self._write_seeds(self._under_way.popleft())
+        self._stack.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends the CRF's processes too."""
+        self._stack.__exit__(type(exception), exception, exception.__traceback__)
+        super().on_exception(trainer, pl_module, exception)
+
+    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:  # noqa: ARG002  # the base's form
+        """Images without tags, and maps that are empty."""
+        found = []
+        if "without tags" in cases:
+            found.append(f"{some(cases['without tags'])} without tags: relation labels are all background there")
+        if "empty" in cases:
+            found.append(
+                f"empty maps of a class that the tags name, in {some(cases['empty'])}: it has no seeds there, and an "
+                f"image of nothing else is labelled background"
+            )
+        return found
+
+    def _write_seeds(self, seeds: _Seeds) -> None:
+        labels = combine(seeds.strict.result(), seeds.lenient.result())
+        write_mask(self.part("relation_labels"), seeds.name, labels, self.label_space)
+        if seeds.truth is not None:
+            self.metrics["relation"].update(_on(labels, seeds.truth), seeds.truth)
+
+
+class _Seeds(NamedTuple):
+    """An image of which the CRF is at work on both label maps."""
+
+    name: str
+    strict: Future[NDArray[np.uint8]]
+    lenient: Future[NDArray[np.uint8]]
+    truth: Tensor | None
+
+    @property
+    def done(self) -> bool:
+        return self.strict.done() and self.lenient.done()
+
+
+class PseudoMaskWriter(ArtefactWriter):
+    """`pseudo_masks/`: what the random walk makes of the maps. Scores: those of `FaultMetrics`, as `pseudo_miou`.
+
+    Args:
+        out: the round's folder.
+        label_space: the classes.
+        pairs: names of classes whose mix-up is counted by itself.
+    """
+
+    kinds: tuple[str, ...] = ("pseudo_masks",)
+    headline: tuple[str, ...] = (
+        "pseudo_miou",
+        "pseudo_mean_fp_object",
+        "pseudo_mean_fp_background",
+        "pseudo_mean_miss",
+    )
+    prefix = "pseudo"
+
+    def __init__(self, out: Path, label_space: LabelSpace, pairs: Pairs = ()) -> None:
+        super().__init__(out, label_space)
+        self.metrics = {self.prefix: FaultMetrics(label_space.classes, label_space.ignore_index, pairs=pairs)}
+
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+        """Writes and scores the masks."""
+        kind = self.kinds[0]
+        for name, mask, truth in zip(batch["name"], outputs[kind], masks_of(batch), strict=True):
+            labels = mask.cpu().numpy()
+            write_mask(self.part(kind), name, labels, self.label_space)
+            if truth is not None:
+                found = _on(labels, truth)
+                self.metrics[self.prefix].update(found[None], truth[None])
+                self.score_image(name, found, truth)
+            if not labels.any():
+                self.note("background", name)
+        for name, tags in zip(batch["name"], batch.get("tags", ()), strict="tags" in batch):
+            if not tags.any():
+                self.note("without tags", name)
+
+    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
+        """Predictions that are background alone."""
+        empty = cases.get("background", set())
+        if len(empty) == images:
+            return [
+                f"every one of the {images} {self.kinds[0]} is background alone; look at the loss, the rate and the "
+                f"initial weights, or at the maps of the stage before"
+            ]
+        wrong = empty - cases.get("without tags", set())
+        return [f"{self.kinds[0]} that are background alone though tagged: {some(wrong)}"] if wrong else []
+
+
+class MaskWriter(PseudoMaskWriter):
+    """`masks/`, `queries/`, and of the training split `confounders.npz` and `.png`: what the next round starts from.
+
+    Scores: those of `FaultMetrics`, as `mask_miou`.
+
+    Args:
+        out: the round's folder.
+        label_space: the classes.
+        pairs: names of classes whose mix-up is counted by itself.
+        confounders: whether the images are the training images, which the confounder set is made of.
+    """
+
+    kinds: tuple[str, ...] = ("masks", "queries")
+    headline: tuple[str, ...] = ("mask_miou", *(f"mask_mean_{fault}" for fault in FAULTS))
+    prefix = "mask"
+
+    def __init__(self, out: Path, label_space: LabelSpace, pairs: Pairs = (), confounders: bool = True) -> None:
+        super().__init__(out, label_space, pairs)
+        self._sum = ConfounderSet(label_space.classes) if confounders else None
+        self._found: Confounders | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the folders, and starts the confounder set anew."""
+        super().on_predict_start(trainer, pl_module)
+        if self._sum is not None:
+            self._sum.reset()
+            self._sum.to(pl_module.device)
+
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+        """Writes and scores the masks, writes the queries and adds them up."""
+        super().write_batch(outputs, batch)
+        for i, (name, query) in enumerate(zip(batch["name"], outputs["queries"], strict=True)):
+            probabilities = query.float().clamp(0, 1)  # a softmax may exceed 1 by its last digit
+            write_query(self.part("queries"), name, probabilities.cpu().numpy())
+            if self._sum is not None:
+                self._sum.update(probabilities.to(self._sum.device), batch["tags"][i].to(self._sum.device))
+
+    def measured(self, has_truth: bool) -> dict[str, float]:
+        """The scores; the confounder set meets here too."""
+        self._found = None if self._sum is None else self._sum.compute()
+        return super().measured(has_truth)
+
+    def write_more(self) -> None:
+        """`confounders.npz` and `confounders.png`."""
+        if self._found is None:
+            return
+        maps, images = self._found.confounders.numpy(), self._found.images.numpy()
+        write_confounders(self.out, maps, images, self.label_space)
+        beside = self.out / ".confounders.png.part"
+        confounder_figure(maps, images, self.label_space.classes[1:]).savefig(beside, dpi=80, format="png")
+        beside.replace(self.out / "confounders.png")
+
+    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
+        """Those of masks, and classes that no image holds."""
+        found = super().notices(cases, images)
+        if self._found is None:
+            return found
+        counts = zip(self.label_space.classes[1:], self._found.images.tolist(), strict=True)
+        missing = [name for name, count in counts if not count]
+        if missing:
+            found.append(f"no training image holds {', '.join(missing)}: the confounder stays zero")
+        return found
+
+
+def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) -> ArtefactWriter:
+    """The writer of what a method of CONTA predicts of a split, into `predict_out`.
+
+    Raises:
+        ValueError: the method has no artefacts.
+    """
+    out, space = Path(datamodule.predict_out), datamodule.label_space
+    pairs: Pairs = getattr(model, "pairs", ())
+    if isinstance(model, CONTAClassifier):
+        return CAMWriter(out, space)
+    if isinstance(model, CONTARelationNetwork):
+        return PseudoMaskWriter(out, space, pairs)
+    if isinstance(model, CONTASegmenter):
+        return MaskWriter(out, space, pairs, getattr(datamodule, "predict_split", "train") == "train")
+    raise ValueError(
+        f"{type(model).__name__} makes no artefacts of a split, only CONTAClassifier, CONTARelationNetwork and "
+        f"CONTASegmenter do; leave out --data.predict_split"
+    )
+
+
+def _on(labels: NDArray[np.uint8], truth: Tensor) -> Tensor:
+    """The labels as int64 on the truth's device."""
+    return truth.new_tensor(labels.astype(np.int64))

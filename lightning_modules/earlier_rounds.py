@@ -1,0 +1,99 @@
+"""What a classifier reads of an earlier round: its confounders, and the global mean of its activation maps."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+_DAMAGE = (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile)
+
+
+def load_confounders(path: Path, classes: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+    """The confounders of a round.
+
+    Args:
+        path: of `confounders.npz`, with `confounders` (n, h, w), `images` (n,) and `classes` (n,).
+        classes: n names, of the foreground.
+        size: (h, w).
+
+    Returns:
+        (n, h, w) float32, and the names of the classes without images.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or of other classes or of another size.
+    """
+    arrays = _read(path, "confounders", "images", "classes")
+    maps, images, names = arrays["confounders"], arrays["images"], [str(name) for name in arrays["classes"]]
+    if names != list(classes):
+        raise ValueError(
+            f"{path} has the classes {', '.join(names)}, the data {', '.join(classes)}; give the confounders of this "
+            "label space"
+        )
+    if maps.shape != (len(names), *size) or images.shape != (len(names),):
+        raise ValueError(
+            f"{path} has confounders of shape {maps.shape}, expected {(len(names), *size)}; set --model.context_size"
+        )
+    if not np.isfinite(maps).all() or maps.min() < 0 or maps.max() > 1:
+        raise ValueError(f"{path} has confounders that are not in 0..1; run the stage that writes it again")
+    absent = [name for name, count in zip(names, images, strict=True) if count == 0]
+    return torch.from_numpy(maps.astype(np.float32)), absent
+
+
+def global_mean_cams(folder: Path, classes: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+    """C2AM's global mean activation map: the mean of the normalised maps over all images, absent classes counting as 0.
+
+    Args:
+        folder: `cams/` of an earlier round.
+        classes: n names, of the foreground.
+        size: (h, w) that each map is brought to.
+
+    Returns:
+        (n, *size) float32 in 0..1, and the names of the classes that no image has a map of.
+
+    Raises:
+        FileNotFoundError: no such folder, or an unfinished or empty one.
+        ValueError: it holds something else or another label space, or a file is damaged.
+
+    Source: github.com/yiping-wang/c2am, `sum_cams` in misc/pyutils.py, at ae1639f.
+    """
+    about, paths = folder / "about.json", sorted(folder.glob("*.npz"))
+    if not about.is_file() or not paths:
+        raise FileNotFoundError(f"{folder} holds no finished cams; run the stage that writes them")
+    content = json.loads(about.read_text())
+    found = (content.get("kind"), list(content.get("classes", ()))[1:])
+    if found != ("cams", list(classes)):
+        raise ValueError(
+            f"{folder} holds {found[0]} of {', '.join(found[1])}, expected cams of {', '.join(classes)}; give --model."
+            "global_cams the cams of an earlier round"
+        )
+    total = torch.zeros(len(classes), *size)
+    for path in paths:
+        arrays = _read(path, "cams", "classes")
+        if not arrays["classes"].size:
+            continue
+        maps = torch.from_numpy(arrays["cams"].astype(np.float32) / 255)
+        scaled = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+        total[torch.from_numpy(arrays["classes"].astype(np.int64)) - 1] += scaled
+    absent = [name for name, mean in zip(classes, total.mean((1, 2)).tolist(), strict=True) if mean == 0]
+    return total / len(paths), absent
+
+
+def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; run the stage of the earlier round that writes it")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}); run the stage that writes it again") from None

@@ -1,0 +1,93 @@
+"""The confounder set of CONTA: what the masks of each class look like on average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+_UNIT = 1 << 24  # a float32 in 0..1 times this is exact
+
+
+class Confounders(NamedTuple):
+    """The confounder set.
+
+    Attributes:
+        confounders: (K - 1, h, w) float32 in 0..1, on the CPU.
+        images: (K - 1,) int64, the images that each is the mean of.
+    """
+
+    confounders: Tensor
+    images: Tensor
+
+
+class ConfounderSet(Metric):
+    """c_k of equation 1: the mean, over the images that hold class k, of the predicted mask of k.
+
+    Source: CONTA (Zhang et al., NeurIPS 2020), equation 1. A class that no image holds stays zero, with 0 images. Sums
+    are of whole numbers, so that neither order nor number of processes changes a digit.
+
+    Args:
+        classes: names of the K classes by index, background first.
+        size: (h, w) of the masks.
+
+    Raises:
+        ValueError: there is no foreground class, or a side is below 1.
+
+    >>> metric = ConfounderSet(["background", "cat", "dog"], size=(1, 2))
+    >>> metric.update(torch.tensor([[[0.5, 0.0]], [[0.5, 1.0]], [[0.0, 0.0]]]), torch.tensor([1.0, 0.0]))
+    >>> metric.compute().confounders.tolist(), metric.compute().images.tolist()
+    ([[[0.5, 1.0]], [[0.0, 0.0]]], [1, 0])
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self, classes: Sequence[str], size: tuple[int, int] = (32, 32)) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.size = (int(size[0]), int(size[1]))
+        if len(self.classes) < 2 or min(self.size) < 1:
+            raise ValueError(
+                f"{len(self.classes)} classes of {self.size}; give background, one class or more, and (h, w)"
+            )
+        count = len(self.classes) - 1
+        self.add_state("total", torch.zeros(count, *self.size, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(count, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, tags: Tensor) -> None:
+        """Counts an image.
+
+        Args:
+            probabilities: (K, h, w) class probabilities, background first.
+            tags: (K - 1,) 1 where the image holds the foreground class, else 0.
+
+        Raises:
+            ValueError: shapes do not fit, a probability is not in 0..1, or a tag is neither 0 nor 1.
+        """
+        wanted = (len(self.classes), *self.size)
+        if tuple(probabilities.shape) != wanted or tuple(tags.shape) != (wanted[0] - 1,):
+            raise ValueError(
+                f"probabilities are {tuple(probabilities.shape)} and tags {tuple(tags.shape)}; expected {wanted} and "
+                f"({wanted[0] - 1},)"
+            )
+        if not ((probabilities >= 0) & (probabilities <= 1 + 1e-4)).all():  # nan fails too
+            raise ValueError("probabilities are not in 0..1; give the softmax of the segmenter's logits, free of nan")
+        if not ((tags == 0) | (tags == 1)).all():
+            raise ValueError(f"tags are {tags.tolist()}; give 1 for a class that the image holds, else 0")
+        held = tags.to(self.images)
+        parts = (probabilities[1:].float() * _UNIT).round().to(self.total)
+        self.total += held[:, None, None] * parts
+        self.images += held
+
+    def compute(self) -> Confounders:
+        """The confounders and how many images each is of, on the CPU."""
+        images = self.images.cpu()
+        mean = self.total.cpu().double() / _UNIT / images.clamp(min=1)[:, None, None]
+        return Confounders(mean.clamp(max=1).float(), images)

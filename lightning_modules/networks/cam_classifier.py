@@ -1,0 +1,114 @@
+"""The classifier that class activation maps are taken from: a backbone, CONTA's context, and a linear head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.networks.backbones import Backbone
+from lightning_modules.networks.context import ContextFusion, ContextKind, ContextMap, ContextQuery
+
+Adjustment = Literal["none", "c2am"]
+
+GLOBAL_CAM_SIZE = (128, 128)  # as published for C2AM; only its mean has an effect
+
+
+class CAMClassifier(nn.Module):
+    """Multi-label logits whose activation maps show where they come from.
+
+    With `adjustment: c2am` the logits are multiplied by their classes' global mean activation map before the mean over
+    its positions, as the published code does. That map is a constant of the training: the mean, over all training
+    images, of the normalised activation maps of an earlier classifier, zero where an image lacks the class. The pooled
+    logit does not depend on the position, so the product's mean is the logit times the map's mean: a fixed temperature
+    for each class. The activation maps are taken without it.
+
+    Args:
+        backbone: gives the features.
+        classes: n, of the foreground.
+        context: kind of context map, or `none`.
+        context_position: the stage, 1..4, whose output the map joins.
+        context_query: see `ContextMap`.
+        context_size: (h, w) of the context.
+        scale_context: see `ContextMap`.
+        adjustment: `none` or `c2am`.
+
+    Attributes:
+        global_cams: (n, 128, 128) of C2AM, ones until they are put in; None without the adjustment.
+
+    Raises:
+        ValueError: a setting outside its range.
+
+    Source: IRNet (Ahn, Cho, Kwak, CVPR 2019) for the head; CONTA (NeurIPS 2020) for the context; "Causal Class
+    Activation Maps for Weakly-Supervised Semantic Segmentation" (workshop at UAI 2022, github.com/yiping-wang/c2am,
+    train_c2am.py at ae1639f) for C2AM.
+    """
+
+    global_cams: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        context: Literal["none"] | ContextKind = "none",
+        context_position: int = 4,
+        context_query: ContextQuery = "foreground",
+        context_size: tuple[int, int] = (32, 32),
+        scale_context: bool = True,
+        adjustment: Adjustment = "none",
+    ) -> None:
+        super().__init__()
+        if context_position not in (1, 2, 3, 4):
+            raise ValueError(f"context_position is {context_position}, expected a stage of the backbone, 1 to 4")
+        if adjustment not in ("none", "c2am"):
+            raise ValueError(f"adjustment is {adjustment!r}, expected none or c2am")
+        self.initial_weights, self.mean, self.std = backbone.initial_weights, backbone.mean, backbone.std
+        self.backbone = backbone
+        self.head = nn.Conv2d(backbone.channels[-1], classes, 1, bias=False)
+        self.position = context_position
+        # Built last, so that one seed gives every kind of context the same head.
+        self.context: ContextMap | None = None
+        self.fusion: ContextFusion | None = None
+        if context != "none":
+            self.context = ContextMap(classes, context_size, context, context_query, scale_context)
+            self.fusion = ContextFusion(backbone.channels[context_position], self.context.channels)
+        self.register_buffer("global_cams", torch.ones(classes, *GLOBAL_CAM_SIZE) if adjustment == "c2am" else None)
+
+    def forward(
+        self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None, tags: Tensor | None = None
+    ) -> Tensor:
+        """Logits (N, n); the arguments are those of `activation`."""
+        logits = self.activation(image, context, view, tags).mean((2, 3))
+        if self.global_cams is None:
+            return logits
+        return (logits[:, :, None, None] * self.global_cams).mean((2, 3))
+
+    def activation(
+        self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None, tags: Tensor | None = None
+    ) -> Tensor:
+        """The head at every position, before any rectification.
+
+        Args:
+            image: (N, 3, H, W), normalised.
+            context: (N, n + 1, h, w), class probabilities of the whole images' last segmentation; None: unknown.
+            view: (N, 2, 3), where each image lies in its whole; None: it is the whole.
+            tags: (N, n), for the context query `classes`; None: unknown.
+
+        Returns:
+            (N, n, H', W') at the backbone's output stride.
+        """
+        if self.context is None or self.fusion is None:
+            return self._head(self.backbone(image)[-1])
+        known = self.context.unknown(len(image)) if context is None else context
+        m, fusion = self.context(known, tags), self.fusion
+
+        def inject(stage: int, features: Tensor) -> Tensor:
+            fused: Tensor = fusion(features, m, view) if stage == self.position else features
+            return fused
+
+        return self._head(self.backbone(image, inject)[-1])
+
+    def _head(self, features: Tensor) -> Tensor:
+        activation: Tensor = self.head(features)
+        return activation

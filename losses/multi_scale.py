@@ -1,0 +1,67 @@
+"""Cross-entropy of one labelling seen at several sizes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def multi_scale_cross_entropy(logits: Tensor | list[Tensor], target: Tensor, ignore_index: int = 255) -> Tensor:
+    """The sum over all logits of their cross-entropy on the labels at their size.
+
+    Labels are resized by nearest neighbour, the pixel under the centre of the new one, each axis for itself. Each
+    cross-entropy is the mean over the pixels that count; 0 where none does.
+
+    Source: DeepLab-v2's multi-scale training as in deeplab-pytorch, whose label resize is right for squares only.
+
+    Args:
+        logits: (N, K, h, w), or several of them, each of its own size.
+        target: (N, H, W) int64, `ignore_index` where nothing counts.
+        ignore_index: 0..255 or negative.
+
+    Returns:
+        A scalar, float32 at least.
+
+    Raises:
+        ValueError: logits or a target without these axes, or of different N.
+    """
+    each = [logits] if isinstance(logits, Tensor) else logits
+    shapes = [tuple(one.shape) for one in each]
+    if target.ndim != 3 or not shapes or any(len(shape) != 4 or shape[0] != len(target) for shape in shapes):
+        raise ValueError(f"logits {shapes} and target {tuple(target.shape)}; expected (N, K, h, w) and (N, H, W)")
+    total = torch.zeros((), device=target.device)
+    for one in each:
+        labels = resized_labels(target, (one.shape[-2], one.shape[-1]))
+        precise = one if one.dtype == torch.float64 else one.float()
+        summed = F.cross_entropy(precise, labels, ignore_index=ignore_index, reduction="sum")
+        total = total + summed / (labels != ignore_index).sum().clamp(min=1)
+    return total
+
+
+def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W) int64 labels at (N, *size): each pixel takes the label under its centre.
+
+    As Pillow's NEAREST, but that a centre between two pixels always takes the second (Pillow: as it rounds).
+    """
+    rows, columns = (
+        torch.arange(1, 2 * new, 2, device=labels.device) * old // (2 * new)  # whole numbers: centres are exact
+        for new, old in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
+class MultiScaleCrossEntropy(nn.Module):
+    """`multi_scale_cross_entropy` as a module.
+
+    Args:
+        ignore_index: target value of the pixels to leave out.
+    """
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor | list[Tensor], target: Tensor) -> Tensor:
+        """The loss of logits (N, K, h, w), or of a list of them, and a target (N, H, W)."""
+        return multi_scale_cross_entropy(logits, target, self.ignore_index)
