@@ -37,6 +37,7 @@ SUBCOMMANDS = {
 }
 TOOLS = {
     "pipeline": "fits that build on each other, finished ones skipped",
+    "rounds": "what a pipeline's rounds measured, and pictures of what they made",
     "show": "draw an augmented batch with its labels",
     "results": "the results table, and the runs behind it",
 }

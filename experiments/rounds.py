@@ -1,4 +1,4 @@
-"""What a pipeline says of its rounds: a report of each, and the room that they take on the disk."""
+"""What a pipeline says of its rounds: a report of each, and the room that they take on the disk; `structseg rounds`."""
 
 from __future__ import annotations
 
@@ -60,3 +60,10 @@ def say_disk(pipeline: Pipeline, folder: Path) -> None:
 def size(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg rounds`."""
+    from experiments.round_view import main as view  # it stands on the pipeline, which stands on this file
+
+    view(args)
