@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import zipfile
 import zlib
@@ -52,11 +53,13 @@ class Confounders(NamedTuple):
         maps: (K-1, h, w) float32 in 0..1.
         images: (K-1,) int64, how many images each mean is of; a class without images has a map of zeros.
         classes: the names of the classes.
+        origin: that of the queries that the means are of; empty where it is not known.
     """
 
     maps: NDArray[np.float32]
     images: NDArray[np.int64]
     classes: tuple[str, ...]
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class About:
         images: how many.
         scores: what was measured while it was made, by flat name.
         notices: what a reader of the figures has to know.
+        split: of the data that the images are of; empty where it is not known.
+        origin: of masks and queries: what tells these from another prediction's, see `origin_of`; else empty.
     """
 
     kind: str
@@ -82,6 +87,8 @@ class About:
     images: int
     scores: dict[str, float] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    split: str = ""
+    origin: str = ""
 
     def write(self, folder: Path) -> None:
         """Writes `about.json`; to be done when all else in `folder` is there."""
@@ -108,7 +115,18 @@ def place_of(folder: Path) -> str:
     return f"{whole.parent.name}/{whole.name}"
 
 
-def check_folder(folder: Path, kinds: Collection[str], names: Sequence[str], space: LabelSpace) -> About:
+def origin_of(folder: Path) -> str:
+    """16 hexadecimal digits of the names and contents of a folder's queries: the same of the same predictions."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*" + SUFFIXES["queries"])):
+        digest.update(path.name.encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def check_folder(
+    folder: Path, kinds: Collection[str], names: Sequence[str], space: LabelSpace, split: str | None = None
+) -> About:
     """Makes sure that a folder holds what is expected of it before anything reads from it.
 
     Args:
@@ -116,10 +134,11 @@ def check_folder(folder: Path, kinds: Collection[str], names: Sequence[str], spa
         kinds: what it may hold.
         names: of the images that will be asked for; others may be there too.
         space: of the classes.
+        split: that the folder has to be of, if it says of which; None: any.
 
     Raises:
         FileNotFoundError: no such folder, an unfinished one, or images without a file; the message says what to run.
-        ValueError: another kind, of another round or other classes, or a damaged `about.json`.
+        ValueError: another kind, of another round, split or other classes, or a damaged `about.json`.
     """
     wanted = " or ".join(kinds)
     stage = STAGES.get(folder.name, STAGES[next(iter(kinds))])
@@ -139,6 +158,11 @@ def check_folder(folder: Path, kinds: Collection[str], names: Sequence[str], spa
         raise ValueError(
             f"{folder} holds {about.kind} of {about.label_space} ({len(about.classes)} classes), not of {space.name} "
             f"({len(space)} classes); set --data.label_space or {make} with these classes"
+        )
+    if split is not None and about.split not in ("", split):
+        raise ValueError(
+            f"{folder} holds {about.kind} of the {about.split} images, those of {split} are needed; give their folder "
+            f"or {make}"
         )
     suffix = SUFFIXES[about.kind]
     there = {path.name for path in folder.iterdir()}
@@ -240,8 +264,10 @@ def read_artefact_mask(folder: Path, name: str, space: LabelSpace) -> NDArray[np
     return read_mask(folder / f"{name}.png", len(space), space.name)
 
 
-def write_confounders(folder: Path, maps: NDArray[np.floating], images: NDArray[np.integer], space: LabelSpace) -> None:
-    """Writes `confounders.npz` into a round's folder: maps (K-1, h, w) in 0..1, images (K-1,).
+def write_confounders(
+    folder: Path, maps: NDArray[np.floating], images: NDArray[np.integer], space: LabelSpace, origin: str = ""
+) -> None:
+    """Writes `confounders.npz` into a round's folder: maps (K-1, h, w) in 0..1, images (K-1,), the queries' origin.
 
     Raises:
         ValueError: shapes or values that are none of these.
@@ -258,6 +284,7 @@ def write_confounders(folder: Path, maps: NDArray[np.floating], images: NDArray[
             confounders=maps.astype(np.float32),
             images=images.astype(np.int64),
             classes=np.array(space.classes[1:]),
+            origin=np.array(origin),
         )
 
 
@@ -281,7 +308,9 @@ def read_confounders(path: Path, space: LabelSpace) -> Confounders:
         )
     if maps.ndim != 3 or len(maps) != len(classes) or images.shape != (len(classes),):
         raise ValueError(f"{path} is damaged (maps {maps.shape}, images {images.shape}); run the stage again")
-    return Confounders(maps.astype(np.float32), images.astype(np.int64), classes)
+    with _named(path), np.load(path, allow_pickle=False) as file:
+        origin = str(file["origin"]) if "origin" in file else ""
+    return Confounders(maps.astype(np.float32), images.astype(np.int64), classes, origin)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.artefacts import About, check_folder
+from datamodules.artefacts import ABOUT, About, check_folder
 from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule, Split, run_seed
 from datamodules.blobs import BlobKind
@@ -42,7 +42,9 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
 
     Samples have `image`, `name`, `view`, `tags` where they are known, `mask`, with `queries` also `context`, and in
     predictions over a split `cams`. Training samples are views, drawn from (seed, epoch, index) in the workers;
-    evaluation samples show the whole image, and have the true mask where the data have one.
+    evaluation samples show the whole image, and have the true mask where the data have one. Those of a split are alike:
+    where some of its images have a true mask, that of the others is 255 everywhere; where some have no tags, none come
+    along, which is noticed.
 
     Args:
         label_space: name of the space of the labels; `voc[cat,dog]` are the background and these classes.
@@ -261,10 +263,21 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
     def _samples(self, names: tuple[str, ...], split: Split, sources: Sources, views: Views | None) -> WeakDataset:
         native = views is None and self.score_at == "native"
         read = self.read if sources.masks == "truth" else self.read_unmasked
+        if views is None:
+            blank = any(self.truth_of(name) is not None for name in names)
+            sources = sources._replace(blank=blank, tags=self._all_have_tags(split, names))
         return WeakDataset(
             names, read, None if native else self.size, self.label_space, sources, views, self.mean, run_seed(),
             self._donors(split, names) if self.context_of == "another" else None,
         )  # fmt: skip
+
+    def _all_have_tags(self, split: Split, names: tuple[str, ...]) -> bool:
+        without = [name for name in names if self.tags_of(name) is None]
+        if 0 < len(without) < len(names):
+            self._notice(
+                f"{len(without)} of {len(names)} {split} images have no tags, first {without[0]}; none come along"
+            )
+        return not without
 
     def _donors(self, split: Split, names: tuple[str, ...]) -> dict[str, str]:
         """Whose context each image gets: one cycle through all, so none keeps its own."""
@@ -273,13 +286,25 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         order = np.random.default_rng(self.seed).permutation(len(names))
         return {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
 
-    def _checked(self, folder: Path, kinds: tuple[str, ...], names: tuple[str, ...]) -> About:
-        return check_folder(folder, kinds, names, self.label_space)
+    @property
+    def query_origin(self) -> str | None:
+        """What the masks of `queries` are told apart by, as the confounders made of them; None where it is not known.
+
+        Raises:
+            ValueError: a damaged `about.json`.
+        """
+        if self.queries is None or not (Path(self.queries) / ABOUT).is_file():
+            return None
+        return About.read(Path(self.queries)).origin or None
+
+    def _checked(self, folder: Path, kinds: tuple[str, ...], names: tuple[str, ...], split: Split) -> About:
+        # Confounders and seeds are for training images; what evaluation reads may lie with those of another split.
+        return check_folder(folder, kinds, names, self.label_space, "train" if split == "train" else None)
 
     def _checked_masks(self, names: tuple[str, ...]) -> Path:
         folder = Path(str(self.masks))
         kinds = (folder.name,) if folder.name in MASK_KINDS else MASK_KINDS
-        self._checked(folder, kinds, names)
+        self._checked(folder, kinds, names, "train")
         return folder
 
     def _checked_queries(self, split: Split, names: tuple[str, ...]) -> Path | None:
@@ -287,9 +312,9 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             return None
         folder = Path(self.queries)
         if split != "train" and not any((folder / f"{name}.npz").is_file() for name in names):
-            self._checked(folder, ("queries",), ())
+            self._checked(folder, ("queries",), (), split)
             return None  # a split that the last round did not predict
-        self._checked(folder, ("queries",), names)
+        self._checked(folder, ("queries",), names, split)
         return folder
 
     def predict_dataloader(self) -> DataLoader[Sample]:
@@ -307,7 +332,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         cams = None
         if self.cams is not None:
             cams = Path(self.cams)
-            self._checked(cams, ("cams",), names)
+            self._checked(cams, ("cams",), names, split)
         sources = Sources(masks="truth", queries=self._checked_queries(split, names), cams=cams)
         data = self._samples(names, split, sources, None)
         return DataLoader(

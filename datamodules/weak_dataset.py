@@ -28,11 +28,15 @@ class Sources(NamedTuple):
         masks: `truth`: what the reader gives, where it gives any; a folder of artefacts; None = no masks.
         queries: folder of class probabilities, for `context`.
         cams: folder of class activation maps.
+        blank: whether an image without a true mask gets one that is ignored everywhere, beside others that have theirs.
+        tags: whether tags come along.
     """
 
     masks: Path | Literal["truth"] | None = None
     queries: Path | None = None
     cams: Path | None = None
+    blank: bool = False
+    tags: bool = True
 
 
 class WeakDataset(Dataset[Sample]):
@@ -90,9 +94,9 @@ class WeakDataset(Dataset[Sample]):
         random = np.random.default_rng([self.seed, int(self._epoch), index % len(self)])
         cut = self.views.cut(own, self.size or own, random)
         sample: Sample = {"image": image_tensor(cut.image(image, self.fill)), "view": cut.view(), "name": name}
-        if tags is not None:
+        if tags is not None and self.sources.tags:
             sample["tags"] = torch.from_numpy(tags)
-        mask = self._mask(name, truth)
+        mask = self._mask(name, own, truth)
         if mask is not None:
             sample["mask"] = mask_tensor(cut.mask(mask, self.label_space.ignore_index))
         if self.sources.queries is not None:
@@ -102,13 +106,15 @@ class WeakDataset(Dataset[Sample]):
             sample["cams"] = torch.from_numpy(read_cams(self.sources.cams, name, self.label_space).maps)
         return sample
 
-    def _mask(self, name: str, truth: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+    def _mask(self, name: str, size: tuple[int, int], truth: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
         if self.sources.masks is None:
             return None
         if self.sources.masks != "truth":
             return read_artefact_mask(self.sources.masks, name, self.label_space)
         if truth is None and self.training:
             raise ValueError(f"{name} has no true mask; train with --data.masks of an earlier stage")
+        if truth is None and self.sources.blank:
+            return np.full(size, self.label_space.ignore_index, dtype=np.uint8)
         return truth
 
     def set_epoch(self, epoch: int) -> None:

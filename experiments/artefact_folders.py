@@ -21,6 +21,7 @@ from lightning_modules.callbacks.image_scores import image_columns, image_rows, 
 
 IMAGES = "images.csv.gz"  # what each image of a folder of masks scored, as `ImageScores` writes it
 _PART, _OLD = ".part", ".old"
+_UNKNOWN = 255
 
 
 class ArtefactWriter(Callback):
@@ -83,6 +84,10 @@ class ArtefactWriter(Callback):
             scores |= {f"{prefix}_{key}": float(values[key]) for key in metric.metric_keys}
         return {key: value for key, value in scores.items() if math.isfinite(value)}
 
+    def origin(self) -> str:
+        """What a child's folders are told apart by from those of another prediction; on the first process alone."""
+        return ""
+
     def write_more(self) -> None:
         """A child writes what lies beside its folders; on the first process alone."""
 
@@ -132,8 +137,8 @@ class ArtefactWriter(Callback):
                 f"datamodule with --data.predict_split train"
             )
         self._cases["images"].update(batch["name"])
-        if "mask" in batch:
-            self._cases["with truth"].update(batch["name"])
+        known = zip(batch["name"], masks_of(batch), strict=True)
+        self._cases["with truth"].update(name for name, mask in known if mask is not None)
         with self._disk():
             self.write_batch(outputs, batch)
 
@@ -182,6 +187,7 @@ class ArtefactWriter(Callback):
         for text in own:
             rank_zero_warn(text)
         with self._disk():
+            origin = self.origin()
             for kind in self.kinds:
                 About(
                     kind=kind,
@@ -192,6 +198,8 @@ class ArtefactWriter(Callback):
                     images=images,
                     scores=scores,
                     notices=tuple(dict.fromkeys([*said, *own])),
+                    split=getattr(_datamodule(trainer), "predict_split", None) or "",
+                    origin=origin,
                 ).write(self.part(kind))
             if self._rows:
                 write_table(self.part(self.kinds[0]) / IMAGES, [image_columns(self.label_space.classes), *self._rows])
@@ -237,9 +245,10 @@ def some(names: set[str], most: int = 3) -> str:
 
 
 def masks_of(batch: dict[str, Any]) -> Sequence[Tensor | None]:
-    """The true mask (H, W) of each image of a batch, or None for each."""
-    masks: Sequence[Tensor | None] = batch["mask"] if "mask" in batch else [None] * len(batch["name"])
-    return masks
+    """The true mask (H, W) of each image of a batch; None where it is not known, which 255 everywhere stands for."""
+    if "mask" not in batch:
+        return [None] * len(batch["name"])
+    return [mask if bool((mask != _UNKNOWN).any()) else None for mask in batch["mask"]]
 
 
 def _tidy(final: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from datamodules.artefacts import write_cams, write_confounders, write_mask, write_query
+from datamodules.artefacts import origin_of, write_cams, write_confounders, write_mask, write_query
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
 from experiments.artefact_folders import ArtefactWriter, masks_of, some
@@ -26,7 +26,7 @@ from lightning_modules.conta_segmenter import CONTASegmenter
 from lightning_modules.dense_crf import CRFPool, DenseCRF
 from lightning_modules.metrics.cam_thresholds import CAMThresholds
 from lightning_modules.metrics.confounder_set import Confounders, ConfounderSet
-from lightning_modules.metrics.faults import FAULTS, FaultMetrics
+from lightning_modules.metrics.faults import FAULTS, FaultMetrics, fault_scores
 from lightning_modules.metrics.relation_labels import RelationLabelScores
 from lightning_modules.relation_labels import combine, seed_maps
 
@@ -50,6 +50,7 @@ class CAMWriter(ArtefactWriter):
         foreground: threshold above which a pixel is a seed of its class.
         background: threshold up to which it is a seed of the background.
         workers: processes of the CRF, on each device; None shares out the cores, 0 uses none.
+        pairs: names of classes whose mix-up is counted by itself.
     """
 
     kinds: tuple[str, ...] = ("cams", "relation_labels")
@@ -63,10 +64,12 @@ class CAMWriter(ArtefactWriter):
         foreground: float = 0.30,
         background: float = 0.05,
         workers: int | None = None,
+        pairs: Pairs = (),
     ) -> None:
         super().__init__(out, label_space)
         seed_maps(np.zeros((1, 1, 1)), (1, 1), foreground, background)  # so that wrong thresholds are found at once
         self.crf, self.foreground, self.background, self.workers = crf, foreground, background, workers
+        self.pairs = pairs
         classes, ignored = label_space.classes, label_space.ignore_index
         self.metrics = {"cam": CAMThresholds(classes, ignored), "relation": RelationLabelScores(classes, ignored)}
         self._stack = ExitStack()
@@ -120,6 +123,15 @@ class CAMWriter(ArtefactWriter):
         """Ends the CRF's processes too."""
         self._stack.__exit__(type(exception), exception, exception.__traceback__)
         super().on_exception(trainer, pl_module, exception)
+
+    def measured(self, has_truth: bool) -> dict[str, float]:
+        """The scores, and the faults of the maps at their best threshold."""
+        scores = super().measured(has_truth)
+        if has_truth:
+            confusion = self.metrics["cam"].compute()["confusion"]
+            faults = fault_scores(confusion, self.label_space.classes, self.pairs)
+            scores |= {f"cam_{key}": float(value) for key, value in faults.items() if value.isfinite()}
+        return scores
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:  # noqa: ARG002  # the base's form
         """Images without tags, and maps that are empty."""
@@ -245,12 +257,16 @@ class MaskWriter(PseudoMaskWriter):
         self._found = None if self._sum is None else self._sum.compute()
         return super().measured(has_truth)
 
+    def origin(self) -> str:
+        """That of the queries, which the confounders are the means of."""
+        return origin_of(self.part("queries"))
+
     def write_more(self) -> None:
         """`confounders.npz` and `confounders.png`."""
         if self._found is None:
             return
         maps, images = self._found.confounders.numpy(), self._found.images.numpy()
-        write_confounders(self.out, maps, images, self.label_space)
+        write_confounders(self.out, maps, images, self.label_space, self.origin())
         beside = self.out / ".confounders.png.part"
         confounder_figure(maps, images, self.label_space.classes[1:]).savefig(beside, dpi=80, format="png")
         beside.replace(self.out / "confounders.png")
@@ -276,7 +292,8 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
     out, space = Path(datamodule.predict_out), datamodule.label_space
     pairs: Pairs = getattr(model, "pairs", ())
     if isinstance(model, CONTAClassifier):
-        return CAMWriter(out, space)
+        thresholds: tuple[float, float] = getattr(model, "relation_thresholds", (0.30, 0.05))
+        return CAMWriter(out, space, pairs=pairs, foreground=thresholds[0], background=thresholds[1])
     if isinstance(model, CONTARelationNetwork):
         return PseudoMaskWriter(out, space, pairs)
     if isinstance(model, CONTASegmenter):

@@ -167,6 +167,14 @@ class StructsegCLI(LightningCLI):
         """As `before_fit`."""
         self._begin("test")
 
+    def after_test(self) -> None:
+        """Leaves what the test noticed beside its figures."""
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.folder.notices.unlink(missing_ok=True)
+        if self.model.notices:
+            self.folder.notices.write_text("".join(f"{notice}\n" for notice in self.model.notices))
+
     def _begin(self, *splits: Split) -> None:
         if not self.datamodule.download:  # what is yet to be fetched cannot be looked at
             for split in splits:

@@ -25,6 +25,7 @@ from experiments.pipeline_file import argument_faults, load_pipeline
 from experiments.processes import command_line, run_structseg
 from experiments.result_files import commit
 from experiments.rounds import leave_report, say_disk
+from experiments.run_folder import NOTICES_NAME
 from experiments.stage_record import (
     Inputs,
     Record,
@@ -166,7 +167,7 @@ class Session:
         configs = self.configs()
         records: dict[str, Record] = {}
         with _alone(self.folder) as lock:
-            say_disk(self.pipeline, self.folder)
+            say_disk(self.pipeline, self.folder, [stage.name for stage in self.stages])
             for number, stage in enumerate(self.stages, 1):
                 found = self.standing(stage, configs[stage.name])
                 print(f"[{number}/{len(self.stages)}] {stage.name}: {found}", flush=True)
@@ -225,7 +226,9 @@ class Session:
         figures = _tested(log)[before:]
         if not figures:
             raise RuntimeError(f"the test of stage {stage.name} left no figures in {log}; leave --trainer.logger alone")
-        return Scored(stage.tests[test], figures[-1], round(seconds, 1))
+        said = path.parent.parent / NOTICES_NAME
+        notices = tuple(said.read_text().splitlines()) if said.is_file() else ()
+        return Scored(stage.tests[test], figures[-1], round(seconds, 1), notices)
 
 
 def resolved_config(args: Sequence[str]) -> dict[str, Any]:

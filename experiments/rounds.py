@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +29,44 @@ def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
         tests = {test: _nested(scored.metrics) for test, scored in record.tests.items()}
         stages[stage.removeprefix(f"{name}/")] = {
             "seconds": record.seconds,
-            "notices": list(record.notices),
+            "notices": _notices(record),
             "scores": tests.get("", {}) if set(tests) <= {""} else tests,
         }
-    notices = dict.fromkeys(notice for record in records.values() for notice in record.notices)
+    notices = dict.fromkeys(notice for record in records.values() for notice in _notices(record))
     return {"round": name, "notices": list(notices), "stages": stages}
+
+
+def _notices(record: Record) -> list[str]:
+    """Of the stage and its tests."""
+    tested = (notice for scored in record.tests.values() for notice in scored.notices)
+    return list(dict.fromkeys([*record.notices, *tested]))
 
 
 def _nested(metrics: Mapping[str, float]) -> dict[str, Any]:
     return nest_metrics({f"test/{key}": value for key, value in metrics.items()})
 
 
-def say_disk(pipeline: Pipeline, folder: Path) -> None:
-    """Says how much room the rounds that are yet to come will take: as the finished ones did, else as the file says.
+def say_disk(pipeline: Pipeline, folder: Path, stages: Collection[str]) -> None:
+    """Says how much room is still to be taken: as finished rounds did, else as the file says, less what is there.
+
+    Args:
+        pipeline: the stages.
+        folder: of the run.
+        stages: names of those that are asked for.
 
     Raises:
         OSError: there is less.
     """
     done = [name for name, members in pipeline.rounds.items() if all(read_record(folder / one) for one in members)]
-    coming = len(pipeline.rounds) - len(done)
     each = max((size(folder / name) / _MB for name in done), default=pipeline.round_megabytes)
-    if not coming or not each:
+    coming = [name for name, members in pipeline.rounds.items() if name not in done and set(members) & set(stages)]
+    needed = sum(max(each - size(folder / name) / _MB, 0) for name in coming)
+    if not needed:
         return
     free = shutil.disk_usage(folder).free / _MB
-    print(f"disk: {coming} rounds of about {each:.0f} MB each; {free:.0f} MB are free at {folder}", flush=True)
-    if coming * each > free:
-        raise OSError(f"{coming * each:.0f} MB are needed at {folder}, {free:.0f} MB are free; set --runs_dir")
+    print(f"disk: about {needed:.0f} MB for {len(coming)} rounds; {free:.0f} MB are free at {folder}", flush=True)
+    if needed > free:
+        raise OSError(f"{needed:.0f} MB are needed at {folder}, {free:.0f} MB are free; set --runs_dir")
 
 
 def size(folder: Path) -> int:

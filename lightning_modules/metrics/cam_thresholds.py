@@ -101,7 +101,7 @@ class CAMThresholds(Metric):
         self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """All values as float32 on the CPU: those of `metric_keys`, and `curve`."""
+        """The values of `metric_keys`, `curve` (99,), and `confusion` (K, K) at the best threshold, all on the CPU."""
         counts = self.counts.cpu().double()
         # (K, K - 1, 99): pixels whose maximum reaches a threshold; the others are background at it.
         kept = counts.flip(2).cumsum(2).flip(2)[..., 1:]
@@ -113,11 +113,17 @@ class CAMThresholds(Metric):
         curve = iou.nanmean(0)
         if not truth.sum():
             nan = torch.tensor(torch.nan)
-            return {**dict.fromkeys(self.metric_keys, nan), "curve": curve.float()}
+            return {
+                **dict.fromkeys(self.metric_keys, nan),
+                "curve": curve.float(),
+                "confusion": torch.zeros(len(truth), len(truth)),
+            }
         best = int((curve == curve.max()).nonzero()[0])
         values = (curve[best], torch.tensor(THRESHOLDS[best]), *iou[:, best])
         scores = {key: value.float() for key, value in zip(self.metric_keys, values, strict=True)}
-        return {**scores, "curve": curve.float()}
+        objects = kept[..., best]
+        confusion = torch.cat([(truth - objects.sum(1))[:, None], objects], 1)
+        return {**scores, "curve": curve.float(), "confusion": confusion}
 
 
 def _thresholds(device: torch.device) -> Tensor:

@@ -68,21 +68,26 @@ class FaultMetrics(SegmentationMetrics):
 
     def compute(self) -> dict[str, Tensor]:
         """All values as float32 scalars on the CPU."""
-        matrix = self.confusion.cpu().double()
-        hits, truth, guess = matrix.diagonal()[1:], matrix.sum(1), matrix.sum(0)
-        objects = matrix[1:, 1:]
-        # 0 / 0 is nan, as it should be.
-        faults = {
-            "fp_object": (objects.sum(0) - hits) / guess[1:],
-            "fp_background": matrix[0, 1:] / guess[1:],
-            "miss": matrix[1:, 0] / truth[1:],
-            "swap": (objects.sum(1) - hits) / truth[1:],
-        }
-        values = {f"mean_{fault}": shares.nanmean() for fault, shares in faults.items()}
-        for fault, shares in faults.items():
-            values |= {f"{fault}/{name}": share for name, share in zip(self.classes[1:], shares, strict=True)}
-        for first, second in self.pairs:
-            a, b = self.classes.index(first), self.classes.index(second)
-            values[f"on/{first}/{second}"] = matrix[b, a] / guess[a]
-            values[f"goes_to/{first}/{second}"] = matrix[a, b] / truth[a]
-        return {**super().compute(), **{key: value.float() for key, value in values.items()}}
+        return {**super().compute(), **fault_scores(self.confusion.cpu(), self.classes, self.pairs)}
+
+
+def fault_scores(confusion: Tensor, classes: Sequence[str], pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Tensor]:
+    """The faults that a confusion matrix (K, K) holds, rows truth, as `FaultMetrics` names them; float32 scalars."""
+    matrix = confusion.double()
+    hits, truth, guess = matrix.diagonal()[1:], matrix.sum(1), matrix.sum(0)
+    objects = matrix[1:, 1:]
+    # 0 / 0 is nan, as it should be.
+    faults = {
+        "fp_object": (objects.sum(0) - hits) / guess[1:],
+        "fp_background": matrix[0, 1:] / guess[1:],
+        "miss": matrix[1:, 0] / truth[1:],
+        "swap": (objects.sum(1) - hits) / truth[1:],
+    }
+    values = {f"mean_{fault}": shares.nanmean() for fault, shares in faults.items()}
+    for fault, shares in faults.items():
+        values |= {f"{fault}/{name}": share for name, share in zip(classes[1:], shares, strict=True)}
+    for first, second in pairs:
+        a, b = classes.index(first), classes.index(second)
+        values[f"on/{first}/{second}"] = matrix[b, a] / guess[a]
+        values[f"goes_to/{first}/{second}"] = matrix[a, b] / truth[a]
+    return {key: value.float() for key, value in values.items()}

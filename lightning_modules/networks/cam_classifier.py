@@ -13,6 +13,21 @@ from lightning_modules.networks.context import ContextFusion, ContextKind, Conte
 Adjustment = Literal["none", "c2am"]
 
 GLOBAL_CAM_SIZE = (128, 128)  # as published for C2AM; only its mean has an effect
+_PROBE = (64, 64)
+
+
+def freeze_stages(backbone: Backbone, stages: int) -> None:
+    """Lets the first so many of a backbone's five stages learn no more: what their output is made with."""
+    if stages == 0:
+        return
+    parameters, mode = list(backbone.parameters()), backbone.training
+    with torch.enable_grad():
+        end = backbone.eval()(torch.zeros(1, 3, *_PROBE))[stages - 1]
+        gradients = torch.autograd.grad(end.sum(), parameters, allow_unused=True)
+    backbone.train(mode)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.requires_grad_(False)
 
 
 class CAMClassifier(nn.Module):
@@ -75,25 +90,20 @@ class CAMClassifier(nn.Module):
             self.fusion = ContextFusion(backbone.channels[context_position], self.context.channels)
         self.register_buffer("global_cams", torch.ones(classes, *GLOBAL_CAM_SIZE) if adjustment == "c2am" else None)
 
-    def forward(
-        self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None, tags: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None) -> Tensor:
         """Logits (N, n); the arguments are those of `activation`."""
-        logits = self.activation(image, context, view, tags).mean((2, 3))
+        logits = self.activation(image, context, view).mean((2, 3))
         if self.global_cams is None:
             return logits
         return (logits[:, :, None, None] * self.global_cams).mean((2, 3))
 
-    def activation(
-        self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None, tags: Tensor | None = None
-    ) -> Tensor:
+    def activation(self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None) -> Tensor:
         """The head at every position, before any rectification.
 
         Args:
             image: (N, 3, H, W), normalised.
             context: (N, n + 1, h, w), class probabilities of the whole images' last segmentation; None: unknown.
             view: (N, 2, 3), where each image lies in its whole; None: it is the whole.
-            tags: (N, n), for the context query `classes`; None: unknown.
 
         Returns:
             (N, n, H', W') at the backbone's output stride.
@@ -101,7 +111,7 @@ class CAMClassifier(nn.Module):
         if self.context is None or self.fusion is None:
             return self._head(self.backbone(image)[-1])
         known = self.context.unknown(len(image)) if context is None else context
-        m, fusion = self.context(known, tags), self.fusion
+        m, fusion = self.context(known), self.fusion
 
         def inject(stage: int, features: Tensor) -> Tensor:
             fused: Tensor = fusion(features, m, view) if stage == self.position else features

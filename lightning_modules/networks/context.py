@@ -67,7 +67,8 @@ class ContextMap(nn.Module):
         kind: `sum` (equation 3, one channel), `stack` (its n terms), or `constant` (ones: a control with the parameters
             of `sum`, which then stand still).
         query: `foreground`, x = 1 - p(background); `classes`, W1 on each class map, averaged over the classes that the
-            tags allow. W1 is linear, so this is W1 on the average of these maps.
+            map holds at all: those that the tags allow, where the segmenter knew them. W1 is linear, so this is W1 on
+            the average of these maps.
         scale: bring M to unit mean over its channels and cells. P(c) and the averages make it tiny, and weight decay
             would switch it off.
 
@@ -106,12 +107,11 @@ class ContextMap(nn.Module):
         self.w1 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind != "constant")
         self.w2 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind != "constant")
 
-    def forward(self, probabilities: Tensor, tags: Tensor | None = None) -> Tensor:
+    def forward(self, probabilities: Tensor) -> Tensor:
         """M, whose gradient reaches W1 and W2 alone.
 
         Args:
             probabilities: (N, n + 1, h, w), the background first.
-            tags: (N, n) of 0 and 1; None where they are unknown: all classes are allowed. For query `classes` alone.
 
         Returns:
             (N, channels, h, w) float32.
@@ -129,17 +129,16 @@ class ContextMap(nn.Module):
             return torch.ones(len(probabilities), 1, *self.size, device=probabilities.device)
         # In half precision the mean of the small terms is lost.
         with torch.autocast(probabilities.device.type, enabled=False):
-            query = self._query_of(probabilities.detach().float(), tags).flatten(1)
+            query = self._query_of(probabilities.detach().float()).flatten(1)
             m = context_map(query, self.confounders.detach(), self.w1, self.w2, self.kind)
             return m / m.mean((1, 2, 3), keepdim=True).clamp(min=_SMALLEST_MEAN) if self.scale else m
 
-    def _query_of(self, probabilities: Tensor, tags: Tensor | None) -> Tensor:
+    def _query_of(self, probabilities: Tensor) -> Tensor:
         if self.query == "foreground":
             return 1 - probabilities[:, 0]
-        if tags is None:
-            return probabilities[:, 1:].mean(1)
-        allowed = tags.detach().float()[:, :, None, None]
-        return (probabilities[:, 1:] * allowed).sum(1) / allowed.sum(1).clamp(min=1)
+        # By the map itself, not by the image's tags: a placebo's map is another image's.
+        held = probabilities[:, 1:].flatten(2).any(2).sum(1)[:, None, None]
+        return probabilities[:, 1:].sum(1) / held.clamp(min=1)
 
     def unknown(self, count: int) -> Tensor:
         """What stands for the probabilities (N, n + 1, h, w) of images without a last mask: all background.

@@ -1,6 +1,7 @@
 import errno
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from datamodules import artefacts
 from datamodules.artefacts import (
     About,
     check_folder,
+    origin_of,
     place_of,
     read_artefact_mask,
     read_cams,
@@ -87,6 +89,36 @@ def test_queries_masks_and_confounders_come_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.maps, maps.astype(np.float32))
     assert (read.images.tolist(), read.classes) == ([3, 0], ("cat", "dog"))
     assert read_confounders(tmp_path / "confounders.npz", PETS).classes == ("cat", "dog")
+
+
+def test_confounders_keep_their_origin_and_need_none(tmp_path: Path) -> None:
+    maps, images = np.zeros((2, 4, 4)), np.array([3, 0])
+    write_confounders(tmp_path, maps, images, PETS, origin="abc")
+    assert read_confounders(tmp_path, PETS).origin == "abc"
+    write_confounders(tmp_path, maps, images, PETS)
+    assert read_confounders(tmp_path, PETS).origin == ""
+    np.savez(tmp_path / "old.npz", confounders=maps, images=images, classes=np.array(["cat", "dog"]))
+    assert read_confounders(tmp_path / "old.npz", PETS).origin == ""
+
+
+def test_an_origin_is_of_names_and_contents(tmp_path: Path) -> None:
+    for name, folder in (("a", "one"), ("a", "two"), ("b", "renamed"), ("a", "other")):
+        (tmp_path / folder).mkdir()
+        write_query(tmp_path / folder, name, np.full((3, 2, 2), 0.5 if folder == "other" else 0.25))
+    (tmp_path / "two" / "about.json").write_text("{}")
+    origins = [origin_of(tmp_path / folder) for folder in ("one", "two", "renamed", "other")]
+    assert origins[0] == origins[1]
+    assert len(set(origins)) == 3
+    assert all(len(origin) == 16 for origin in origins)
+
+
+def test_a_folder_of_another_split_is_refused(tmp_path: Path) -> None:
+    folder = made(tmp_path, "masks")
+    check_folder(folder, ("masks",), ["a"], PETS, split="train")  # it does not say of which
+    replace(About.read(folder), split="val").write(folder)
+    assert check_folder(folder, ("masks",), ["a"], PETS).split == "val"
+    with pytest.raises(ValueError, match=r"holds masks of the val images, those of train are needed; .*round_1/masks"):
+        check_folder(folder, ("masks",), ["a", "missing"], PETS, split="train")
 
 
 def test_nothing_outside_of_its_range_is_written(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,42 @@ def test_evaluation_shows_the_whole_image_with_its_truth() -> None:
     assert Halves().val_dataloader() == []
 
 
+class Partly(Halves):
+    """Only images with an even number have a true mask."""
+
+    def read(self, name: str) -> Read:
+        image, mask, tags = super().read(name)
+        return image, None if int(name.split("_")[1]) % 2 else mask, tags
+
+
+@pytest.mark.parametrize("entries", [("test_0", "test_1"), ("test_1", "test_0")])
+def test_where_some_images_have_no_truth_theirs_is_ignored_everywhere(entries: tuple[str, str]) -> None:
+    data = Partly()
+    data.entries = lambda split: entries  # type: ignore[method-assign]
+    (batch,) = data.test_dataloader()
+    known = [name == "test_0" for name in batch["name"]]
+    assert [bool(mask.eq(255).all()) for mask in batch["mask"]] == [not one for one in known]
+    assert batch["mask"][known.index(True), :, :16].eq(1).all()
+    data = Partly(predict_split="train", score_at="native")
+    masks = [batch["mask"] for batch in data.predict_dataloader()]
+    assert [tuple(mask.shape) for mask in masks[:2]] == [(1, 40, 60), (1, 50, 30)]
+    assert [bool(mask.eq(255).all()) for mask in masks] == [False, True] * 3
+    with pytest.raises(ValueError, match="train_1 has no true mask"):
+        Partly(masks="truth").dataset("train")[1]
+
+
+@pytest.mark.parametrize("missing", ["test_0", "test_1"])
+def test_where_some_images_have_no_tags_none_come_along(missing: str) -> None:
+    data = Halves(test=2, predict_split="test")
+    data.wrong_tags = {missing: None}
+    with pytest.warns(UserWarning, match=f"1 of 2 test images have no tags, first {missing}; none come along"):
+        (batch,) = data.test_dataloader()
+    assert "tags" not in batch
+    (batch,) = data.predict_dataloader()
+    assert "tags" not in batch
+    assert len(data.notices) == 1
+
+
 def test_queries_become_context(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", Halves().entries("train"))
     data = Halves(queries=str(folder))
@@ -241,6 +278,31 @@ def test_artefacts_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     queries = folder_of(tmp_path, "queries", [*names, "test_0"])
     with pytest.raises(FileNotFoundError, match="has no queries for 4 of 5 images, first test_1"):
         Halves(queries=str(queries)).dataset("test")
+
+
+def test_artefacts_of_another_split_are_not_trained_on(tmp_path: Path) -> None:
+    names = Halves().entries("train")
+    for kind in ("pseudo_masks", "queries", "cams"):
+        folder = folder_of(tmp_path, kind, names)
+        about = About.read(folder)
+        replace(about, split="train").write(folder)
+        given = {kind: str(folder)} if kind != "pseudo_masks" else {"masks": str(folder)}
+        use = Halves(predict_split="train", **given)
+        read = (lambda data: data.predict_dataloader()) if kind == "cams" else (lambda data: data.dataset("train"))
+        read(use)
+        replace(about, split="val").write(folder)
+        with pytest.raises(ValueError, match=rf"holds {kind} of the val images, those of train are needed") as caught:
+            read(Halves(predict_split="train", **given))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_origin_of_queries_is_told(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "queries", Halves().entries("train"))
+    assert Halves().query_origin is None
+    assert Halves(queries=str(folder)).query_origin is None, "of a folder that does not say"
+    replace(About.read(folder), origin="abc").write(folder)
+    assert Halves(queries=str(folder)).query_origin == "abc"
+    assert Halves(queries=str(tmp_path / "none")).query_origin is None
 
 
 def test_training_on_the_truth_needs_one() -> None:

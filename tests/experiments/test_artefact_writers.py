@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.artefacts import About, read_artefact_mask, read_cams, read_confounders, read_query
@@ -79,7 +79,7 @@ class CONTASegmenter(LightningModule):
         return {"masks": [mask] * len(batch["name"]), "queries": [query] * len(batch["name"])}
 
 
-def run(writer, module, data=None, batch_size=2, **settings):
+def run(writer, module, data=None, batch_size=2, datamodule=None, **settings):
     data = data or Split()
     trainer = Trainer(
         accelerator="cpu",
@@ -90,6 +90,8 @@ def run(writer, module, data=None, batch_size=2, **settings):
         enable_model_summary=False,
         **settings,
     )
+    if datamodule is not None:
+        return trainer.predict(module, datamodule=datamodule)
     return trainer.predict(module, DataLoader(data, batch_size, collate_fn=collate))
 
 
@@ -208,6 +210,60 @@ def test_without_true_masks_there_are_no_scores_and_that_is_said(tmp_path):
     about = About.read(tmp_path / "pseudo_masks")
     assert (about.scores, about.images) == ({}, 3)
     assert "no true masks" in about.notices[0]
+
+
+class PartOfTruth(Split):
+    """Of the images that are named nothing is known, which is a mask ignored everywhere."""
+
+    def __init__(self, unknown):
+        super().__init__()
+        self.unknown = unknown
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        if sample["name"] in self.unknown:
+            sample["mask"] = torch.full_like(sample["mask"], 255)
+        return sample
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_mask_that_is_ignored_everywhere_is_no_truth(tmp_path, batch_size):
+    run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), PartOfTruth("bc"), batch_size)
+    about = About.read(tmp_path / "pseudo_masks")
+    assert about.scores["pseudo_iou/cat"] == pytest.approx(8 / 16)
+    assert about.notices[0] == "pseudo_masks are scored on the 1 of 3 images that have a true mask"
+    assert [row[0] for row in read_table(tmp_path / "pseudo_masks/images.csv.gz")] == ["name", "a"]
+    run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), PartOfTruth("abc"), batch_size)
+    about = About.read(tmp_path / "pseudo_masks")
+    assert about.scores == {}
+    assert "no true masks" in about.notices[0]
+    run(CAMWriter(tmp_path, SPACE, STILL, workers=0), CONTAClassifier(), PartOfTruth("bc"), batch_size)
+    assert About.read(tmp_path / "cams").scores["cam_miou"] == pytest.approx(1)
+
+
+def test_masks_queries_and_confounders_share_an_origin_and_say_their_split(tmp_path):
+    class Data(LightningDataModule):
+        predict_split = "train"
+
+        def predict_dataloader(self):
+            return DataLoader(Split(), batch_size=2, collate_fn=collate)
+
+    class Surer(CONTASegmenter):
+        def predict_step(self, batch):
+            found = super().predict_step(batch)
+            return {**found, "queries": [query.sqrt() for query in found["queries"]]}
+
+    origins = []
+    for module in (CONTASegmenter(), CONTASegmenter(), Surer()):
+        run(MaskWriter(tmp_path, SPACE), module, datamodule=Data())
+        abouts = [About.read(tmp_path / kind) for kind in ("masks", "queries")]
+        assert [about.split for about in abouts] == ["train", "train"]
+        origins += {about.origin for about in abouts} | {read_confounders(tmp_path, SPACE).origin}
+    assert len(origins) == 3, "one a run, in all three places"
+    assert origins[0] == origins[1] != origins[2]
+    run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), datamodule=Data())
+    about = About.read(tmp_path / "pseudo_masks")
+    assert (about.split, about.origin) == ("train", "")
 
 
 def test_a_second_run_replaces_the_first_and_counts_from_nothing(tmp_path):

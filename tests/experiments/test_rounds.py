@@ -132,6 +132,7 @@ class TestRunning:
                 log = Path(option["--ckpt_path"]).parent.with_name("metrics.csv")
                 before = log.read_text() if log.is_file() else "test/miou,test/iou/cat\n"
                 log.write_text(before + "0.5,0.25\n")
+                log.with_name("notices_test.txt").write_text("tested\n")
             else:
                 folder, checkpoint = Path(option["--data.predict_out"]), Path(option["--ckpt_path"]).read_text()
                 for name in ("cams", "labels") if what.endswith("cams") else ("masks",):
@@ -227,7 +228,8 @@ class TestRunning:
         made = session(last="round_0/masks")
         made.run()
         report = json.loads((made.folder / "round_0/report.json").read_text())
-        assert report["notices"] == ["look", "see cams", "see labels", "see masks"]
+        assert report["notices"] == ["look", "tested", "see cams", "see labels", "see masks"]
+        assert report["stages"]["segmenter"]["notices"] == ["look", "tested"]
         assert report["stages"]["cams"] == {
             "seconds": 60.0, "notices": ["see cams", "see labels"], "scores": {"iou": {"cat": 0.75}},
         }  # fmt: skip
@@ -263,9 +265,9 @@ class TestRunning:
             session(round_megabytes=40).run()
         assert ran == []
         session(round_megabytes=20, last="round_0/masks").run(tests=False)
-        assert "disk: 3 rounds of about 20 MB each; 100 MB are free" in capsys.readouterr().out
+        assert "disk: about 20 MB for 1 rounds; 100 MB are free" in capsys.readouterr().out
         session(round_megabytes=20).run(tests=False)
-        assert "disk: 2 rounds of about 0 MB each" in capsys.readouterr().out, "as round 0 was measured"
+        assert "disk: about 0 MB for 2 rounds" in capsys.readouterr().out, "as round 0 was measured"
 
     def test_an_arm_of_the_command_line(self, tmp_path, monkeypatch, ran, capsys):
         write(tmp_path)

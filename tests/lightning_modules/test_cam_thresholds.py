@@ -59,7 +59,8 @@ def test_by_hand():
     assert float(scores["curve"][24]) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
     # 0.95: all is background: 2 of 4.
     assert float(scores["curve"][94]) == pytest.approx((2 / 4 + 0 + 0) / 3)
-    assert set(metric.metric_keys) | {"curve"} == set(scores)
+    assert scores["confusion"].tolist() == [[2, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert set(metric.metric_keys) | {"curve", "confusion"} == set(scores)
 
 
 def test_empty_maps_are_background_and_absent_classes_are_left_out():
@@ -87,7 +88,9 @@ def test_images_add_up_and_reset_forgets():
 def test_nothing_counted_is_nan():
     metric = CAMThresholds(CLASSES)
     metric.update(torch.ones(2, 2, 2), torch.full((2, 2), 255))
-    assert all(value.isnan().all() for value in metric.compute().values())
+    scores = metric.compute()
+    assert not scores.pop("confusion").any()
+    assert all(value.isnan().all() for value in scores.values())
 
 
 @pytest.mark.parametrize(

@@ -84,15 +84,3 @@ def test_a_class_without_activation_stays_zero_and_nan_stays_nan():
         assert found.isfinite().all()
         network.head.weight[2] = torch.nan
         assert class_activation_maps(network, image, None, SCALES)[:, 2].isnan().all()
-
-
-def test_tags_reach_the_query_of_classes():
-    network, (image, context) = _made("sum"), _batch()
-    network.context.query = "classes"
-    with torch.no_grad():  # so that another query is another map
-        network.context.w1.mul_(50)
-    only = torch.tensor([[1.0, 0.0, 0.0]]).expand(2, 3)
-    some = class_activation_maps(network, image, context, (1.0,), tags=only)
-    every = class_activation_maps(network, image, context, (1.0,))
-    assert not torch.allclose(some, every)
-    torch.testing.assert_close(class_activation_maps(network, image, context, (1.0,), tags=torch.ones(2, 3)), every)

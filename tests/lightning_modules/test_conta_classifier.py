@@ -21,11 +21,13 @@ SPACE = LabelSpace("pets", ("background", "cat", "dog", "cow"), ((0, 0, 0), (9, 
 SIZE = (4, 4)
 
 
-def _confounders(path, classes=SPACE.classes[1:], maps=None, images=(3, 2, 0)):
+def _confounders(path, classes=SPACE.classes[1:], maps=None, images=(3, 2, 0), origin=None):
     if maps is None:
         maps = np.random.default_rng(0).random((3, *SIZE)).astype(np.float32)
         maps[2] = 0
     content = {"confounders": maps, "classes": np.array(classes)}
+    if origin is not None:
+        content["origin"] = np.array(origin)
     np.savez(path, **content, **({} if images is None else {"images": np.array(images)}))
     return str(path)
 
@@ -136,20 +138,6 @@ def test_w1_and_w2_and_the_view_take_part(tmp_path):
     assert module.training_step({**batch, "view": view}, 0)["loss"] != whole
 
 
-def test_tags_that_are_scored_are_not_shown():
-    module = _made("sum", context_query="classes").eval()
-    module.network.context.confounders.uniform_()
-    with torch.no_grad():
-        module.network.fusion.convolution.weight[:, -1] = 0.5
-        module.network.context.w1.mul_(50)
-        batch = _batch(context=True)
-        module.validation_step(batch, 0)
-        expected = module(batch["image"], batch["context"]).sigmoid()
-        torch.testing.assert_close(module.val_scores.scores[0], expected)
-        seen = module(batch["image"], batch["context"], tags=batch["tags"]).sigmoid()
-    assert not torch.allclose(seen, expected)
-
-
 def test_new_layers_have_their_rate():
     module = _made("sum", optimizer=partial(SGD, lr=0.02), head_lr_factor=5)
     old, new = module.configure_optimizers().param_groups
@@ -158,6 +146,61 @@ def test_new_layers_have_their_rate():
     expected = [network.head.weight, network.context.w1, network.context.w2, network.fusion.convolution.weight]
     assert {id(p) for p in new["params"]} == {id(p) for p in expected}
     assert len(old["params"]) + len(new["params"]) == len(list(module.parameters()))
+
+
+def test_confounders_are_of_the_queries_that_come_with_them(tmp_path):
+    path = _confounders(tmp_path / "c.npz", origin="0ne")
+    data = _Data(_batch(context=True))
+    for known in ("0ne", None):
+        data.query_origin = known
+        _fit(_made("sum", confounders=path), data, tmp_path)
+    data.query_origin = "0ther"
+    _fit(_made("sum", confounders=_confounders(tmp_path / "old.npz")), data, tmp_path)
+    with pytest.raises(ValueError, match=r"c\.npz is of masks 0ne, --data\.queries of 0ther; give .* one round") as got:
+        _fit(_made("sum", confounders=path), data, tmp_path)
+    assert "\n" not in str(got.value)
+
+
+def _moved(module, data, tmp_path):
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    _fit(module, data, tmp_path, max_epochs=3)  # the residual blocks of this network start at 0
+    return {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_scales(resumed, tmp_path):
+    module = _made(batch_norm="frozen")
+    if resumed:
+        module.eval()
+        module.train()
+    moved = _moved(module, _Data(_batch()), tmp_path)
+    norms = [name for name, part in module.named_modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(module.get_submodule(name).training for name in norms)
+    assert not {key for key in moved if "running" in key or "batches_tracked" in key}
+    assert {f"{name}.{part}" for name in norms for part in ("weight", "bias")} <= moved
+    assert module.training
+    usual = _moved(_made(), _Data(_batch()), tmp_path)
+    assert {f"{name}.running_mean" for name in norms} <= usual
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "torchvision/resnet18", "tf_efficientnet_lite0"])
+def test_frozen_stages_stand_still_and_the_others_learn(backbone, tmp_path):
+    module = _made(batch_norm="frozen", frozen_stages=3, backbone=backbone)
+    names = {name for name, _ in module.network.backbone.named_parameters()}
+    frozen = {name for name, one in module.network.backbone.named_parameters() if not one.requires_grad}
+    first = {
+        "test_resnet": ("conv1", "bn1", "layer1", "layer2"),
+        "torchvision/resnet18": ("conv1", "bn1", "layer1", "layer2"),
+        "tf_efficientnet_lite0": ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"),
+    }[backbone]
+    assert frozen == {name for name in names if name.startswith(tuple(f"network.{part}." for part in first))}
+    if backbone == "test_resnet":
+        moved = _moved(module, _Data(_batch()), tmp_path)
+        learnt = {key.removeprefix("network.backbone.") for key in moved}
+        assert not learnt & frozen
+        assert names - frozen <= learnt
+    assert all(one.requires_grad for one in _made(backbone=backbone).parameters())
 
 
 def test_the_wrong_source_of_masks_is_refused(tmp_path):
@@ -228,6 +271,8 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         ({"confounders": "c.npz"}, "confounders with context=none"),
         ({"global_cams": "cams"}, "global_cams with adjustment=none"),
         ({"context_position": 7}, "context_position is 7"),
+        ({"batch_norm": "off"}, "batch_norm=off .train or frozen"),
+        ({"frozen_stages": 6}, "frozen_stages=6 .0 to 5"),
     ],
 )
 def test_wrong_settings(given, message):

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
 from datamodules.label_spaces import HELEN, PARTS, VOC
+from lightning_modules import conta_segmenter
 from lightning_modules.conta_segmenter import CONTASegmenter
 from lightning_modules.dense_crf import DenseCRF
 from lightning_modules.networks import deeplab_v2
@@ -73,7 +75,7 @@ class TestWhatLearns:
         module = make(batch_norm=batch_norm, optimizer=partial(SGD, weight_decay=0.1))
         optimizer = module.configure_optimizers()
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.1, 0.2])
-        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
         grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(grouped) == sorted(id(p) for p in module.parameters() if p.requires_grad)
         norms = {id(p) for norm in module._norms() for p in norm.parameters()}
@@ -311,11 +313,17 @@ def by_hand(module, image):
     return DenseCRF(10, 1, 3, 67, 3, 4).probabilities(pixels, chances).argmax(0)
 
 
+def predicting(module, split, devices=1):
+    """As in a prediction of that split on so many devices."""
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(predict_split=split), num_devices=devices)
+
+
 class TestPrediction:
     @pytest.fixture
     def module(self):
         module = make(use_tags=True, crf_workers=0)
         module.network = MultiScale(Paint())
+        predicting(module, "train")
         return module.eval()
 
     def test_of_a_split_gives_masks_and_queries(self, module):
@@ -348,6 +356,10 @@ class TestPrediction:
         torch.testing.assert_close(found["queries"][1], expected)
         assert not found["masks"][2].any()
         torch.testing.assert_close(found["queries"][2][0], torch.ones(32, 32))
+        for split in ("val", "test", None):  # whose tags nobody knows
+            predicting(module, split)
+            assert torch.equal(module.predict_step(batch, 0)["masks"][1].long(), free[1].argmax(0))
+        predicting(module, "train")
         module.use_tags = False
         assert torch.equal(module.predict_step(batch, 0)["masks"][1].long(), free[1].argmax(0))
 
@@ -385,17 +397,65 @@ class TestPrediction:
         torch.testing.assert_close(found["queries"][0][[0, 2]], F.avg_pool2d(torch.from_numpy(refined), 2))
         assert (found["queries"][0][1] == 0).all()
 
-    def test_background_alone_and_tags_of_other_splits_are_noticed(self, tmp_path):
+    def test_classes_that_are_nowhere_likely_are_left_out_of_the_crf(self, module):
+        pytest.importorskip("pydensecrf")
+        image = batch_of(1, (24, 32))["image"]
+        image[..., 16:] *= 0.4
+        chances = make_plain(module, image)[0]
+        rare = torch.tensor([0.0, 9e-4, 2e-4])[:, None, None] * torch.rand(3, 24, 32)
+        nothing = torch.zeros(1, 24, 32)  # background, that is not there at all
+        chances = torch.cat([nothing, rare[:2], chances, rare[2:]])
+        chances = chances / chances.sum(0)
+        asked = []
+
+        class Pool:
+            def probabilities(self, jobs):
+                asked.extend(jobs)
+                return [DenseCRF.deeplab().probabilities(*job) for job in jobs]
+
+        module._crf_pool = Pool()
+        found, other = module._refined([image[0]] * 2, [chances, torch.eye(7)[0][:, None, None].expand(7, 24, 32)])
+        (pixels, kept), (_, alone) = asked
+        assert (len(kept), len(alone)) == (4, 1)
+        np.testing.assert_allclose(kept.sum(0), 1, atol=1e-6)
+        expected = torch.from_numpy(DenseCRF.deeplab().probabilities(pixels, chances.numpy()))
+        assert not found[[1, 2, 6]].any()
+        torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+        assert torch.equal(found.argmax(0), expected.argmax(0))
+        assert (found[3:6] - chances[3:6]).abs().max() > 0.05
+        assert torch.equal(other, torch.eye(7)[0][:, None, None].expand(7, 24, 32))
+
+    @pytest.mark.parametrize(("given", "devices", "expected"), [(None, 1, None), (None, 2, 4), (None, 9, 0), (3, 2, 3)])
+    def test_devices_share_out_the_cores(self, module, monkeypatch, given, devices, expected):
+        asked = []
+
+        class Pool:
+            def __init__(self, crf, workers):
+                asked.append(workers)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                return None
+
+            def probabilities(self, jobs):
+                return [chances for _, chances in jobs]
+
+        monkeypatch.setattr(conta_segmenter, "CRFPool", Pool)
+        monkeypatch.setattr(conta_segmenter.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+        module.crf, module.crf_workers = True, given
+        predicting(module, "train", devices)
+        module.predict_step(batch_of(2), 0)
+        module.predict_step(batch_of(2), 0)
+        assert asked == [expected]
+
+    def test_background_alone_is_noticed(self, tmp_path):
         module, data = make(), TinyDataModule()
         module.network = MultiScale(Constant((1.0, 0.0, 0.0)))
         trainer = make_trainer(tmp_path, [])
         trainer.predict(module, dataloaders=data.test_dataloader())
         assert [text[:50] for text in module.notices] == ["the prediction finds background alone in the whole"]
-        data.predict_split = "val"
-        module._trainer.datamodule = data
-        module.on_predict_start()
-        assert "the masks of val are held to its tags" in module.notices[1]
-        data.predict_split = "train"
         module.network = MultiScale(Constant((0.0, 1.0, 0.0)))
         module.notices.clear()
         trainer.predict(module, dataloaders=data.test_dataloader())
