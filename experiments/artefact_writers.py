@@ -133,8 +133,8 @@ class CAMWriter(ArtefactWriter):
             scores |= {f"cam_{key}": float(value) for key, value in faults.items() if value.isfinite()}
         return scores
 
-    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:  # noqa: ARG002  # the base's form
-        """Images without tags, and maps that are empty."""
+    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
+        """Images without tags, maps that are empty, and seeds that know next to no background."""
         found = []
         if "without tags" in cases:
             found.append(f"{some(cases['without tags'])} without tags: relation labels are all background there")
@@ -143,11 +143,13 @@ class CAMWriter(ArtefactWriter):
                 f"empty maps of a class that the tags name, in {some(cases['empty'])}: it has no seeds there, and an "
                 f"image of nothing else is labelled background"
             )
-        return found
+        return found + _no_background("relation_labels", cases, images)
 
     def _write_seeds(self, seeds: _Seeds) -> None:
         labels = combine(seeds.strict.result(), seeds.lenient.result())
         write_mask(self.part("relation_labels"), seeds.name, labels, self.label_space)
+        if labels.all():
+            self.note("no background", seeds.name)
         if seeds.truth is not None:
             self.metrics["relation"].update(_on(labels, seeds.truth), seeds.truth)
 
@@ -199,12 +201,14 @@ class PseudoMaskWriter(ArtefactWriter):
                 self.score_image(name, found, truth)
             if not labels.any():
                 self.note("background", name)
+            if labels.all():
+                self.note("no background", name)
         for name, tags in zip(batch["name"], batch.get("tags", ()), strict="tags" in batch):
             if not tags.any():
                 self.note("without tags", name)
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
-        """Predictions that are background alone."""
+        """Predictions that are background alone, or know next to none."""
         empty = cases.get("background", set())
         if len(empty) == images:
             return [
@@ -212,7 +216,8 @@ class PseudoMaskWriter(ArtefactWriter):
                 f"initial weights, or at the maps of the stage before"
             ]
         wrong = empty - cases.get("without tags", set())
-        return [f"{self.kinds[0]} that are background alone though tagged: {some(wrong)}"] if wrong else []
+        found = [f"{self.kinds[0]} that are background alone though tagged: {some(wrong)}"] if wrong else []
+        return found + _no_background(self.kinds[0], cases, images)
 
 
 class MaskWriter(PseudoMaskWriter):
@@ -302,6 +307,17 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
         f"{type(model).__name__} makes no artefacts of a split, only CONTAClassifier, CONTARelationNetwork and "
         f"CONTASegmenter do; leave out --data.predict_split"
     )
+
+
+def _no_background(kind: str, cases: dict[str, set[str]], images: int) -> list[str]:
+    """A notice where most images of a kind have no pixel of background."""
+    without = cases.get("no background", set())
+    if len(without) <= images / 2:
+        return []
+    return [
+        f"{kind} of {len(without)} of {images} images have no background: the maps lie above the threshold everywhere; "
+        f"compare cam_threshold, and raise --model.relation_thresholds or --model.walk_background"
+    ]
 
 
 def _on(labels: NDArray[np.uint8], truth: Tensor) -> Tensor:

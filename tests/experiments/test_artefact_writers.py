@@ -204,6 +204,20 @@ def test_some_of_background_alone_are_named_unless_they_have_no_tags(tmp_path):
     assert text.endswith("1 image (b)")
 
 
+def test_masks_and_seeds_without_background_are_noticed(tmp_path):
+    class Everywhere(CONTAClassifier):
+        notices = ()
+
+        def predict_step(self, batch):
+            return {"cams": [torch.ones(2, 4, 4) for _ in batch["name"]]}
+
+    run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork())
+    (text,) = About.read(tmp_path / "pseudo_masks").notices
+    assert text.startswith("pseudo_masks of 3 of 3 images have no background")
+    run(CAMWriter(tmp_path, SPACE, STILL, workers=0), Everywhere())
+    assert any(text.startswith("relation_labels of 3 of 3 images") for text in About.read(tmp_path / "cams").notices)
+
+
 def test_without_true_masks_there_are_no_scores_and_that_is_said(tmp_path):
     with pytest.warns(UserWarning, match="no true masks"):
         run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), Split(truth=False))
@@ -279,7 +293,7 @@ def test_a_second_run_replaces_the_first_and_counts_from_nothing(tmp_path):
     ]
     about = About.read(tmp_path / "pseudo_masks")
     assert about.scores["pseudo_iou/cat"] == pytest.approx(16 / 48)
-    assert not about.notices
+    assert not any("background alone" in text for text in about.notices)
 
 
 def test_a_second_confounder_set_starts_from_nothing(tmp_path):
