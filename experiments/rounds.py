@@ -32,8 +32,11 @@ def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
             "notices": _notices(record),
             "scores": tests.get("", {}) if set(tests) <= {""} else tests,
         }
-    notices = dict.fromkeys(notice for record in records.values() for notice in _notices(record))
-    return {"round": name, "notices": list(notices), "stages": stages}
+    notices = list(dict.fromkeys(notice for record in records.values() for notice in _notices(record)))
+    commits = sorted({record.commit[:8] + ("+changes" if record.dirty else "") for record in records.values()})
+    if len(commits) > 1:
+        notices.append(f"the stages were run at different commits of the suite: {', '.join(commits)}")
+    return {"round": name, "commits": commits, "notices": notices, "stages": stages}
 
 
 def _notices(record: Record) -> list[str]:

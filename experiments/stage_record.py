@@ -19,6 +19,7 @@ RECORD = "stage.json"
 # Where a run lies changes no figure.
 _ELSEWHERE = ("experiment", "runs_dir", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out")
 _SHOWN = 3  # changes that a reason lists
+_HASHED = 1 << 26  # bytes: lists, tags and weights, not archives
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,11 @@ def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _absolute(value: Any) -> Any:
-    """The same file or folder has one name, whatever it is reached from."""
+    """The same file or folder has one name, whatever it is reached from; a small file goes by its content too."""
     if isinstance(value, list | tuple):
         return [_absolute(item) for item in value]
     if isinstance(value, str) and os.sep in value and Path(value).exists():
-        return str(Path(value).resolve())
+        path = Path(value).resolve()
+        small = path.is_file() and path.stat().st_size <= _HASHED
+        return f"{path} {sha256(path)[:16]}" if small else str(path)
     return value

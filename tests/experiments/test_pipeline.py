@@ -130,6 +130,15 @@ class TestInputs:
         assert a.fingerprint == b.fingerprint
         assert a.changes(b) == ""
 
+    def test_a_file_goes_by_its_content_too(self, tmp_path):
+        tags = tmp_path / "tags.csv"
+        tags.write_text("a")
+        before = Inputs.of({"data": {"tags": str(tags)}}, {})
+        tags.write_text("b")
+        assert Inputs.of({"data": {"tags": str(tags)}}, {}).fingerprint != before.fingerprint
+        tags.write_text("a")
+        assert Inputs.of({"data": {"tags": str(tags)}}, {}).fingerprint == before.fingerprint
+
     def test_changes_are_told(self, monkeypatch):
         before = Inputs.of({"trainer": {"max_epochs": 8}, "model": {"stage": "coarse"}}, {"coarse": "1"})
         after = Inputs.of({"trainer": {"max_epochs": 1}, "model": {"stage": "coarse", "x": None}}, {"coarse": "2"})

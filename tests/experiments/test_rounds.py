@@ -230,12 +230,22 @@ class TestRunning:
         report = json.loads((made.folder / "round_0/report.json").read_text())
         assert report["notices"] == ["look", "tested", "see cams", "see labels", "see masks"]
         assert report["stages"]["segmenter"]["notices"] == ["look", "tested"]
+        assert report["commits"] == ["c0ffee"]
         assert report["stages"]["cams"] == {
             "seconds": 60.0, "notices": ["see cams", "see labels"], "scores": {"iou": {"cat": 0.75}},
         }  # fmt: skip
         plain = {"miou": 0.5, "iou": {"cat": 0.25}}
         assert report["stages"]["segmenter"]["scores"] == {"plain": plain, "crf": plain}
         assert not (made.folder / "round_1_sum/report.json").exists()
+
+    def test_stages_of_different_commits_are_noticed(self, session, monkeypatch):
+        session(last="round_0/segmenter").run(tests=False)
+        monkeypatch.setattr(pipeline, "commit", lambda: ("deadbeef", True))
+        made = session(last="round_0/masks")
+        made.run(tests=False)
+        report = json.loads((made.folder / "round_0/report.json").read_text())
+        assert report["commits"] == ["c0ffee", "deadbeef+changes"]
+        assert "different commits of the suite: c0ffee, deadbeef+changes" in report["notices"][-1]
 
     def test_the_table_has_predictions_too(self, session):
         made = session(last="round_0/masks", table=["miou", "iou/cat"])
