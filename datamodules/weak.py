@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.artefacts import ABOUT, About, check_folder
@@ -168,6 +169,12 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         vector = np.zeros(len(self.label_space), dtype=np.float32)
         vector[[self._table[tag] for tag in tags]] = 1
         return vector[1:]
+
+    def train_tags(self) -> Tensor:
+        """(N, K-1) float32 of 0 and 1: the tags of all training images."""
+        names = self.names("train")
+        found = [self.tag_vector(self.tags_of(name) or frozenset(), name) for name in names]
+        return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, len(self.label_space) - 1)
 
     def names(self, split: Split) -> tuple[str, ...]:
         """The images of a split that are used, in order.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 from torchmetrics import MeanMetric
@@ -26,6 +26,7 @@ from lightning_modules.networks.cam_classifier import GLOBAL_CAM_SIZE, Adjustmen
 from lightning_modules.networks.context import ContextQuery
 from lightning_modules.trained_module import TrainedModule
 from lightning_modules.upsampling import classes_at
+from losses.balanced_tags import BalancedTagLoss
 
 Context = Literal["none", "sum", "stack", "constant", "placebo"]
 
@@ -58,6 +59,8 @@ class CONTAClassifier(TrainedModule):
         scale_context: bring the map to unit mean.
         confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
         adjustment: `none`, or `c2am`: see `CAMClassifier`.
+        loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin. `BalancedTagLoss` learns its
+            weights from all training tags when a fit starts.
         global_cams: folder of an earlier round's `cams`, for a fit with c2am; a checkpoint carries their mean.
         init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
         cam_scales: of the image, at which activation maps are computed.
@@ -97,6 +100,7 @@ class CONTAClassifier(TrainedModule):
         scale_context: bool = True,
         confounders: str | None = None,
         adjustment: Adjustment = "none",
+        loss: nn.Module | None = None,
         global_cams: str | None = None,
         init_from: str | None = None,
         cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
@@ -146,6 +150,7 @@ class CONTAClassifier(TrainedModule):
         )
         freeze_stages(network.backbone, frozen_stages)
         super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        self.loss = loss or nn.MultiLabelSoftMarginLoss()
         self.batch_norm = batch_norm
         self.train()  # the trainer leaves each part in the mode in which it finds it
         self.context_kind: Context = context
@@ -221,8 +226,10 @@ class CONTAClassifier(TrainedModule):
         """Refuses masks of the last round that are not those that this kind of context and its confounders ask for."""
         super().on_fit_start()
         self._check_source()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(self.loss, BalancedTagLoss):
+            self.loss.fit(data.train_tags())
         if self.confounders:
-            data = getattr(self.trainer, "datamodule", None)
             check_origin(Path(self.confounders), getattr(data, "query_origin", None))
 
     def on_test_start(self) -> None:
@@ -290,7 +297,7 @@ class CONTAClassifier(TrainedModule):
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
         logits = self(image, self._context(batch, train), batch.get("view")).float()
-        loss = F.multilabel_soft_margin_loss(logits, tags)
+        loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:
             self.input_size = (image.shape[-2], image.shape[-1])
             count = len(image)

@@ -2,6 +2,7 @@
 
 from losses.affinity_displacement import AffinityDisplacement, AffinityDisplacementLoss, affinity_displacement_loss
 from losses.affinity_paths import AffinityPath, affinity_paths
+from losses.balanced_tags import BalancedTagLoss
 from losses.consensus import ConsensusLoss, consensus_loss
 from losses.cross_entropy_dice import CrossEntropyDiceLoss, cross_entropy_dice
 from losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
@@ -11,6 +12,7 @@ __all__ = [
     "AffinityDisplacement",
     "AffinityDisplacementLoss",
     "AffinityPath",
+    "BalancedTagLoss",
     "ConsensusLoss",
     "CrossEntropyDiceLoss",
     "OneHotBCELoss",

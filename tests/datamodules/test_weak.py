@@ -387,3 +387,9 @@ def test_a_name_stands_once_in_a_list() -> None:
     data.entries = lambda split: ["train_0", "train_1", "train_0"]
     with pytest.raises(ValueError, match="the train list holds train_0 twice"):
         data.dataset("train")
+
+
+def test_the_tags_of_all_training_images() -> None:
+    data = Halves(train=3)
+    data.wrong_tags = {"train_2": frozenset({"cat", "dog"})}
+    assert data.train_tags().tolist() == [[1, 0], [0, 1], [1, 1]]

@@ -16,6 +16,7 @@ from lightning_modules.card import read_card
 from lightning_modules.class_activation import class_activation_maps
 from lightning_modules.conta_classifier import CONTAClassifier
 from lightning_modules.metrics.tag_scores import TagScores
+from losses import BalancedTagLoss
 
 SPACE = LabelSpace("pets", ("background", "cat", "dog", "cow"), ((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9)))
 SIZE = (4, 4)
@@ -408,3 +409,21 @@ def test_random_weights_and_another_batch_are_noticed(tmp_path):
     _fit(module, _Data(_batch()), tmp_path)
     assert any("random weights" in text for text in module.notices)
     assert any("the recipe has 16" in text for text in module.notices)
+
+
+def test_a_loss_that_balances_tags_learns_them_when_a_fit_starts_and_evaluation_stays_plain(tmp_path):
+    class Tagged(_Data):
+        def train_tags(self):
+            return torch.tensor([[1.0, 1.0, 0.0]] * 3 + [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]] + [[0.0, 0.0, 1.0]] * 3)
+
+    module = _made(loss=BalancedTagLoss())
+    run = _trainer(tmp_path)
+    run.fit(module, Tagged(_batch()))
+    assert module.loss.prior.tolist() == [0.5, 0.5, 0.375]
+    plain = _made()
+    plain.load_state_dict(module.state_dict())  # the weights of the loss are no part of a checkpoint
+    found = [_trainer(tmp_path).test(each, _Data(_batch()), verbose=False)[0]["test/loss"] for each in (module, plain)]
+    assert found[0] == found[1]
+    other = _trainer(tmp_path)
+    other.fit(_made(), Tagged(_batch()))
+    assert run.callback_metrics["train/loss_epoch"] != other.callback_metrics["train/loss_epoch"]
