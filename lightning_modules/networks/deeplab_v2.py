@@ -30,12 +30,12 @@ _TORCHVISION_FILES = frozenset(weights.url.removesuffix(".pth")[-8:] for weights
 
 
 class DeepLabV2(nn.Module):
-    """Logits at an eighth of the image's size: a trunk, and the sum of four dilated 3x3 convolutions on its last stage.
+    """Logits at a share of the image's size, an eighth as published: a trunk, and the sum of four dilated 3x3 convolutions on its last stage.
 
     `resnet101` is the network as published for Caffe: the strides sit in the 1x1 reductions, the stem's pooling rounds
     up, stages 3 and 4 are dilated by 2 and 4; 44,048,532 parameters for 21 classes. The ResNets of timm and torchvision
-    have their strides in the 3x3 convolutions. Any other name is a `Backbone` at output stride 8 under the same head
-    (`torchvision/resnet101` for torchvision's form with its own weights).
+    have their strides in the 3x3 convolutions. Any other name is a `Backbone` under the same head (`torchvision/resnet101`
+    for torchvision's form with its own weights).
 
     Files for `resnet101` hold tensors under torchvision's names (`conv1.weight`, `layer1.0.bn1.bias`, ...), for RGB.
     Made for strides in the 1x1 are the MSRA weights of the ResNet paper and what was trained from them, such as
@@ -49,6 +49,7 @@ class DeepLabV2(nn.Module):
         backbone: `resnet101`, or what `Backbone` takes.
         weights: `random`, or for `resnet101` a file `.pth` or `.safetensors`, which `read_weights` reads; for others
             `packaged`, `pretrained` or `random`.
+        output_stride: of a `Backbone`: 8, 16 or 32; `resnet101` has 8.
 
     Attributes:
         initial_weights: where the trunk's weights come from, in plain words.
@@ -60,7 +61,9 @@ class DeepLabV2(nn.Module):
         ValueError: weights that this backbone cannot have.
     """
 
-    def __init__(self, classes: int, backbone: str = RESNET101, weights: str = "random") -> None:
+    def __init__(
+        self, classes: int, backbone: str = RESNET101, weights: str = "random", output_stride: int = 8
+    ) -> None:
         super().__init__()
         self.mean: Triple | None = None
         self.std: Triple | None = None
@@ -69,6 +72,8 @@ class DeepLabV2(nn.Module):
         self.weights_file: Path | None = None
         self.backbone: nn.Module
         if backbone == RESNET101:
+            if output_stride != 8:
+                raise ValueError(f"output_stride is {output_stride}; {RESNET101} has 8, name another backbone")
             if weights != "random":
                 self.weights_file = _named_file(weights)
                 self.initial_weights = f"file {self.weights_file.name}"
@@ -76,7 +81,7 @@ class DeepLabV2(nn.Module):
         else:
             if weights not in ("packaged", "pretrained", "random"):
                 raise ValueError(f"weights is {weights!r}; {backbone} takes packaged, pretrained or random")
-            trunk = Backbone(backbone, 8, weights)  # type: ignore[arg-type]  # narrowed above, not for mypy
+            trunk = Backbone(backbone, output_stride, weights)  # type: ignore[arg-type]  # narrowed above, not for mypy
             self.initial_weights, self.mean, self.std = trunk.initial_weights, trunk.mean, trunk.std
             self.backbone, channels = trunk, trunk.channels[-1]
         self.aspp = nn.ModuleList(

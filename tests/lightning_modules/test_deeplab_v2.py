@@ -248,3 +248,10 @@ def test_several_scales_and_their_maximum():
         assert not torch.equal(best, F.interpolate(one, (8, 12), mode="bilinear", align_corners=False))
     network.network.seen.clear()
     assert torch.equal(network.eval()(image), best)
+
+
+def test_another_output_stride_is_for_other_backbones():
+    network = DeepLabV2(3, "tf_efficientnet_lite0", "random", output_stride=16).eval()
+    assert network(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 4, 6)
+    with pytest.raises(ValueError, match="output_stride is 16; resnet101 has 8"):
+        DeepLabV2(3, output_stride=16)
