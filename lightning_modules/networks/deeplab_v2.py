@@ -30,12 +30,12 @@ _TORCHVISION_FILES = frozenset(weights.url.removesuffix(".pth")[-8:] for weights
 
 
 class DeepLabV2(nn.Module):
-    """Logits at a share of the image's size, an eighth as published: a trunk, and the sum of four dilated 3x3 convolutions on its last stage.
+    """A trunk, and the sum of four dilated 3x3 convolutions on its last stage: logits at an eighth of the image's size.
 
     `resnet101` is the network as published for Caffe: the strides sit in the 1x1 reductions, the stem's pooling rounds
     up, stages 3 and 4 are dilated by 2 and 4; 44,048,532 parameters for 21 classes. The ResNets of timm and torchvision
-    have their strides in the 3x3 convolutions. Any other name is a `Backbone` under the same head (`torchvision/resnet101`
-    for torchvision's form with its own weights).
+    have their strides in the 3x3 convolutions. Any other name is a `Backbone` under the same head
+    (`torchvision/resnet101` for torchvision's form with its own weights).
 
     Files for `resnet101` hold tensors under torchvision's names (`conv1.weight`, `layer1.0.bn1.bias`, ...), for RGB.
     Made for strides in the 1x1 are the MSRA weights of the ResNet paper and what was trained from them, such as
