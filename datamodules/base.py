@@ -129,6 +129,10 @@ class SegmentationDataModule(LightningDataModule):
         train = split == "train"
         if train and self.versions > 1:
             data = VersionsDataset(data, self.versions)
+        return self._load(data, train)
+
+    def _load(self, data: Dataset[Sample], train: bool) -> DataLoader[Sample]:
+        """Batches of samples; in evaluation one image each where masks are scored as they are."""
         return DataLoader(
             data,
             batch_size=1 if not train and self.score_at == "native" else self.batch_size,

@@ -22,7 +22,7 @@ from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule, Split, run_seed
 from datamodules.blobs import BlobKind
 from datamodules.label_spaces import LabelSpace
-from datamodules.samples import Batch, Sample, collate
+from datamodules.samples import Batch, Sample
 from datamodules.views import Views
 from datamodules.weak_dataset import Sources, WeakDataset
 
@@ -341,15 +341,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             cams = Path(self.cams)
             self._checked(cams, ("cams",), names, split)
         sources = Sources(masks="truth", queries=self._checked_queries(split, names), cams=cams)
-        data = self._samples(names, split, sources, None)
-        return DataLoader(
-            data,
-            batch_size=1 if self.score_at == "native" else self.batch_size,
-            sampler=self._sampler(data, train=False),
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self._load(self._samples(names, split, sources, None), train=False)
 
     def augment(self, batch: Batch, seed: list[int]) -> Batch:
         """The batch with its colours varied; a batch without masks stays without."""

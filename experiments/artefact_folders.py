@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from datamodules.artefacts import About, place_of
 from datamodules.label_spaces import LabelSpace
-from lightning_modules.callbacks.image_scores import image_columns, image_rows, write_table
+from lightning_modules.callbacks.image_scores import gathered, image_columns, image_rows, write_table
 
 IMAGES = "images.csv.gz"  # what each image of a folder of masks scored, as `ImageScores` writes it
 _PART, _OLD = ".part", ".old"
 _UNKNOWN = 255
+
+Truths = Sequence[Tensor | None]  # the (H, W) true mask of each image of a batch, where one is known
 
 
 class ArtefactWriter(Callback):
@@ -67,7 +68,7 @@ class ArtefactWriter(Callback):
         """Keeps that an image is a case of something; `notices` gets the images of all processes by case."""
         self._cases.setdefault(case, set()).add(name)
 
-    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
         """A child writes and scores the images of a batch."""
         raise NotImplementedError(f"{type(self).__name__} has no write_batch")
 
@@ -88,7 +89,7 @@ class ArtefactWriter(Callback):
         """What a child's folders are told apart by from those of another prediction; on the first process alone."""
         return ""
 
-    def write_more(self) -> None:
+    def write_more(self, origin: str) -> None:  # for children
         """A child writes what lies beside its folders; on the first process alone."""
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:  # noqa: ARG002  # for children
@@ -137,10 +138,11 @@ class ArtefactWriter(Callback):
                 f"datamodule with --data.predict_split train"
             )
         self._cases["images"].update(batch["name"])
-        known = zip(batch["name"], masks_of(batch), strict=True)
+        truths = masks_of(batch)
+        known = zip(batch["name"], truths, strict=True)
         self._cases["with truth"].update(name for name, mask in known if mask is not None)
         with self._disk():
-            self.write_batch(outputs, batch)
+            self.write_batch(outputs, batch, truths)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores, and gives the folders their names when every process has written its images."""
@@ -149,7 +151,7 @@ class ArtefactWriter(Callback):
         said = [*getattr(pl_module, "notices", ()), *getattr(_datamodule(trainer), "notices", ())]
         cases: dict[str, set[str]] = {}
         rows: list[list[str]] = []
-        for theirs, their_said, their_rows in _gathered((self._cases, said, self._rows), trainer.world_size):
+        for theirs, their_said, their_rows in gathered((self._cases, said, self._rows), trainer.world_size):
             rows += their_rows
             for case, names in theirs.items():
                 cases.setdefault(case, set()).update(names)
@@ -203,7 +205,7 @@ class ArtefactWriter(Callback):
                 ).write(self.part(kind))
             if self._rows:
                 write_table(self.part(self.kinds[0]) / IMAGES, [image_columns(self.label_space.classes), *self._rows])
-            self.write_more()
+            self.write_more(origin)
             for kind in reversed(self.kinds):  # the main one last: where it is, all are
                 _replace(self.part(kind), self.out / kind)
         figures = "".join(f", {key} {scores[key]:.3f}" for key in self.headline if key in scores)
@@ -266,14 +268,6 @@ def _replace(part: Path, final: Path) -> None:
         final.rename(old)
     part.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _gathered(value: Any, processes: int) -> list[Any]:
-    if processes == 1:
-        return [value]
-    gathered: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
 
 
 def _datamodule(trainer: Trainer) -> Any:

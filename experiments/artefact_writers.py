@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -18,16 +17,17 @@ from torch import Tensor
 from datamodules.artefacts import origin_of, write_cams, write_confounders, write_mask, write_query
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
-from experiments.artefact_folders import ArtefactWriter, masks_of, some
+from experiments.artefact_folders import ArtefactWriter, Truths, some
 from lightning_modules.confounder_picture import confounder_figure
 from lightning_modules.conta_classifier import CONTAClassifier
 from lightning_modules.conta_relation import CONTARelationNetwork
 from lightning_modules.conta_segmenter import CONTASegmenter
-from lightning_modules.dense_crf import CRFPool, DenseCRF
+from lightning_modules.dense_crf import CRFPool, DenseCRF, workers_here
 from lightning_modules.metrics.cam_thresholds import CAMThresholds
 from lightning_modules.metrics.confounder_set import Confounders, ConfounderSet
 from lightning_modules.metrics.faults import FAULTS, FaultMetrics, fault_scores
 from lightning_modules.metrics.relation_labels import RelationLabelScores
+from lightning_modules.pictures import as_pixels
 from lightning_modules.relation_labels import combine, seed_maps
 
 Pairs = Sequence[tuple[str, str]]
@@ -81,17 +81,14 @@ class CAMWriter(ArtefactWriter):
         Raises:
             ValueError: no package for the CRF; nothing is made then.
         """
-        workers = self.workers
-        if workers is None and trainer.num_devices > 1:
-            workers = (os.cpu_count() or 1) // trainer.num_devices
-        pool = CRFPool(self.crf, workers)
+        pool = CRFPool(self.crf, workers_here(self.workers, trainer.num_devices))
         self._stack, self._under_way = ExitStack(), deque()
         super().on_predict_start(trainer, pl_module)
         self._pool = self._stack.enter_context(pool)
 
-    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
         """Writes the maps, and gives the seeds to the CRF."""
-        rows = zip(batch["name"], batch["image"], outputs["cams"], batch["tags"], masks_of(batch), strict=True)
+        rows = zip(batch["name"], batch["image"], outputs["cams"], batch["tags"], truths, strict=True)
         for name, image, maps, tags, truth in rows:
             size = (int(image.shape[-2]), int(image.shape[-1]))
             cams = maps.float().cpu().numpy()
@@ -104,7 +101,7 @@ class CAMWriter(ArtefactWriter):
                 self.note("empty", f"{name}: {' and '.join(empty)}")
             if truth is not None:
                 self.metrics["cam"].update(maps.to(truth.device), truth)
-            pixels: NDArray[np.uint8] = image.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            pixels = as_pixels(image)
             strict, lenient = (
                 self._pool.submit_labels(pixels, labels, len(self.label_space))
                 for labels in seed_maps(cams, size, self.foreground, self.background)
@@ -189,10 +186,10 @@ class PseudoMaskWriter(ArtefactWriter):
         super().__init__(out, label_space)
         self.metrics = {self.prefix: FaultMetrics(label_space.classes, label_space.ignore_index, pairs=pairs)}
 
-    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
         """Writes and scores the masks."""
         kind = self.kinds[0]
-        for name, mask, truth in zip(batch["name"], outputs[kind], masks_of(batch), strict=True):
+        for name, mask, truth in zip(batch["name"], outputs[kind], truths, strict=True):
             labels = mask.cpu().numpy()
             write_mask(self.part(kind), name, labels, self.label_space)
             if truth is not None:
@@ -248,9 +245,9 @@ class MaskWriter(PseudoMaskWriter):
             self._sum.reset()
             self._sum.to(pl_module.device)
 
-    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
         """Writes and scores the masks, writes the queries and adds them up."""
-        super().write_batch(outputs, batch)
+        super().write_batch(outputs, batch, truths)
         for i, (name, query) in enumerate(zip(batch["name"], outputs["queries"], strict=True)):
             probabilities = query.float().clamp(0, 1)  # a softmax may exceed 1 by its last digit
             write_query(self.part("queries"), name, probabilities.cpu().numpy())
@@ -266,12 +263,12 @@ class MaskWriter(PseudoMaskWriter):
         """That of the queries, which the confounders are the means of."""
         return origin_of(self.part("queries"))
 
-    def write_more(self) -> None:
+    def write_more(self, origin: str) -> None:
         """`confounders.npz` and `confounders.png`."""
         if self._found is None:
             return
         maps, images = self._found.confounders.numpy(), self._found.images.numpy()
-        write_confounders(self.out, maps, images, self.label_space, self.origin())
+        write_confounders(self.out, maps, images, self.label_space, origin)
         beside = self.out / ".confounders.png.part"
         confounder_figure(maps, images, self.label_space.classes[1:]).savefig(beside, dpi=80, format="png")
         beside.replace(self.out / "confounders.png")
@@ -297,8 +294,8 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
     out, space = Path(datamodule.predict_out), datamodule.label_space
     pairs: Pairs = getattr(model, "pairs", ())
     if isinstance(model, CONTAClassifier):
-        thresholds: tuple[float, float] = getattr(model, "relation_thresholds", (0.30, 0.05))
-        return CAMWriter(out, space, pairs=pairs, foreground=thresholds[0], background=thresholds[1])
+        foreground, background = model.relation_thresholds
+        return CAMWriter(out, space, pairs=pairs, foreground=foreground, background=background)
     if isinstance(model, CONTARelationNetwork):
         return PseudoMaskWriter(out, space, pairs)
     if isinstance(model, CONTASegmenter):

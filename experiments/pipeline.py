@@ -176,7 +176,7 @@ class Session:
                     record = record.with_test(test, self._test(stage, test, record, lock))
                     record.write(self.folder / stage.name)
                 records[stage.name] = record
-                leave_report(self.pipeline, self.folder, records)
+                leave_report(self.pipeline, self.folder, stage.name, records)
         return records
 
     def _kept(self, stage: Stage) -> Record:

@@ -176,20 +176,24 @@ def _plain(value: Any) -> Any:
 
 
 def nest_metrics(logged: Mapping[str, float], split: Split = "test") -> dict[str, Any]:
-    """The test's `test/...` values, or the validation's `val/...`, as a tree.
+    """The test's `test/...` values, or the validation's `val/...`, as a tree: `nested`."""
+    prefix = f"{split}/"
+    return nested({key.removeprefix(prefix): value for key, value in logged.items() if key.startswith(prefix)})
 
-    `test/iou/skin` -> `iou.skin`. Where parts of the test set are scored apart, that is where `test/PART/miou` is
-    logged beside `test/miou`, each part has its name and the whole is `all`: `clean.iou.skin`, `all.iou.skin`.
+
+def nested(values: Mapping[str, float]) -> dict[str, Any]:
+    """Values by their names' parts: `iou/skin` -> `iou.skin`.
+
+    Where parts of the test set are scored apart, that is where `PART/miou` is logged beside `miou`, each part has its
+    name and the whole is `all`: `clean.iou.skin`, `all.iou.skin`.
     """
     tree: dict[str, Any] = {}
-    for key, value in logged.items():
-        first, *path = key.split("/")
-        if first != split or not path:
-            continue
+    for key, value in values.items():
+        *path, last = key.split("/")
         branch = tree
-        for name in path[:-1]:
+        for name in path:
             branch = branch.setdefault(name, {})
-        branch[path[-1]] = value
+        branch[last] = value
     parts = {name: branch for name, branch in tree.items() if isinstance(branch, dict) and "miou" in branch}
     whole = {name: branch for name, branch in tree.items() if name not in parts}
     return {"all": whole, **parts} if parts and whole else tree

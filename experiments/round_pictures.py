@@ -6,26 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from datamodules.artefacts import Confounders, check_folder, read_artefact_mask, read_cams, read_confounders
 from datamodules.label_spaces import LabelSpace
 from datamodules.weak import WeaklySupervisedDataModule
 from experiments.parser import nearest
 from lightning_modules.metrics.confounder_set import ConfounderSet
-from lightning_modules.pictures import colorize, legend
+from lightning_modules.pictures import colorize, font_of, legend
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAPS = {"relation_labels": "relation labels", "pseudo_masks": "pseudo-mask", "masks": "mask"}  # folder: title
 _SIDE = 192  # the longer side of a panel, in pixels
 _MAP_SIDE = 64  # of a confounder
-_GAP, _LINE = 6, 15
+_GAP, _LINE, _FONT = 6, 15, 11
 _INK, _PAPER, _FAINT = (20, 20, 20), (255, 255, 255), (160, 160, 160)
 _HEAT, _STRENGTH = "inferno", 0.7
 
@@ -200,18 +199,13 @@ def _frame() -> Image.Image:
 
 def _text(text: str) -> Image.Image:
     page = Image.new("RGB", (_MAP_SIDE, _MAP_SIDE), _PAPER)
-    ImageDraw.Draw(page).text((_MAP_SIDE / 2, _MAP_SIDE / 2), text, _INK, _font(), anchor="mm")
+    ImageDraw.Draw(page).text((_MAP_SIDE / 2, _MAP_SIDE / 2), text, _INK, font_of(_FONT), anchor="mm")
     return page
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    # The font that travels with matplotlib knows far more letters than Pillow's own.
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
 
 
 def _page(rows: Sequence[tuple[str, Sequence[Cell]]]) -> Image.Image:
     """Rows of cells in columns, each with its title on the left."""
-    font = _font()
+    font = font_of(_FONT)
 
     def wide(text: str) -> int:
         return max((round(font.getlength(line)) for line in text.split("\n")), default=0)

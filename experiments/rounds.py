@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.result_files import nest_metrics, write_result
+from experiments.result_files import nested, write_result
 from experiments.stage_record import Record, read_record
 from experiments.stages import Pipeline
 
@@ -15,10 +15,10 @@ REPORT = "report.json"
 _MB = 10**6
 
 
-def leave_report(pipeline: Pipeline, folder: Path, records: Mapping[str, Record]) -> None:
-    """Writes `report.json` into the folder of each round of which all stages are done: `round_report`."""
+def leave_report(pipeline: Pipeline, folder: Path, stage: str, records: Mapping[str, Record]) -> None:
+    """Writes `report.json` into the folder of the round of a stage, if all its stages are done: `round_report`."""
     for name, members in pipeline.rounds.items():
-        if set(members) <= set(records):
+        if stage in members and set(members) <= set(records):
             write_result(folder / name / REPORT, round_report(name, {stage: records[stage] for stage in members}))
 
 
@@ -26,7 +26,7 @@ def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
     """What the stages of a round measured and noticed, by the stage's name; of several tests, each by its own."""
     stages = {}
     for stage, record in records.items():
-        tests = {test: _nested(scored.metrics) for test, scored in record.tests.items()}
+        tests = {test: nested(scored.metrics) for test, scored in record.tests.items()}
         stages[stage.removeprefix(f"{name}/")] = {
             "seconds": record.seconds,
             "notices": _notices(record),
@@ -43,10 +43,6 @@ def _notices(record: Record) -> list[str]:
     """Of the stage and its tests."""
     tested = (notice for scored in record.tests.values() for notice in scored.notices)
     return list(dict.fromkeys([*record.notices, *tested]))
-
-
-def _nested(metrics: Mapping[str, float]) -> dict[str, Any]:
-    return nest_metrics({f"test/{key}": value for key, value in metrics.items()})
 
 
 def say_disk(pipeline: Pipeline, folder: Path, stages: Collection[str]) -> None:

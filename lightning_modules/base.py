@@ -96,11 +96,9 @@ class SegmentationModule(TrainedModule):
 
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         image = batch["image"]
-        count = len(image)
         if split == "train":
-            self.input_size = (image.shape[-2], image.shape[-1])
             loss = self._loss(self(image), batch)
-            self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
+            self._log_train_loss(loss, image)
             return {"loss": loss}
         mask = batch["mask"]
         logits = resize_logits(self.evaluate(image), (mask.shape[-2], mask.shape[-1]))
@@ -153,17 +151,6 @@ class SegmentationModule(TrainedModule):
         self._log_scores("test/", self.test_scores, self.test_loss)
         for name, scores in self.subset_scores.items():
             self._log_scores(f"test/{name}/", scores)  # type: ignore[arg-type]
-
-    def _log_scores(self, prefix: str, scores: SegmentationMetrics, loss: MeanMetric | None = None) -> None:
-        values = {prefix + key: value.float() for key, value in scores.compute().items()}
-        if loss is not None:
-            values[prefix + "loss"] = loss.compute()
-        # The metrics have already met over the ranks: every rank logs the same numbers.
-        for key, value in values.items():
-            self.log(key, value, prog_bar=key == "val/miou")
-        for metric in (scores, loss):
-            if metric is not None and not self.trainer.testing:
-                metric.reset()
 
     def logged_keys(self) -> set[str]:
         """Every key that a fit logs, so that a watched key can be checked before it starts."""

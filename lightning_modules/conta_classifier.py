@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 from torchmetrics import MeanMetric
 
@@ -177,15 +176,6 @@ class CONTAClassifier(TrainedModule):
         """The foreground classes, in the order of the tags."""
         return self.label_space.classes[1:]
 
-    def train(self, mode: bool = True) -> CONTAClassifier:
-        """As ever, but that a frozen batch norm stays in evaluation mode."""
-        super().train(mode)
-        if self.batch_norm == "frozen":
-            for module in self.network.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
     # What an earlier round gives
 
     def setup(self, stage: str) -> None:
@@ -299,9 +289,7 @@ class CONTAClassifier(TrainedModule):
         logits = self(image, self._context(batch, train), batch.get("view")).float()
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:
-            self.input_size = (image.shape[-2], image.shape[-1])
-            count = len(image)
-            self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
+            self._log_train_loss(loss, image)
             return {"loss": loss}
         mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
         mean.update(loss, len(image))
@@ -327,14 +315,6 @@ class CONTAClassifier(TrainedModule):
     def on_test_epoch_end(self) -> None:
         """Logs the same as `test/...`."""
         self._log_scores("test/", self.test_scores, self.test_loss)
-
-    def _log_scores(self, prefix: str, scores: TagScores, loss: MeanMetric) -> None:
-        # The metrics have already met over the ranks: every rank logs the same numbers.
-        for key, value in {**scores.compute(), "loss": loss.compute()}.items():
-            self.log(prefix + key, value, prog_bar=prefix + key == "val/map")
-        if not self.trainer.testing:
-            scores.reset()
-            loss.reset()
 
     def logged_keys(self) -> set[str]:
         """Every key that a fit logs."""

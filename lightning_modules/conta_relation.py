@@ -20,6 +20,7 @@ from lightning_modules.networks.relation_net import RelationNet
 from lightning_modules.random_walk import random_walk, walk_labels
 from lightning_modules.trained_module import TrainedModule
 from losses.affinity_displacement import AffinityDisplacement, AffinityDisplacementLoss, affinity_displacement_loss
+from losses.multi_scale import resized_labels
 
 _CLASSIFIER = "CONTAClassifier"
 _PARTS = AffinityDisplacement._fields[1:]
@@ -181,22 +182,18 @@ class CONTARelationNetwork(TrainedModule):
                 f"pairs of radius {self.radius} need {self.radius} x {2 * self.radius - 1}, so images of "
                 f"{4 * self.radius - 3} x {8 * self.radius - 7} or more; enlarge them, or set --model.radius"
             )
-        return loss(edges, displacement, reduced_labels(batch["mask"], (height, width)))
+        return loss(edges, displacement, resized_labels(batch["mask"], (height, width)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
         """The loss of an augmented batch."""
         image = batch["image"]
-        self.input_size = (image.shape[-2], image.shape[-1])
         edges, displacement = self(image)
         terms = self._terms(batch, "train", (edges, displacement), self.loss)
         self._add(displacement.detach(), batch["mask"])
-        count = len(image)
-        self.log(
-            "train/loss", terms.total, on_step=True, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True
-        )
+        self._log_train_loss(terms.total, image)
         for name in _PARTS:
             value = getattr(terms, name)
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
         return {"loss": terms.total}
 
     def _add(self, displacement: Tensor, labels: Tensor) -> None:
@@ -302,16 +299,3 @@ class CONTARelationNetwork(TrainedModule):
         walks = random_walk(cams, edges, self.walk_radius, self.beta, self.log2_steps)
         masks = [walk_labels(walk, (image.shape[-2], image.shape[-1]), self.walk_background) for walk in walks]
         return {"pseudo_masks": masks}
-
-
-def reduced_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (N, H, W) at (h, w): each the one under the centre of the smaller map's pixel.
-
-    >>> reduced_labels(torch.tensor([[[0, 1, 2, 3]]]), (1, 2))
-    tensor([[[1, 3]]])
-    """
-    rows, columns = (
-        (2 * torch.arange(small, device=labels.device) + 1) * large // (2 * small)
-        for small, large in zip(size, labels.shape[-2:], strict=True)
-    )
-    return labels[:, rows[:, None], columns]

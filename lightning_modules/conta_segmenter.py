@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from datamodules.label_spaces import LabelSpace
 from lightning_modules.base import SegmentationModule, Split, StepOutput, resize_logits
-from lightning_modules.dense_crf import CRFPool, DenseCRF, require_pydensecrf
+from lightning_modules.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
 from lightning_modules.metrics.faults import FaultMetrics
 from lightning_modules.metrics.segmentation import SegmentationMetrics
 from lightning_modules.networks.deeplab_v2 import RESNET101, DeepLabV2, MultiScale
+from lightning_modules.pictures import as_pixels
 from lightning_modules.upsampling import classes_at
 from losses.multi_scale import MultiScaleCrossEntropy
 
@@ -112,7 +109,7 @@ class CONTASegmenter(SegmentationModule):
         self.crf, self.crf_workers, self.use_tags = crf, crf_workers, use_tags
         self.scores_without_crf = self._scores()
         if batch_norm == "frozen":
-            for norm in self._norms():
+            for norm in self.norms():
                 norm.requires_grad_(False)
         self.train()  # the trainer leaves each part in the mode in which it finds it
         self._resumed = False  # whether the weights are a checkpoint's
@@ -133,17 +130,6 @@ class CONTASegmenter(SegmentationModule):
         """The network that is run at several scales."""
         deeplab: DeepLabV2 = self.network.network
         return deeplab
-
-    def _norms(self) -> Iterator[nn.Module]:
-        return (module for module in self.network.modules() if isinstance(module, _BatchNorm))
-
-    def train(self, mode: bool = True) -> CONTASegmenter:
-        """As ever, but that a frozen batch norm stays in evaluation mode."""
-        super().train(mode)
-        if self.batch_norm == "frozen":
-            for norm in self._norms():
-                norm.eval()
-        return self
 
     def setup(self, stage: str) -> None:
         """Makes sure of the CRF, and joins the batch norm of several devices, before anything starts.
@@ -323,14 +309,16 @@ class CONTASegmenter(SegmentationModule):
         Its time goes with the number of classes: those that are nowhere likely are left out, and 0 in what it gives.
         """
         if self._crf_pool is None:
-            self._crf_pool = self._open.enter_context(CRFPool(DenseCRF.deeplab(), self._workers()))
+            devices = 1 if self._trainer is None else self._trainer.num_devices
+            pool = CRFPool(DenseCRF.deeplab(), workers_here(self.crf_workers, devices))
+            self._crf_pool = self._open.enter_context(pool)
         kept, jobs = [], []
         for image, one in zip(images, probabilities, strict=True):
             likely = one.amax((1, 2)) >= _NEGLIGIBLE
             likely[0] = True
             kept.append(likely)
             chances = one[likely].float()
-            jobs.append((_pixels(image), (chances / chances.sum(0)).cpu().numpy()))
+            jobs.append((as_pixels(image), (chances / chances.sum(0)).cpu().numpy()))
         found = []
         for likely, refined in zip(kept, self._crf_pool.probabilities(jobs), strict=True):
             whole = torch.zeros(len(likely), *refined.shape[1:], device=self.device)
@@ -338,20 +326,7 @@ class CONTASegmenter(SegmentationModule):
             found.append(whole)
         return found
 
-    def _workers(self) -> int | None:
-        """How many processes the CRF gets here."""
-        devices = 1 if self._trainer is None else self._trainer.num_devices
-        if self.crf_workers is not None or devices == 1:
-            return self.crf_workers
-        return len(os.sched_getaffinity(0)) // devices
-
     def teardown(self, stage: str) -> None:  # noqa: ARG002  # Lightning's hook
         """Ends the processes of the CRF."""
         self._open.close()
         self._crf_pool = None
-
-
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) in 0..1 as (H, W, 3) uint8."""
-    pixels: NDArray[np.uint8] = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return pixels

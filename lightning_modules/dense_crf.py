@@ -153,6 +153,16 @@ def _check(image: NDArray[np.uint8], size: tuple[int, ...]) -> None:
         raise ValueError(f"the CRF's image is {image.shape[:2]}, its labels are {tuple(size)}; resize one to the other")
 
 
+def workers_here(given: int | None, devices: int) -> int | None:
+    """How many workers a `CRFPool` gets in one of the processes of `devices` devices, which share out the cores.
+
+    Args:
+        given: by the user, for each device; None = nobody said.
+        devices: of this machine, one process each.
+    """
+    return given if given is not None or devices == 1 else len(os.sched_getaffinity(0)) // devices
+
+
 class CRFPool:
     """A dense CRF on many images at a time, each in a process of its own. Use it in a `with` block.
 

@@ -134,7 +134,7 @@ def make_example(
     height, width = (max(1, round(length * factor)) for length in labels.shape)
     small = [np.asarray(Image.fromarray(m).resize((width, height), Image.Resampling.NEAREST)) for m in (labels, guess)]
     resampling = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR
-    picture = Image.fromarray(_pixels(image)).resize((width, height), resampling)
+    picture = Image.fromarray(as_pixels(image)).resize((width, height), resampling)
     return Example(np.asarray(picture), small[0], small[1], name, right)
 
 
@@ -170,7 +170,8 @@ def sheet(examples: Sequence[Example], space: LabelSpace) -> Image.Image:
     return page
 
 
-def _pixels(image: Tensor | Pixels) -> Pixels:
+def as_pixels(image: Tensor | Pixels) -> Pixels:
+    """(H, W, 3) uint8 of an image (3, H, W) in 0..1, or of pixels that are that already; nan is 0."""
     if isinstance(image, Tensor):
         values = image.detach().float().cpu().nan_to_num(0.0).clamp(0, 1)
         return (values * 255).round().byte().permute(1, 2, 0).numpy()
@@ -178,7 +179,8 @@ def _pixels(image: Tensor | Pixels) -> Pixels:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """The suite's font at a size in pixels."""
     # The font that travels with matplotlib knows far more letters than Pillow's own.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
@@ -194,7 +196,7 @@ def _cut(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 def _row(example: Example, space: LabelSpace) -> Image.Image:
     height, width = example.truth.shape
-    font, line = _font(13), 20
+    font, line = font_of(13), 20
     right = "" if np.isnan(example.right) else f"  {100 * example.right:.1f} % right"
     panels = (
         (example.name or "image", example.image),
@@ -212,7 +214,7 @@ def _row(example: Example, space: LabelSpace) -> Image.Image:
 
 def legend(labels: Sequence[int], space: LabelSpace, width: int) -> Image.Image:
     """The colours and names of some labels, in as many lines as a picture of `width` pixels needs."""
-    font, line = _font(12), 20
+    font, line = font_of(12), 20
     names = ["ignored" if label == space.ignore_index else space.classes[label] for label in labels]
     left, top, places = _GAP, _GAP // 2, []
     for name in names:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 import torch
 from pytorch_lightning import LightningModule
@@ -11,12 +11,16 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torchmetrics import MeanMetric, Metric
 
 from datamodules.label_spaces import LabelSpace
 from lightning_modules import card
 from lightning_modules.schedules import OneCycle, PolyLR
+
+_SHOWN = ("val/miou", "val/map")  # in the progress bar
 
 
 class TrainedModule(LightningModule):
@@ -34,6 +38,8 @@ class TrainedModule(LightningModule):
     Attributes:
         notices: what a reader of the figures has to know; they travel in the checkpoint's card.
         wants_weights: whether the method stands on pre-trained weights, so that random ones are noticed.
+        batch_norm: `frozen`: the statistics of every batch norm stay as they are; a child that may ask for it calls
+            `train()` when it is made, as the trainer leaves each part in the mode in which it finds it.
         recipe_batch: images an optimiser step in the recipe that is followed, all devices and accumulated batches
             together; None = no recipe.
     """
@@ -41,6 +47,7 @@ class TrainedModule(LightningModule):
     mean: Tensor
     std: Tensor
     wants_weights: bool = False
+    batch_norm: str = "train"
     recipe_batch: int | None = None
 
     def __init__(
@@ -105,9 +112,38 @@ class TrainedModule(LightningModule):
                 f"devices), the recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the rate"
             )
 
+    def norms(self) -> Iterator[nn.Module]:
+        """The batch norms of the network."""
+        return (module for module in self.network.modules() if isinstance(module, _BatchNorm))
+
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but that a frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for norm in self.norms():
+                norm.eval()
+        return self
+
     def normalized(self, image: Tensor) -> Tensor:
         """Images (N, 3, H, W) in 0..1 as the network takes them."""
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _log_train_loss(self, loss: Tensor, image: Tensor) -> None:
+        """Logs `train/loss` of a batch of images (N, 3, H, W), and keeps their size for the card."""
+        self.input_size = (image.shape[-2], image.shape[-1])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(image), sync_dist=True)
+
+    def _log_scores(self, prefix: str, scores: Metric, loss: MeanMetric | None = None) -> None:
+        """Logs all that a metric computes, and starts it anew where there will be another epoch."""
+        values = {prefix + key: value.float() for key, value in scores.compute().items()}
+        if loss is not None:
+            values[prefix + "loss"] = loss.compute()
+        # The metrics have already met over the ranks: every rank logs the same numbers.
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key in _SHOWN)
+        for metric in (scores, loss):
+            if metric is not None and not self.trainer.testing:
+                metric.reset()
 
     def logged_keys(self) -> set[str]:
         """Every key that a fit logs, so that a watched key can be checked before it starts."""

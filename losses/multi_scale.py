@@ -43,6 +43,9 @@ def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, H, W) int64 labels at (N, *size): each pixel takes the label under its centre.
 
     As Pillow's NEAREST, but that a centre between two pixels always takes the second (Pillow: as it rounds).
+
+    >>> resized_labels(torch.tensor([[[0, 1, 2, 3]]]), (1, 2))
+    tensor([[[1, 3]]])
     """
     rows, columns = (
         torch.arange(1, 2 * new, 2, device=labels.device) * old // (2 * new)  # whole numbers: centres are exact

@@ -81,10 +81,7 @@ class ImageScores(Callback):
         rows, self._rows = self._rows, []
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it writes nothing
             return
-        if trainer.world_size > 1:
-            gathered: list[list[list[str]]] = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
+        rows = [row for part in gathered(rows, trainer.world_size) for row in part]
         if not trainer.is_global_zero:
             return
         space: Any = pl_module.label_space
@@ -94,6 +91,15 @@ class ImageScores(Callback):
             write_table(path, [image_columns(space.classes), *once])
         except OSError as error:
             rank_zero_warn(f"the scores of each image could not be written ({error}); the run goes on")
+
+
+def gathered(value: Any, processes: int) -> list[Any]:
+    """What each process holds, by rank."""
+    if processes == 1:
+        return [value]
+    found: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def images_file(folder: Path, split: str) -> Path:

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
 
 from datamodules.label_spaces import LabelSpace
 from lightning_modules.callbacks.overlay_video import OverlayVideo
-from lightning_modules.pictures import overlay
+from lightning_modules.pictures import as_pixels, overlay
 
 SUMMARY = "summary.csv"
 
@@ -86,7 +85,7 @@ class PredictionWriter(Callback):
         """Writes a batch: `outputs` are (h, w) uint8 class maps, one for each `original` and `name`."""
         for prediction, original, name in zip(outputs, batch["original"], batch["name"], strict=True):
             classes: NDArray[np.uint8] = prediction.cpu().numpy()
-            picture = overlay(_pixels(original), classes, self.label_space)
+            picture = overlay(as_pixels(original), classes, self.label_space)
             if self._frames:
                 if self._video is None:
                     stem = PurePosixPath(name).parent.as_posix()
@@ -186,9 +185,3 @@ def read_areas(path: Path, space: LabelSpace) -> list[Areas]:
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))[1:]
     return [Areas(line[0], int(line[1]), int(line[2]), tuple(map(int, line[3 + len(space) :]))) for line in lines]
-
-
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of (3, H, W) in 0..1."""
-    pixels: NDArray[np.uint8] = image.mul(255).round_().byte().permute(1, 2, 0).cpu().numpy()
-    return pixels

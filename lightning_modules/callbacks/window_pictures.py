@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.label_spaces import LabelSpace
-from lightning_modules.pictures import colorize, legend, overlay
+from lightning_modules.pictures import as_pixels, colorize, legend, overlay
 
 _SIDE = 288  # pixels of the large panels
 _GAP = 6
@@ -105,7 +103,7 @@ def draw_views(views: list[WindowView], space: LabelSpace) -> Image.Image:
 
 
 def _line(view: WindowView, space: LabelSpace) -> Image.Image:
-    pixels = _pixels(view.image)
+    pixels = as_pixels(view.image)
     height, width = pixels.shape[:2]
     factor = _SIDE / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -118,7 +116,7 @@ def _line(view: WindowView, space: LabelSpace) -> Image.Image:
     side = (_SIDE - _GAP) // 2
     tiles = []
     for crop, part in zip(view.crops, view.parts, strict=True):
-        shown = [Image.fromarray(_pixels(crop)), Image.fromarray(colorize(part, space))]
+        shown = [Image.fromarray(as_pixels(crop)), Image.fromarray(colorize(part, space))]
         filters = (Image.Resampling.BILINEAR, Image.Resampling.NEAREST)
         tiles.append([image.resize((side, side), how) for image, how in zip(shown, filters, strict=True)])
     columns = len(tiles)
@@ -133,7 +131,3 @@ def _line(view: WindowView, space: LabelSpace) -> Image.Image:
         line.paste(part_image, (left + column * (side + _GAP), side + _GAP))
     line.paste(mask, (left + columns * (side + _GAP), 0))
     return line
-
-
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    return (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -412,7 +412,10 @@ def test_the_writer_follows_the_method(tmp_path):
     class Child(conta_segmenter.CONTASegmenter):
         pass
 
-    assert type(artefact_writer(untrained(conta_classifier.CONTAClassifier), data)) is CAMWriter
+    assert (
+        type(artefact_writer(untrained(conta_classifier.CONTAClassifier, relation_thresholds=(0.3, 0.05)), data))
+        is CAMWriter
+    )
     assert type(artefact_writer(untrained(conta_relation.CONTARelationNetwork), data)) is PseudoMaskWriter
     writer = artefact_writer(untrained(Child, pairs=[("cat", "dog")]), data)
     assert type(writer) is MaskWriter

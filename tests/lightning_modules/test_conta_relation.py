@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from datamodules.label_spaces import label_space
 from lightning_modules.callbacks.checkpoints import BestAndLast
 from lightning_modules.card import KEY
-from lightning_modules.conta_relation import CONTARelationNetwork, reduced_labels
+from lightning_modules.conta_relation import CONTARelationNetwork
 from losses.affinity_displacement import affinity_displacement_loss
+from losses.multi_scale import resized_labels
 
 SPACE = label_space("voc[cat,dog]")
 TINY = "test_resnet"
@@ -63,14 +64,14 @@ def test_labels_are_reduced_as_the_published_ones(golden):
     content = np.load(golden / "irn_loss.npz", allow_pickle=False)
     for prefix in ("r5", "r10"):
         full, small = (torch.from_numpy(content[f"{prefix}_label_{kind}"]).long() for kind in ("full", "reduced"))
-        assert torch.equal(reduced_labels(full, tuple(small.shape[-2:])), small)
+        assert torch.equal(resized_labels(full, tuple(small.shape[-2:])), small)
 
 
 def test_reduced_labels_by_hand():
     labels = torch.arange(10)[None, None]
-    assert reduced_labels(labels, (1, 3)).tolist() == [[[1, 5, 8]]]  # centres at 1.67, 5, 8.33
-    assert reduced_labels(labels, (1, 10)).tolist() == labels.tolist()
-    assert reduced_labels(labels, (2, 1)).tolist() == [[[5], [5]]]
+    assert resized_labels(labels, (1, 3)).tolist() == [[[1, 5, 8]]]  # centres at 1.67, 5, 8.33
+    assert resized_labels(labels, (1, 10)).tolist() == labels.tolist()
+    assert resized_labels(labels, (2, 1)).tolist() == [[[5], [5]]]
 
 
 # Training
@@ -83,7 +84,7 @@ def test_the_loss_is_that_of_the_reduced_labels_and_its_terms_are_logged(tmp_pat
     run.fit(model, loader(6, 6), loader(6, 6))
     with torch.no_grad():
         edges, displacement = model.train()(batch["image"])
-    expected = affinity_displacement_loss(edges, displacement, reduced_labels(batch["mask"], (10, 11)), 4, 3)
+    expected = affinity_displacement_loss(edges, displacement, resized_labels(batch["mask"], (10, 11)), 4, 3)
     logged = run.logged_metrics
     assert logged["train/loss_epoch"] == pytest.approx(expected.total.item(), rel=1e-5)
     assert logged["val/loss"] == pytest.approx(expected.total.item(), rel=1e-5)
@@ -111,7 +112,7 @@ def test_a_fit_learns_and_leaves_the_backbone_alone(tmp_path):
     before = {key: value.clone() for key, value in model.network.backbone.state_dict().items()}
     run, batch = trainer(tmp_path, max_epochs=6), batch_of(6)
     with torch.no_grad():
-        start = model._plain_loss(*model(batch["image"]), reduced_labels(batch["mask"], (10, 11))).total.item()
+        start = model._plain_loss(*model(batch["image"]), resized_labels(batch["mask"], (10, 11))).total.item()
     run.fit(model, loader(6, 2))
     assert run.logged_metrics["train/loss_epoch"] < 0.8 * start
     assert all(torch.equal(value, before[key]) for key, value in model.network.backbone.state_dict().items())

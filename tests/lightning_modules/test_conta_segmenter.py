@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
 from datamodules.label_spaces import HELEN, PARTS, VOC
-from lightning_modules import conta_segmenter
+from lightning_modules import conta_segmenter, dense_crf
 from lightning_modules.conta_segmenter import CONTASegmenter
 from lightning_modules.dense_crf import DenseCRF
 from lightning_modules.networks import deeplab_v2
@@ -78,7 +78,7 @@ class TestWhatLearns:
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
         grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(grouped) == sorted(id(p) for p in module.parameters() if p.requires_grad)
-        norms = {id(p) for norm in module._norms() for p in norm.parameters()}
+        norms = {id(p) for norm in module.norms() for p in norm.parameters()}
         assert bool(norms & set(grouped)) is (batch_norm != "frozen")
 
     def test_rates_are_the_golden_ones(self, golden):
@@ -94,11 +94,11 @@ class TestWhatLearns:
     @pytest.mark.parametrize("settings", [{}, LITE])
     def test_frozen_batch_norm_stays_through_a_fit(self, tmp_path, settings):
         module = make(optimizer=SGD, **settings)
-        for norm in module._norms():
+        for norm in module.norms():
             nn.init.uniform_(norm.running_var, 0.5, 1.5)
         before = {key: value.clone() for key, value in module.state_dict().items()}
         make_trainer(tmp_path, [], max_epochs=1).fit(module, datamodule=TinyDataModule())
-        norms = {f"network.{name}." for name, part in module.network.named_modules() if part in set(module._norms())}
+        norms = {f"network.{name}." for name, part in module.network.named_modules() if part in set(module.norms())}
         assert norms
         for key, value in module.state_dict().items():
             if key.startswith(tuple(norms)):
@@ -107,7 +107,7 @@ class TestWhatLearns:
         assert "network.network.aspp.0.weight" in moved
         assert any("backbone" in key for key in moved)
         assert module.train().training
-        assert not any(norm.training for norm in module._norms())
+        assert not any(norm.training for norm in module.norms())
 
     def test_batch_norm_that_learns_does(self, tmp_path):
         module = make(optimizer=SGD, batch_norm="train")
@@ -443,7 +443,7 @@ class TestPrediction:
                 return [chances for _, chances in jobs]
 
         monkeypatch.setattr(conta_segmenter, "CRFPool", Pool)
-        monkeypatch.setattr(conta_segmenter.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+        monkeypatch.setattr(dense_crf.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
         module.crf, module.crf_workers = True, given
         predicting(module, "train", devices)
         module.predict_step(batch_of(2), 0)
