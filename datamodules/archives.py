@@ -101,7 +101,8 @@ def unpack(archive: Path, into: Path, *, strip_top: bool = False, max_bytes: int
             OSError,
             RuntimeError,
         ) as error:
-            raise ValueError(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from None
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{archive} cannot be unpacked ({reason}); remove it and fetch it again") from None
         if strip_top:
             entries = list(content.iterdir())
             if len(entries) != 1 or not entries[0].is_dir():
@@ -179,6 +180,7 @@ def _zip_link(info: zipfile.ZipInfo) -> bool:
 
 def _check(members: list[_Member], archive: Path, content: Path, max_bytes: int) -> None:
     """Everything is looked at before the first byte is written."""
+    files: dict[str, str] = {}
     for member in members:
         path = PurePosixPath(member.name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or PureWindowsPath(member.name).drive:
@@ -189,6 +191,13 @@ def _check(members: list[_Member], archive: Path, content: Path, max_bytes: int)
             raise ValueError(
                 f"{archive} holds {member.name!r}, a link or device; refused: only files and folders are taken"
             )
+        same = path.as_posix().casefold()
+        if same in files and (member.size or files[same] != member.name):
+            raise ValueError(
+                f"{archive} holds {files[same][:100]!r} and {member.name[:100]!r}, one file where letter case does not "
+                "count; refused: fetch it elsewhere"
+            )
+        files[same] = member.name
     total = sum(member.size for member in members)
     room = min(max_bytes, shutil.disk_usage(content).free)
     if total > room:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
+import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +32,11 @@ STAGES = {
 }  # fmt: skip
 
 _VOID = (224, 224, 192)  # the colour of ignored pixels in VOC's masks
-_DAMAGE = (KeyError, ValueError, EOFError, OSError, TypeError, zlib.error, zipfile.BadZipFile)
+_DAMAGE = (
+    AttributeError, EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError,
+    ValueError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+_LARGEST = 256 << 20  # bytes of an array
 
 
 class CAMs(NamedTuple):
@@ -106,7 +113,13 @@ class About:
         path = folder / ABOUT
         with _named(path):
             content = json.loads(path.read_text())
-            return cls(**{**content, "classes": tuple(content["classes"]), "notices": tuple(content["notices"])})
+            about = cls(**{**content, "classes": tuple(content["classes"]), "notices": tuple(content["notices"])})
+            texts = (about.kind, about.place, about.method, about.label_space, about.split, about.origin)
+            if not all(isinstance(text, str) for text in (*texts, *about.classes, *about.notices)):
+                raise ValueError("a text is none")
+            if not isinstance(about.images, int) or not isinstance(about.scores, dict):
+                raise ValueError(f"images {about.images!r} or scores {about.scores!r}")
+            return about
 
 
 def place_of(folder: Path) -> str:
@@ -210,9 +223,11 @@ def read_cams(folder: Path, name: str, space: LabelSpace) -> CAMs:
     """
     path = folder / f"{name}.npz"
     arrays = _arrays(path, "cams", "classes", "size")
-    kept, classes = arrays["cams"], [int(index) for index in arrays["classes"]]
-    good = kept.ndim == 3 and kept.dtype == np.uint8 and len(kept) == len(classes) and arrays["size"].shape == (2,)
-    if not good or any(not 1 <= index < len(space) for index in classes):
+    kept, found = arrays["cams"], arrays["classes"]
+    good = kept.ndim == 3 and kept.dtype == np.uint8 and found.shape == (len(kept),) and found.dtype.kind in "iu"
+    classes = [int(index) for index in found] if good else []
+    good = good and arrays["size"].shape == (2,) and arrays["size"].dtype.kind in "iu"
+    if not good or len(set(classes)) < len(classes) or any(not 1 <= index < len(space) for index in classes):
         raise ValueError(f"{path} is damaged (not maps of {space.name}); remove {folder} and run its stage again")
     maps = np.zeros((len(space) - 1, *kept.shape[1:]), dtype=np.float32)
     maps[[index - 1 for index in classes]] = kept.astype(np.float32) / 255
@@ -234,7 +249,7 @@ def read_query(folder: Path, name: str, space: LabelSpace) -> NDArray[np.float32
     """
     path = folder / f"{name}.npz"
     query = _arrays(path, "query")["query"]
-    if query.ndim != 3 or query.dtype != np.uint8 or len(query) != len(space):
+    if query.ndim != 3 or query.dtype != np.uint8 or len(query) != len(space) or not query.size:
         raise ValueError(
             f"{path} is damaged (not a map of the {len(space)} classes); remove {folder} and run its stage again"
         )
@@ -300,7 +315,7 @@ def read_confounders(path: Path, space: LabelSpace) -> Confounders:
         round_ = path.absolute().parent.name
         raise FileNotFoundError(f"no file {path}; run structseg pipeline FILE --until {round_}/{STAGES['masks']}")
     arrays = _arrays(path, "confounders", "images", "classes")
-    maps, images, classes = arrays["confounders"], arrays["images"], tuple(str(name) for name in arrays["classes"])
+    maps, images, classes = arrays["confounders"], arrays["images"], tuple(map(str, arrays["classes"].ravel()))
     if classes != space.classes[1:]:
         raise ValueError(
             f"{path} is of the classes {', '.join(classes)}; {space.name} has {', '.join(space.classes[1:])}; give the "
@@ -308,8 +323,9 @@ def read_confounders(path: Path, space: LabelSpace) -> Confounders:
         )
     if maps.ndim != 3 or len(maps) != len(classes) or images.shape != (len(classes),):
         raise ValueError(f"{path} is damaged (maps {maps.shape}, images {images.shape}); run the stage again")
-    with _named(path), np.load(path, allow_pickle=False) as file:
-        origin = str(file["origin"]) if "origin" in file else ""
+    if maps.dtype.kind != "f" or images.dtype.kind not in "iu" or not _in_unit(maps):
+        raise ValueError(f"{path} is damaged (maps beyond 0..1, or counts that are none); run the stage again")
+    origin = str(_arrays(path, "origin", optional=True).get("origin", ""))
     return Confounders(maps.astype(np.float32), images.astype(np.int64), classes, origin)
 
 
@@ -343,14 +359,37 @@ def _named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged ({reason}); remove {path.parent} and run its stage again") from None
 
 
-def _arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    with _named(path), np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in names}
+def _arrays(path: Path, *names: str, optional: bool = False) -> dict[str, NDArray[Any]]:
+    with _named(path), zipfile.ZipFile(path) as packed:
+        there = packed.namelist()
+        return {name: _array(packed, name) for name in names if not optional or f"{name}.npy" in there}
+
+
+def _array(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array of an archive; numpy's own reader makes room for whatever size a header says."""
+    info = packed.getinfo(f"{name}.npy")
+    if info.file_size > _LARGEST:
+        raise ValueError(f"{name} is of {info.file_size >> 20} MiB, {_LARGEST >> 20} at most are expected")
+    content = io.BytesIO(packed.read(info))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError(f"{name} is not of numpy's format 1.0")
+    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(content)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects, which are not loaded")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != info.file_size - content.tell():
+        raise ValueError(f"{name} of shape {shape} does not fit its {info.file_size} bytes")
+    order: Literal["C", "F"] = "F" if columns_first else "C"
+    array: NDArray[Any] = np.ndarray(shape, dtype, content.getvalue(), content.tell(), order=order).copy()
+    return array
+
+
+def _in_unit(values: NDArray[np.floating]) -> bool:
+    # Not (low < 0 or high > 1): nan is neither.
+    return not values.size or bool(values.min() >= 0 and values.max() <= 1)
 
 
 def _unit(values: NDArray[np.floating], what: str) -> NDArray[np.floating]:
-    # Not (low >= 0 and high <= 1) is true for nan too.
-    if values.ndim != 3 or (values.size and not (values.min() >= 0 and values.max() <= 1)):
+    if values.ndim != 3 or not _in_unit(values):
         raise ValueError(f"{what}: shape {values.shape} or values are not (classes, h, w) in 0..1; check the network")
     return values
 

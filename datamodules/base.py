@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from datamodules.augmentation import Augmentation, AugmentationPipeline
 from datamodules.blobs import BlobDataset, BlobKind
+from datamodules.evaluation_sampler import EvaluationSampler
 from datamodules.hidden_parts import HiddenPartsDataset
 from datamodules.label_spaces import LabelSpace
 from datamodules.label_spaces import label_space as find_label_space
@@ -28,7 +29,17 @@ Split = Literal["train", "val", "test"]
 
 
 class EpochSampler(DistributedSampler[Sample]):
-    """A DistributedSampler that also tells its data set the epoch, for samples that are varied in the workers."""
+    """A DistributedSampler that tells its data set the epoch, for samples that are varied in the workers.
+
+    Attributes:
+        seen: (epoch, samples): how many of this process's samples a resumed fit has seen of the epoch that it is in.
+    """
+
+    seen: tuple[int, int] = (0, 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The indices of this process, in the epoch's order, without those that have been seen."""
+        return itertools.islice(super().__iter__(), self.seen[1] if self.epoch == self.seen[0] else 0, None)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, while no worker reads."""
@@ -148,7 +159,7 @@ class SegmentationDataModule(LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if train:
             return EpochSampler(data, world, rank, shuffle=True, seed=run_seed())
-        return UnrepeatedDistributedSampler(data, num_replicas=world, rank=rank, shuffle=False)
+        return EvaluationSampler(data, world, rank)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled by (seed, epoch); every image once an epoch, or `versions` times."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,7 @@ from datamodules.celebamask_hq_files import (
     seeded_split,
     split_from_file,
 )
+from datamodules.file_samples import FileSample
 from datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
 from datamodules.occluders import OccludedDataset, Occluders, check_space
 from datamodules.originals import Originals, originals_problems, sample_with_original
@@ -227,6 +228,29 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
         if self.occluders is None:
             return faces
         return OccludedDataset(faces, self.occluders, self.seed, SPLITS.index(split), vary=split == "train")
+
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`; raises as `find_home` and `splits` where there is nothing to list."""
+        if "all_pairs" not in self.__dict__:  # the first split
+            self.all_pairs = find_pairs(self.home, faults)
+            if self.split_file is not None:
+                self.splits = split_from_file(self.split_file, self.all_pairs, faults)
+        samples = []
+        for pair in self.pairs(split):
+            masks = pair.mask_files if pair.parts or pair.mask.is_file() else ()  # a missing one has been said
+            samples.append(
+                FileSample(
+                    pair.name,
+                    pair.image,
+                    CELEBAMASK_HQ,
+                    masks,
+                    partial(read_label, pair) if masks else None,
+                    shrunk=self.size if self.packed else None,
+                    coarse=True,
+                    exchanged=pair.name in self.reversed_names,
+                )
+            )
+        return samples
 
     def files_to_pack(self) -> list[PackedFile]:
         """Images shrunk as they are read, masks as they are, the lists of names; training images beyond the limit too.

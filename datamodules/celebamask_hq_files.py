@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.label_spaces import CELEBAMASK_HQ
-from datamodules.samples import open_image, read_mask
+from datamodules.samples import open_image, read_mask, refuse
+from datamodules.text_files import read_json, read_text
 
 FULL_FOLDERS = ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno")
 COMPACT_FOLDERS = ("images", "masks")
@@ -82,8 +82,11 @@ def is_full(home: Path) -> bool:
     return all((home / name).is_dir() for name in FULL_FOLDERS)
 
 
-def find_pairs(home: Path) -> dict[str, Pair]:
+def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
     """All images with their labels, by name, in a fixed order: by number in the published layout, else by name.
+
+    Faults, where they are given, take the messages of what would be raised of single files; an image without mask is
+    given without any part, or with the path that its mask should have.
 
     Raises:
         FileNotFoundError: images without mask or masks without image; how many and the first are named.
@@ -96,22 +99,26 @@ def find_pairs(home: Path) -> dict[str, Pair]:
         if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in images:
-            raise ValueError(f"{images[path.stem]} and {path.name} have the same stem; keep one of them")
+            refuse(ValueError(f"{images[path.stem]} and {path.name} have the same stem; keep one of them"), faults)
+            continue
         if full and not re.fullmatch(r"0|[1-9]\d{0,4}", path.stem):
-            raise ValueError(f"{path} is not named by its number; the published images are 0.jpg to 29999.jpg")
+            text = f"{path} is not named by its number; the published images are 0.jpg to 29999.jpg"
+            refuse(ValueError(text), faults)
+            continue
         images[path.stem] = path
     if not images:
         raise ValueError(f"{image_folder} has no images; expected JPEG files")
-    parts = _find_parts(mask_folder) if full else {}
+    parts = _find_parts(mask_folder, faults) if full else {}
     masks = set(parts) if full else {
         path.stem for path in mask_folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")
     }  # fmt: skip
     names = sorted(images, key=int) if full else sorted(images)
-    _refuse([name for name in names if name not in masks], f"of the images in {image_folder}", f"mask in {mask_folder}")
-    _refuse(sorted(masks - set(names)), f"of the masks in {mask_folder}", f"image in {image_folder}")
+    lonely = [name for name in names if name not in masks]
+    _refuse(lonely, f"of the images in {image_folder}", f"mask in {mask_folder}", faults)
+    _refuse(sorted(masks - set(names)), f"of the masks in {mask_folder}", f"image in {image_folder}", faults)
     if not full:
         return {name: Pair(name, images[name], mask_folder / f"{name}.png") for name in names}
-    return {name: Pair(name, images[name], _part_prefix(mask_folder, int(name)), parts[name]) for name in names}
+    return {name: Pair(name, images[name], _part_prefix(mask_folder, int(name)), parts.get(name, ())) for name in names}
 
 
 def read_label(pair: Pair) -> NDArray[np.uint8]:
@@ -149,8 +156,10 @@ def seeded_split(names: Sequence[str], seed: int) -> Splits:
     return {"train": tuple(order[:first]), "val": tuple(order[first:second]), "test": tuple(order[second:])}
 
 
-def split_from_file(path: Path, names: Iterable[str]) -> Splits:
+def split_from_file(path: Path, names: Iterable[str], faults: list[str] | None = None) -> Splits:
     """The split that a JSON file lists, `{"train": [...], "val": [...], "test": [...]}`, in its order.
+
+    Faults, where they are given, take a line for each name that is listed twice or not there.
 
     Raises:
         FileNotFoundError: no such file, or it names images that are not there.
@@ -159,6 +168,11 @@ def split_from_file(path: Path, names: Iterable[str]) -> Splits:
     split = {key: tuple(ids) for key, ids in _read_lists(path, SPLITS).items()}
     listed = Counter(name for ids in split.values() for name in ids)
     twice = sorted(name for name, count in listed.items() if count > 1)
+    if faults is not None:
+        there = set(names)
+        faults += [f"{path} lists {name} more than once; list each image once" for name in twice]
+        faults += [f"{path} lists {name}, which is not there; add it" for name in sorted(set(listed) - there)]
+        return {key: tuple(name for name in dict.fromkeys(ids) if name in there) for key, ids in split.items()}
     if twice:
         where = ", ".join(key for key in SPLITS if twice[0] in split[key])
         raise ValueError(f"{path} lists {_some(twice)} more than once ({twice[0]}: {where}); list each image once")
@@ -187,12 +201,12 @@ def official_split(home: Path, root: Path, names: Iterable[str]) -> Splits:
             f"{home} has no {MAPPING_FILE}, which split=official needs (it comes with the published layout); "
             "set --data.split seed or a split file"
         )
-    rows = _read_table(mapping, r"(\d+)\s+\d+\s+(\d+\.jpg)", "0 119613 119614.jpg", header=True)
+    rows = _read_table(mapping, r"(\d{1,9})\s+\d{1,9}\s+(\d{1,9}\.jpg)", "0 119613 119614.jpg", header=True)
     original = {row[0]: row[1] for row in rows}
     partition_file = official_file(home, root)
     partition: Mapping[str, str] | None = None
     if partition_file is not None:
-        rows = _read_table(partition_file, r"(\d+\.jpg)\s+([012])", "000001.jpg 0")
+        rows = _read_table(partition_file, r"(\d{1,9}\.jpg)\s+([012])", "000001.jpg 0")
         partition = {row[0]: row[1] for row in rows}
     split: dict[str, list[str]] = {key: [] for key in SPLITS}
     for name in names:
@@ -225,7 +239,7 @@ def reversed_from_file(path: Path) -> frozenset[str]:
     return frozenset(_read_lists(path, ("reversed",))["reversed"])
 
 
-def _find_parts(folder: Path) -> dict[str, tuple[str, ...]]:
+def _find_parts(folder: Path, faults: list[str] | None = None) -> dict[str, tuple[str, ...]]:
     """The parts of each image that have a mask, in the order that they are merged."""
     found: dict[str, set[str]] = {}
     for number in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.isdecimal()):
@@ -234,9 +248,13 @@ def _find_parts(folder: Path) -> dict[str, tuple[str, ...]]:
                 continue
             match = re.fullmatch(r"(\d{5})_(\w+)\.png", entry.name)
             if match is None or match[2] not in PARTS:
-                raise ValueError(f"{entry.path} is no part mask, as 00012_skin.png; the parts are {', '.join(PARTS)}")
+                text = f"{entry.path} is no part mask, as 00012_skin.png; the parts are {', '.join(PARTS)}"
+                refuse(ValueError(text), faults)
+                continue
             if int(match[1]) // IMAGES_A_FOLDER != int(number):
-                raise ValueError(f"{entry.path} belongs in folder {int(match[1]) // IMAGES_A_FOLDER}; move it there")
+                text = f"{entry.path} belongs in folder {int(match[1]) // IMAGES_A_FOLDER}; move it there"
+                refuse(ValueError(text), faults)
+                continue
             found.setdefault(str(int(match[1])), set()).add(match[2])
     return {name: tuple(part for part in PARTS if part in parts) for name, parts in found.items()}
 
@@ -245,15 +263,17 @@ def _part_prefix(folder: Path, number: int) -> Path:
     return folder / str(number // IMAGES_A_FOLDER) / f"{number:05}"
 
 
-def _refuse(missing: list[str], what: str, lacking: str) -> None:
-    if missing:
+def _refuse(missing: list[str], what: str, lacking: str, faults: list[str] | None) -> None:
+    if faults is not None:
+        faults += [f"{name} {what} has no {lacking}; add it or remove the other" for name in missing]
+    elif missing:
         raise FileNotFoundError(
             f"{len(missing)} {what} have no {lacking} ({_some(missing)}); add what is missing or remove the rest"
         )
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(name[:60] for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -262,9 +282,9 @@ def _read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected JSON, {form}")
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); expected {form}") from None
+        raise ValueError(f"{str(error).removesuffix('; copy it again')}; expected {form}") from None
     lacking = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if lacking:
         raise ValueError(f"{path} has no list {', '.join(lacking)}; expected {form}")
@@ -274,7 +294,7 @@ def _read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[str]]:
 def _read_table(path: Path, form: str, example: str, *, header: bool = False) -> list[tuple[str, ...]]:
     """The groups of the regular expression `form` in each line of a text file."""
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip() or (header and number == 1):
             continue
         match = re.fullmatch(form, line.strip())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +13,12 @@ from numpy.typing import NDArray
 from datamodules.augmentation import Augmentation
 from datamodules.base import Split
 from datamodules.blobs import BlobKind
+from datamodules.coco_files import Picture, paint, read_instances
+from datamodules.file_samples import FileSample
 from datamodules.label_spaces import COCO
 from datamodules.samples import read_image
 from datamodules.views import Views
 from datamodules.weak import Read, WeaklySupervisedDataModule
-
-_INDICES = {name: index for index, name in enumerate(COCO.classes) if index}
-
-
-class Instance(NamedTuple):
-    """An annotated object.
-
-    Attributes:
-        label: index in COCO's label space.
-        crowd: whether it is a region of many objects.
-        outline: polygons (x, y, x, y, ...) in pixels, or a run-length code as the annotations have it.
-    """
-
-    label: int
-    crowd: bool
-    outline: list[NDArray[np.float64]] | dict[str, Any]
-
-
-class Picture(NamedTuple):
-    """An image of the annotations: its file, (h, w) in pixels, and what it holds."""
-
-    file: str
-    size: tuple[int, int]
-    instances: list[Instance]
 
 
 class COCODataModule(WeaklySupervisedDataModule):
@@ -151,6 +129,21 @@ class COCODataModule(WeaklySupervisedDataModule):
             )
         return [name for name, picture in pictures.items() if split != "train" or picture.instances]
 
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:  # noqa: ARG002  # nothing can lack
+        """For `structseg check`: every annotated image; those without single objects have no mask to look at.
+
+        Raises as `pictures`.
+        """
+        if split == "val":
+            return []
+        folder = self.root / self._folder(split)
+        samples = []
+        for name, picture in self.pictures(split).items():
+            single = any(not instance.crowd for instance in picture.instances)
+            paint_it = partial(_painted, picture) if single else None
+            samples.append(FileSample(name, folder / picture.file, COCO, (), paint_it))
+        return samples
+
     def _find(self, name: str) -> tuple[Path, Picture]:
         splits: tuple[Split, ...] = ("train", "test")
         loaded = sorted(splits, key=lambda split: self._folder(split) not in self._pictures)
@@ -167,10 +160,7 @@ class COCODataModule(WeaklySupervisedDataModule):
     def truth_of(self, name: str) -> NDArray[np.uint8]:
         """The mask of an image in the label space; raises as `paint`."""
         _, picture = self._find(name)
-        try:
-            return self._lookup[paint(picture)]
-        except (ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"{name}: {error}") from None
+        return self._lookup[_painted(picture)]
 
     def read_unmasked(self, name: str) -> Read:
         """The photograph with its tags.
@@ -193,58 +183,9 @@ class COCODataModule(WeaklySupervisedDataModule):
         return image, self.truth_of(name), tags
 
 
-def read_instances(path: Path) -> dict[str, Picture]:
-    """The images of an annotation file with their instances, by the stem of their files.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged, or has categories other than COCO's.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --data.root is the folder of annotations, train and val images")
+def _painted(picture: Picture) -> NDArray[np.uint8]:
+    """As `paint`, with the image's name in errors."""
     try:
-        content = json.loads(path.read_bytes())
-        labels = {category["id"]: _INDICES[category["name"]] for category in content["categories"]}
-        instances: dict[int, list[Instance]] = {image["id"]: [] for image in content["images"]}
-        for item in content["annotations"]:
-            outline = item["segmentation"]
-            if isinstance(outline, list):  # two points are a line, and pycocotools takes four numbers for a box
-                outline = [np.array(polygon, dtype=np.float64) for polygon in outline if len(polygon) >= 6]
-            instances[item["image_id"]].append(
-                Instance(labels[item["category_id"]], bool(item.get("iscrowd", 0)), outline)
-            )
-        pictures = [
-            Picture(image["file_name"], (image["height"], image["width"]), instances[image["id"]])
-            for image in content["images"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of COCO's instances ({error!r}); copy it again") from None
-    return {Path(picture.file).stem: picture for picture in sorted(pictures, key=lambda item: item.file)}
-
-
-def paint(picture: Picture) -> NDArray[np.uint8]:
-    """(h, w) indices in COCO's label space: crowds as 255, over them the instances, larger ones first.
-
-    Raises:
-        ValueError: pycocotools is missing.
-    """
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError:
-        raise ValueError("COCO's masks are decoded by pycocotools, which is missing; pip install pycocotools") from None
-    height, width = picture.size
-    painted = np.zeros(picture.size, dtype=np.uint8)
-    regions = []
-    for instance in picture.instances:
-        code: Any = instance.outline
-        if isinstance(code, list):
-            if not code:
-                continue
-            code = coco_mask.merge(coco_mask.frPyObjects(code, height, width))
-        elif isinstance(code["counts"], list):
-            code = coco_mask.frPyObjects(code, height, width)
-        region = coco_mask.decode(code).astype(bool)
-        regions.append((not instance.crowd, -int(region.sum()), instance.label, region))
-    for single, _, label, region in sorted(regions, key=lambda item: item[:2]):
-        painted[region] = label if single else COCO.ignore_index
-    return painted
+        return paint(picture)
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{Path(picture.file).stem}: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from datamodules.base import SegmentationDataModule, Split
 from datamodules.fasseg_download import download_fasseg
 from datamodules.fasseg_files import Pair, Part, Version, find_pairs, is_clean, pose_of, select, split_folds
 from datamodules.fasseg_labels import PROTOCOL, decode_fasseg, decode_published, resize_published
+from datamodules.file_samples import FileSample
 from datamodules.label_spaces import FASSEG
 from datamodules.packed import PackedFile, packed_size
 from datamodules.samples import Sample, check_image, image_tensor, mask_tensor, read_image, resize_image, resize_mask
@@ -139,11 +141,11 @@ class FASSEGDataModule(SegmentationDataModule):
         """Whether a fold is held out."""
         return self.fold is not None
 
-    def pairs(self, split: Split) -> tuple[Pair, ...]:
-        """The photographs and labels of a split, in a fixed order; raises as `find_pairs`."""
+    def pairs(self, split: Split, faults: list[str] | None = None) -> tuple[Pair, ...]:
+        """The photographs and labels of a split, in a fixed order; `faults` and errors as in `find_pairs`."""
         if split == "test" and self.split == "published":
-            return self._part("test")
-        training = self._part("train")
+            return self._part("test", faults)
+        training = self._part("train", faults)
         if self.fold is None:
             return training if split == "train" else ()
         parts = split_folds((pair.subject for pair in training), self.folds, self.seed)
@@ -170,6 +172,14 @@ class FASSEGDataModule(SegmentationDataModule):
             native_mask=not train and self.score_at == "native",
         )
 
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`; raises as `find_pairs` where a folder is missing."""
+        shrunk = packed_size(self.root)
+        return [
+            FileSample(pair.name, pair.image, FASSEG, (pair.label,), partial(read_label, pair.label), shrunk=shrunk)
+            for pair in self.pairs(split, faults)
+        ]
+
     def files_to_pack(self) -> list[PackedFile]:
         """Photographs, shrunk to `size`, and labels as they are: the published decoding reads their off colours."""
         pairs = [pair for split in SPLITS for pair in self.pairs(split)]
@@ -177,11 +187,11 @@ class FASSEGDataModule(SegmentationDataModule):
         places = [pair.name.replace("_RGB/", "_Labels/") + pair.label.suffix for pair in pairs]
         return photographs + [PackedFile(pair.label, place) for pair, place in zip(pairs, places, strict=True)]
 
-    def _part(self, part: Part) -> tuple[Pair, ...]:
+    def _part(self, part: Part, faults: list[str] | None = None) -> tuple[Pair, ...]:
         if part not in self._parts:
             packed_size(self.root, self.size)
             try:
-                found = find_pairs(self.root, self.version, part)
+                found = find_pairs(self.root, self.version, part, faults)
             except FileNotFoundError as error:
                 if self.version != "V3" or part != "test":
                     raise

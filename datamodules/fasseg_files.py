@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from datamodules.packed import packed_size
-from datamodules.samples import image_size
+from datamodules.samples import image_size, refuse
 
 Version = Literal["V1", "V2", "V3"]
 Part = Literal["train", "test"]
@@ -137,13 +137,14 @@ def find_version(root: Path, version: Version) -> Path:
     )
 
 
-def find_pairs(root: Path, version: Version, part: Part) -> Found:
+def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | None = None) -> Found:
     """Photographs and labels of one part, paired by pose and file stem.
 
     Args:
         root: as for `find_version`.
         version: V1 and V2 are frontal (20 train, 50 test), V3 has 13 poses (182 train, 208 test).
         part: as published.
+        faults: takes the messages of what would be raised of single files, but for sizes, which are not looked at.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -151,8 +152,8 @@ def find_pairs(root: Path, version: Version, part: Part) -> Found:
             sizes that differ, all but the known faults of V3's test part.
     """
     home = find_version(root, version)
-    photographs = _images(_part_folder(home, f"{part.title()}_RGB"))
-    labels = _images(_part_folder(home, f"{part.title()}_Labels"))
+    photographs = _images(_part_folder(home, f"{part.title()}_RGB"), faults)
+    labels = _images(_part_folder(home, f"{part.title()}_Labels"), faults)
     if not photographs:
         raise ValueError(f"{home} has no photographs in {part.title()}_RGB; expected BMP, PNG or JPEG files")
 
@@ -161,21 +162,22 @@ def find_pairs(root: Path, version: Version, part: Part) -> Found:
     unlabelled = [key for key in missing if known and key.split("/")[0] in UNLABELLED_TEST_POSES]
     for key in missing:
         if key not in unlabelled:
-            raise ValueError(
-                f"{photographs[key]} has no label {key} in {part.title()}_Labels; add it or remove the photograph"
-            )
+            text = f"{photographs[key]} has no label {key} in {part.title()}_Labels; add it or remove the photograph"
+            refuse(ValueError(text), faults)
     for key in labels:
         if key not in photographs:
-            raise ValueError(f"{labels[key]} has no photograph {key} in {part.title()}_RGB; add it or remove the label")
+            text = f"{labels[key]} has no photograph {key} in {part.title()}_RGB; add it or remove the label"
+            refuse(ValueError(text), faults)
 
     shrunk = packed_size(home) or packed_size(home.parent)
     mismatched = [key for key in labels if known and key in MISMATCHED_TEST]
     pairs = []
     for key in sorted(labels, key=_order):
-        if key in mismatched:
+        if key in mismatched or key not in photographs:
             continue
         pair = Pair(f"{version}/{part.title()}_RGB/{key}", photographs[key], labels[key])
-        _check_sizes(pair, shrunk)
+        if faults is None:
+            _check_sizes(pair, shrunk)
         pairs.append(pair)
     prefix = f"{version}/{part.title()}_RGB/"
     return Found(
@@ -228,7 +230,7 @@ def _part_folder(home: Path, name: str) -> Path:
     return folder
 
 
-def _images(folder: Path) -> dict[str, Path]:
+def _images(folder: Path, faults: list[str] | None = None) -> dict[str, Path]:
     """Image files by key: the stem, or pose/stem where there is a folder for each pose."""
     found: dict[str, Path] = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
@@ -236,7 +238,8 @@ def _images(folder: Path) -> dict[str, Path]:
             continue
         key = (path.relative_to(folder).parent / path.stem).as_posix()
         if key in found:
-            raise ValueError(f"{found[key]} and {path.name} have the same stem; keep one of them")
+            refuse(ValueError(f"{found[key]} and {path.name} have the same stem; keep one of them"), faults)
+            continue
         found[key] = path
     return found
 

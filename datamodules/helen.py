@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +16,12 @@ from torch.utils.data import Dataset
 from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule, Split
 from datamodules.blobs import BlobKind
+from datamodules.file_samples import FileSample
 from datamodules.helen_files import LISTS, Face, check_sizes, find_faces, find_home, read_label, read_lists
 from datamodules.label_spaces import HELEN, STN
 from datamodules.originals import Originals, originals_problems, sample_with_original
 from datamodules.packed import PackedFile
-from datamodules.samples import Sample, image_tensor, mask_tensor, read_image, resize_image, resize_mask
+from datamodules.samples import Sample, image_size, image_tensor, mask_tensor, read_image, resize_image, resize_mask
 
 
 class HelenDataModule(SegmentationDataModule):
@@ -126,12 +127,27 @@ class HelenDataModule(SegmentationDataModule):
         native = split != "train" and self.score_at == "native"
         return HelenDataset(faces, self.size, self._classes, self.originals, native_mask=native)
 
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`; raises as `find_home` and `read_lists`."""
+        names = self.lists[split]
+        samples = []
+        for face in find_faces(self.home, names[: self.train_limit] if split == "train" else names, faults):
+            masks = tuple(path for path in face.masks if path.is_file())
+            whole = len(masks) == len(HELEN)  # missing ones have been said
+            samples.append(FileSample(face.name, face.image, HELEN, masks, partial(_label_of, face) if whole else None))
+        return samples
+
     def files_to_pack(self) -> list[PackedFile]:
         """The lists, and the images and soft masks that they name, as they are: originals are read at their size."""
         files = [self.home / name for name in LISTS.values()]
         for face in find_faces(self.home, [name for names in self.lists.values() for name in names]):
             files += [face.image, *face.masks]
         return [PackedFile(path, path.relative_to(self.home).as_posix()) for path in files]
+
+
+def _label_of(face: Face) -> NDArray[np.uint8]:
+    """As `read_label`, by the size in the photograph's header."""
+    return read_label(face, image_size(face.image))
 
 
 class HelenDataset(Dataset[Sample]):

@@ -83,7 +83,7 @@ def read_lists(home: Path) -> dict[str, tuple[str, ...]]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            match = re.fullmatch(r"(?:\d+\s*,\s*)?(?!\d+$)([\w-]+)", line.strip())
+            match = re.fullmatch(r"(?:\d+\s*,\s*)?(?!\d+$)([\w-]{1,200})", line.strip())
             if match is None:
                 raise ValueError(
                     f"{home / file}, line {number}: {line.strip()[:60]!r} is no number, comma and name, as "
@@ -100,20 +100,26 @@ def read_lists(home: Path) -> dict[str, tuple[str, ...]]:
     return lists
 
 
-def find_faces(home: Path, names: Sequence[str]) -> tuple[Face, ...]:
+def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
     """The files of the named images, in that order.
+
+    Faults, where they are given, take a line for each missing soft mask; missing images are left to their reader.
 
     Raises:
         FileNotFoundError: images or soft masks are missing; how many and the first are named.
     """
     faces = tuple(Face(name, home / IMAGES / f"{name}.jpg", home / LABELS / name) for name in names)
     images = _files(home / IMAGES)
-    _refuse_missing(home / IMAGES, "image", [f.image.name for f in faces if f.image.name not in images], len(faces))
+    if faults is None:
+        _refuse_missing(home / IMAGES, "image", [f.image.name for f in faces if f.image.name not in images], len(faces))
     missing = []
     for face in faces:
         there = _files(face.labels)
         missing += [f"{face.name}/{name}" for name in mask_names(face.name) if name not in there]
-    _refuse_missing(home / LABELS, "mask", missing, len(faces) * len(HELEN))
+    if faults is None:
+        _refuse_missing(home / LABELS, "mask", missing, len(faces) * len(HELEN))
+    else:
+        faults += [f"no soft mask {home / LABELS / path}; unpack the whole archive there" for path in missing]
     return faces
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.packed import packed_size
-from datamodules.samples import IMAGE_SUFFIXES, image_size, read_image
+from datamodules.samples import IMAGE_SUFFIXES, image_size, read_image, refuse
 
 IMAGES = "lfw_funneled"
 LABELS = "parts_lfw_funneled_gt_images"
@@ -50,8 +50,10 @@ def person_of(name: str) -> str:
     return re.sub(r"_\d+$", "", name.rsplit("/", 1)[-1])
 
 
-def read_lists(root: Path) -> dict[str, tuple[str, ...]]:
+def read_lists(root: Path, faults: list[str] | None = None) -> dict[str, tuple[str, ...]]:
     """The names in the three split lists, by split, in the order of the lists.
+
+    Faults, where they are given, take the messages of lines that would be raised.
 
     Raises:
         FileNotFoundError: no such folder, or a list is missing.
@@ -69,21 +71,28 @@ def read_lists(root: Path) -> dict[str, tuple[str, ...]]:
         for number, line in enumerate((root / file).read_text(errors="replace").splitlines(), 1):
             if not line.strip():
                 continue
-            match = re.fullmatch(r"\s*(\S+)\s+(\d+)\s*", line)
+            match = re.fullmatch(r"\s*(\S{1,200})\s+(\d{1,9})\s*", line)
             if match is None:
-                raise ValueError(f"{root / file}, line {number}: {line.strip()[:60]!r} is no NAME and number; mend it")
+                text = f"{root / file}, line {number}: {line.strip()[:60]!r} is no NAME and number; mend it"
+                refuse(ValueError(text), faults)
+                continue
             name = f"{match[1]}_{int(match[2]):04d}"
             here = f"{file}, line {number}"
             if name in listed:
-                raise ValueError(f"{name} is listed twice in {root}: {listed[name]}, and {here}; remove one")
+                text = f"{name} is listed twice in {root}: {listed[name]}, and {here}; remove one"
+                refuse(ValueError(text), faults)
+                continue
             listed[name] = here
             names.append(name)
         lists[split] = tuple(names)
     return lists
 
 
-def find_faces(root: Path, names: Sequence[str]) -> tuple[Face, ...]:
+def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
     """The files of the named images, in that order.
+
+    Faults, where they are given, take the messages of what would be raised of single files, but for sizes, which are
+    then not looked at; an image or label that is missing is given by the path that it should have.
 
     Raises:
         FileNotFoundError: images or labels are missing.
@@ -95,17 +104,28 @@ def find_faces(root: Path, names: Sequence[str]) -> tuple[Face, ...]:
     for path in sorted((root / LABELS).glob("*")):
         if path.suffix.lower() in (".png", ".ppm") and not path.name.startswith("."):
             if path.stem in labels:
-                raise ValueError(f"{labels[path.stem]} and {path.name} label the same image; keep one of them")
+                text = f"{labels[path.stem]} and {path.name} label the same image; keep one of them"
+                refuse(ValueError(text), faults)
+                continue
             labels[path.stem] = path
     images = {name: folder / person_of(name) / f"{name}.jpg" for name in names}
-    _refuse_missing(root, "photograph", IMAGES, [name for name in names if not images[name].is_file()], len(names))
-    _refuse_missing(root, "label", LABELS, [name for name in names if name not in labels], len(names))
+    if faults is None:
+        _refuse_missing(root, "photograph", IMAGES, [name for name in names if not images[name].is_file()], len(names))
+        _refuse_missing(root, "label", LABELS, [name for name in names if name not in labels], len(names))
     for name in THUMBNAILS.keys() & images.keys():
-        _refuse_realigned(images[name], bytes.fromhex(THUMBNAILS[name]))
+        try:
+            _refuse_realigned(images[name], bytes.fromhex(THUMBNAILS[name]))
+        except (FileNotFoundError, ValueError) as error:
+            if faults is None:
+                raise
+            if "alignment" in str(error):  # else it is found when it is read
+                faults.append(str(error))
     shrunk = packed_size(root)
     faces = []
     for name in names:
-        _check_sizes(images[name], labels[name], shrunk)
+        if faults is None:
+            _check_sizes(images[name], labels[name], shrunk)
+        labels.setdefault(name, root / LABELS / f"{name}.ppm")
         dat = root / SUPERPIXELS / person_of(name) / f"{name}.dat"
         faces.append(Face(name, images[name], labels[name], dat if dat.is_file() else None))
     return tuple(faces)

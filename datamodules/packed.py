@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datamodules.text_files import read_json
+
 MARKER = "packed.json"
+_LARGEST = 65535  # pixels a side
 
 
 class PackedFile(NamedTuple):
@@ -35,11 +37,15 @@ def packed_copy(root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
-        if content["format"] != 1 or not (content["size"] is None or len(content["size"]) == 2):
+        content = read_json(path)
+        size = content["size"]
+        if content["format"] != 1 or not (size is None or (isinstance(size, list) and len(size) == 2)):
             raise ValueError("not format 1")
+        if size is not None and not all(isinstance(side, int) and 1 <= side <= _LARGEST for side in size):
+            raise ValueError(f"size {size}")
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); pack the data again") from None
+        reason = str(error).replace(f"{path} ", "").partition(";")[0]
+        raise ValueError(f"{path} is damaged ({reason}); pack the data again") from None
     return dict(content)
 
 

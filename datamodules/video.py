@@ -118,6 +118,8 @@ class PredictFrames(IterableDataset[Sample]):
             where = f" at frame {count}" if count else ""
             mend = "copy it again" if self.camera is None else "check that it is connected and not in use"
             raise ValueError(f"{self.source} cannot be read{where} ({error.strerror}); {mend}") from None
+        except (UnicodeError, OverflowError, MemoryError) as error:  # of damaged metadata and sizes
+            raise ValueError(f"{self.source} is damaged ({type(error).__name__}); copy it again") from None
 
 
 def camera_input(number: int, platform: str) -> tuple[str, str, dict[str, str]]:

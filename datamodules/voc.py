@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections import Counter
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from datamodules.augmentation import Augmentation
 from datamodules.base import Split
 from datamodules.blobs import BlobKind
+from datamodules.file_samples import FileSample
 from datamodules.label_spaces import VOC
 from datamodules.packed import PackedFile, packed_size
 from datamodules.samples import read_image, read_mask
@@ -19,6 +21,7 @@ from datamodules.views import Views
 from datamodules.voc_files import (
     ANNOTATIONS,
     IMAGES,
+    MASKS,
     check_images,
     find_home,
     list_file,
@@ -190,6 +193,51 @@ class VOCDataModule(WeaklySupervisedDataModule):
         """The photograph with its mask and tags; raises as `read_unmasked` and `read_mask`."""
         image, _, tags = self.read_unmasked(name)
         return image, self.truth_of(name), tags
+
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`: every name of the list, images that are not trained on included.
+
+        Masks may be missing where training does not read them, tags where they are not trained on.
+
+        Raises:
+            FileNotFoundError: no data, list or file of tags.
+            ValueError: a damaged file of tags.
+        """
+        given = self.lists[split]
+        if given is None:
+            return []
+        if self.tags.endswith(".csv"):
+            _ = self._tag_file  # before the workers, each of which would read it
+        path = list_file(self.home, given)
+        names = read_list(path)
+        faults += [f"{path} lists {name} {count} times" for name, count in Counter(names).items() if count > 1]
+        shrunk = packed_size(self.home)
+        samples = []
+        for name in dict.fromkeys(names):
+            mask = mask_file(self.home, name)
+            if mask is None and (split != "train" or self.masks == "truth"):
+                faults.append(f"{name} of {path} has no mask in {self.home / MASKS[0]}")
+            samples.append(
+                FileSample(
+                    name,
+                    self.home / IMAGES / f"{name}.jpg",
+                    VOC,
+                    () if mask is None else (mask,),
+                    None if mask is None else partial(read_mask, mask, len(VOC), VOC.name),
+                    None if self.tags_from_masks else partial(self._expected_tags, name, split == "train"),
+                    shrunk,
+                )
+            )
+        return samples
+
+    def _expected_tags(self, name: str, needed: bool) -> frozenset[str] | None:
+        tags = self.tags_of(name)
+        if needed and not tags:
+            raise ValueError(f"training image {name} has no tags; give its tags or take it off the list")
+        unknown = sorted((tags or frozenset()) - set(VOC.classes))
+        if unknown:
+            raise ValueError(f"tag {unknown[0]!r} of {name} is no class of VOC; mend it")
+        return tags
 
     def files_to_pack(self) -> list[PackedFile]:
         """The photographs, shrunk where they always are, and masks, annotations or tags, and lists, as they are.

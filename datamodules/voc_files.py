@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
+
+from datamodules.text_files import read_text
 
 IMAGES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Segmentation"
 # The official masks come first; those of SBD, which some copies keep with them, have no void rim.
@@ -13,6 +16,7 @@ MASKS = ("SegmentationClass", "SegmentationClassAug")
 SUBFOLDERS = ("VOC2012", "VOCdevkit/VOC2012")
 # SBD's images with the training images, by the names that copies of the list have.
 AUGMENTED = ("train_aug", "trainaug")
+_LONGEST = 400  # letters of a name, or of a path in its place
 
 
 def find_home(root: Path) -> Path:
@@ -45,8 +49,17 @@ def list_file(home: Path, given: str) -> Path:
 
 
 def read_list(path: Path) -> tuple[str, ...]:
-    """The names in a list: the first word of each line, or its stem where that is a path, as in SBD's lists."""
-    words = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    """The names in a list: the first word of each line, or its stem where that is a path, as in SBD's lists.
+
+    Raises:
+        ValueError: it is no text, or lists no image.
+    """
+    words = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    long = next((word for word in words if len(word) > _LONGEST), None)
+    if long is not None:
+        raise ValueError(f"{path} holds a name of {len(long)} letters, {long[:40]}...; copy it again")
+    if not words:
+        raise ValueError(f"{path} lists no image; copy it again")
     return tuple(Path(word).stem if "/" in word else word for word in words)
 
 
@@ -88,7 +101,7 @@ def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
         return frozenset(str(found.findtext("name")).strip() for found in objects)
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
 
 
@@ -97,17 +110,21 @@ def read_tags(path: Path) -> dict[str, frozenset[str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no such header, or an image that stands twice.
+        ValueError: it is no text, no such header, cells without one, or an image that stands twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of tags {path}; check --data.tags")
     tags: dict[str, frozenset[str]] = {}
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
         if not {"name", "classes"} <= set(rows.fieldnames or ()):
             raise ValueError(f"{path} begins with {rows.fieldnames}; the header name,classes is needed")
         for row in rows:
+            if None in row:
+                raise ValueError(f"{path}, line {rows.line_num} has more cells than the header; separate by spaces")
             if row["name"] in tags:
                 raise ValueError(f"{path}, line {rows.line_num}: {row['name']} stands twice; keep one row")
             tags[row["name"]] = frozenset((row["classes"] or "").split())
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num} is damaged ({error}); mend it") from None
     return tags

@@ -4,15 +4,20 @@ import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that
 
 import inspect
 import os
+import re
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal, NoReturn
 
 import wandb
 import yaml
@@ -20,17 +25,22 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules.base import SegmentationDataModule, Split
 from experiments.artefact_writers import artefact_writer
-from experiments.checks import check_watched_keys
 from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order, fail, import_rooms, shorten
+from experiments.processes import alone
+from experiments.resume import check_id, id_of, is_finished, mark_finished, where_to_go_on
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
+from experiments.watched_keys import check_watched_keys
 from lightning_modules.base import SegmentationModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
 from lightning_modules.callbacks.image_scores import ImageScores
+from lightning_modules.callbacks.interruption import REQUEUE, Interruption, job_id, requeue_before_training
+from lightning_modules.callbacks.mid_epoch import MidEpoch
 from lightning_modules.callbacks.numeric_guard import NumericGuard
 from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
@@ -46,9 +56,23 @@ _KNOWN_WARNINGS = (
     ".*does not have many workers",
     ".*The number of training batches",
     ".*module\\(s\\) in eval mode at the start of training",  # those that a stage leaves as they are
+    "The `srun` command is available",  # a fit on the login node is none of SLURM's
     "Total length of `list`",  # nothing is held out, and that is said
+    "You're resuming from a checkpoint that ended before the epoch",  # the sampler leaves out what has been seen
     "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
 )
+
+
+_RESUME_HELP = "auto: the same command goes on where its run was, whatever ended it, and ends at once when it is done"
+_RUN_ID_HELP = "Name of the run's folder; default: a new one, or, with --resume auto, one that stands for the settings"
+_GOES_ON = "a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt, one of --resume auto by its own command"
+_HELD = ExitStack()  # the lock of the run's folder, until the command ends
+_WANDB_SECONDS = 5
+_PATIENCE = 30.0  # seconds for a process that is being ended to leave the run's folder
+
+
+class Finished(Exception):  # no error
+    """There is nothing left to do."""
 
 
 class KeepConfig(SaveConfigCallback):
@@ -60,6 +84,7 @@ class KeepConfig(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / CONFIG_NAME
         text = self.parser.dump(self.config, skip_none=False)
+        text = re.sub(r"(?m)^(resume|run_id): .*\n", "", text)  # how it was started, not what it is
         new = yaml.safe_load(text)
         if path.is_file():
             old = _flat(yaml.safe_load(path.read_text()))
@@ -90,6 +115,9 @@ class StructsegCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--resume", type=Literal["never", "auto"], default="never", help=_RESUME_HELP)
+            parser.add_argument("--run_id", type=str | None, default=None, help=_RUN_ID_HELP)
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # the suite's own table is shorter
         return parser
@@ -100,30 +128,60 @@ class StructsegCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles the run's folder before anything could write elsewhere."""
         config = self.config[self.subcommand]
-        if config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
-            seen = read_card(Path(config["ckpt_path"]))["epoch"] + 1
-            most = config["trainer"]["max_epochs"]
-            if self.subcommand == "fit" and most is not None and 0 <= most < seen:
-                raise ValueError(
-                    f"{config['ckpt_path']} has seen {seen} epochs; raise --trainer.max_epochs from {most}"
-                )
         files = config.get("config") or []
         name = config["experiment"] or (Path(str(files[0])).stem if files else None)
         if name == Path(CONFIG_NAME).stem:
             name = Path(str(files[0])).absolute().parent.parent.name
         name = name or config["model"]["class_path"].rsplit(".", 1)[-1].lower()
-        self.folder = settle_run_folder(Path(config["runs_dir"]), name, config.get("ckpt_path"))
+        self.step: int | None = None  # that `--resume auto` goes on from
+        auto, run_id = config.get("resume") == "auto", config.get("run_id")
+        if run_id is not None:
+            check_id(run_id)
+        if auto and config.get("ckpt_path"):
+            raise ValueError("--resume auto finds the checkpoint itself; drop --ckpt_path, or --resume")
+        if auto and run_id is None:
+            run_id = id_of(config.as_dict())
+        self.folder = settle_run_folder(Path(config["runs_dir"]), name, config.get("ckpt_path"), run_id)
         config["trainer"]["default_root_dir"] = str(self.folder.path)
+        if auto and not config["trainer"]["fast_dev_run"]:
+            self._find_out(config)
+        elif run_id is not None and self.folder.resumed:
+            raise ValueError(f"{self.folder.path} has a run already; add --resume auto, or give another --run_id")
+        if config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
+            seen = read_card(Path(config["ckpt_path"]))["epoch"] + 1
+            most = config["trainer"]["max_epochs"]
+            if self.subcommand == "fit" and not auto and most is not None and 0 <= most < seen:
+                raise ValueError(
+                    f"{config['ckpt_path']} has seen {seen} epochs; raise --trainer.max_epochs from {most}"
+                )
+
+    def _find_out(self, config: Any) -> None:
+        """For `--resume auto`: where the run in the folder is.
+
+        Raises:
+            Finished: at its end.
+            RuntimeError: another process is at work there.
+            ValueError: there are checkpoints, and none is whole.
+        """
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            _HELD.enter_context(alone(self.folder.path, _PATIENCE))
+        if is_finished(self.folder.path, config):
+            raise Finished(f"finished already: {self.folder.path}")
+        goes = where_to_go_on(self.folder.checkpoints)
+        self.step = goes.step
+        if goes.checkpoint is not None:
+            config["ckpt_path"] = str(goes.checkpoint)
+        rank_zero_info(str(goes))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers in the run's folder, checkpoints written whole, loaders left to the datamodule."""
         config = self._get(self.config_init, "trainer")
         predicting = self.subcommand == "predict"
         if config["logger"] is None:
-            kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder)
+            kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder, self.step)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        config["callbacks"] = [StepSeed(), NumericGuard(), *given]
+        config["callbacks"] = [StepSeed(), NumericGuard(), *given, MidEpoch(), Interruption()]
         if isinstance(self.model, SegmentationModule):
             config["callbacks"] += [ScoreTables(), ImageScores()]
         if config["enable_progress_bar"] is not False:
@@ -131,6 +189,8 @@ class StructsegCLI(LightningCLI):
         if predicting:
             config["callbacks"].append(self._writer())
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # Lightning's own order
+            config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # `Interruption` does it, between two steps
         trainer = super().instantiate_trainer(**kwargs)
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
@@ -166,6 +226,12 @@ class StructsegCLI(LightningCLI):
     def before_test(self) -> None:
         """As `before_fit`."""
         self._begin("test")
+
+    def after_fit(self) -> None:
+        """Leaves word that the fit came to its end."""
+        trainer: Trainer = self.trainer
+        if trainer.is_global_zero and trainer.state.finished and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            mark_finished(self.folder.path, self.config[self.subcommand])
 
     def after_test(self) -> None:
         """Leaves what the test noticed beside its figures."""
@@ -241,6 +307,8 @@ def run(args: list[str]) -> StructsegCLI:
         Exception: whatever goes wrong; `main` makes one line of it.
     """
     check_order(args)
+    if job_id() and threading.current_thread() is threading.main_thread():
+        signal.signal(REQUEUE, requeue_before_training)
     import_rooms()
     os.environ.setdefault("WANDB_SILENT", "true")
     for known in _KNOWN_WARNINGS:
@@ -263,9 +331,33 @@ def run(args: list[str]) -> StructsegCLI:
             args=given,
         )
     finally:
-        wandb.finish()  # a second run in this process would go on in the first one's W&B run
+        _HELD.close()
+        _finish_wandb(stopped=isinstance(sys.exc_info()[1], SIGTERMException))
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _finish_wandb(stopped: bool) -> None:
+    """A second run in this process would go on in the first one's W&B run.
+
+    A job that is cancelled loses W&B's own process too: nothing is to wait for an answer from it.
+    """
+
+    def give_up(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  # a handler's arguments
+        raise TimeoutError
+
+    if not stopped:
+        wandb.finish()
+        return
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(_WANDB_SECONDS)
+    try:
+        wandb.finish()
+    except Exception as error:  # noqa: BLE001  # the fit is saved
+        rank_zero_warn(f"W&B was not ended in order ({type(error).__name__}: {error}); its files up to here are kept")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def main() -> None:
@@ -283,13 +375,18 @@ def main() -> None:
             import_module(f"experiments.{args[0]}").main(args[1:])
         else:
             run(args)
+    except Finished as done:
+        rank_zero_only(print)(done)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
-            fail("interrupted; a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt", 130)
+            fail(f"interrupted; {_GOES_ON}", 130)
         if isinstance(stop, SIGTERMException):
-            fail("terminated; a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt", 143)
+            sys.stderr.write(f"structseg: error: terminated; {_GOES_ON}\n")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(143)  # what libraries do at exit could outlast the grace that is left
         raise
     except Exception as error:  # the one place where every error becomes a line
         if os.environ.get("STRUCTSEG_TRACEBACK"):
@@ -306,8 +403,13 @@ def _one_line(error: Exception) -> str:
         return lines[-1].partition(": ")[2] or lines[-1]
     if "Does not validate against any of the Union" in lines[0]:  # raised while jsonargparse made an object
         return shorten(str(error))
+    if lines[0].startswith("Error(s) in loading state_dict"):
+        reason = " ".join(" ".join(lines[1:4]).split())[:300]
+        return f"the checkpoint does not fit the model ({reason}); use the settings it was trained with"
     plain = isinstance(error, ValueError | TypeError | OSError)
-    return lines[0] if plain else f"{type(error).__name__}: {lines[0]} (STRUCTSEG_TRACEBACK=1 shows where)"
+    return (
+        " ".join(lines)[:1000] if plain else f"{type(error).__name__}: {lines[0]} (STRUCTSEG_TRACEBACK=1 shows where)"
+    )
 
 
 if __name__ == "__main__":

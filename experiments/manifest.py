@@ -13,6 +13,7 @@ import yaml
 
 from experiments.parser import nearest
 from experiments.pipeline_file import load_pipeline
+from experiments.yaml_files import load_yaml
 
 Device = Literal["cpu", "cuda"]
 Split = Literal["val", "test"]
@@ -77,11 +78,7 @@ def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}; give one with --manifest")
-    try:
-        node = yaml.compose(path.read_text())
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    tree, node = load_yaml(path)
     if not isinstance(tree, dict) or not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{path} holds no rows; expected `name: {{what: ..., config: ...}}` for each")
     names = [key.value for key, _ in node.value]
@@ -177,7 +174,7 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def find_row(rows: Mapping[str, Row], name: str) -> Row:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from pkgutil import walk_packages
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ import losses
 from datamodules.augmentation import Augmentation
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
+from experiments.yaml_files import load_yaml
 from lightning_modules.trained_module import TrainedModule
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
@@ -35,9 +37,12 @@ SUBCOMMANDS = {
     "test": "score the test images; a checkpoint is enough",
     "predict": "label an image, a folder, a video or a camera; a checkpoint is enough",
 }
+_SECTIONS = {"trainer", "checkpoint", "pictures"}
 TOOLS = {
     "pipeline": "fits that build on each other, finished ones skipped",
     "rounds": "what a pipeline's rounds measured, and pictures of what they made",
+    "check": "every broken file of a data set, at once",
+    "submit": "write a SLURM job for a configuration, and submit it",
     "show": "draw an augmented batch with its labels",
     "results": "the results table, and the runs behind it",
 }
@@ -57,7 +62,10 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def check_order(args: list[str]) -> None:
-    """Options before the subcommand, or before `--config`, would be lost in silence; they are refused."""
+    """Options before the subcommand, or before `--config`, would be lost in silence; they are refused.
+
+    So are configurations that are no YAML of keys and values, which the parser would take apart first.
+    """
     if not args:
         fail("a subcommand is missing; structseg --help lists them", 2)
     if args[0] not in SUBCOMMANDS:
@@ -70,6 +78,22 @@ def check_order(args: list[str]) -> None:
             before = [a for a in args[1:position] if a.startswith("-") and a.split("=", 1)[0] not in ("--config", "-c")]
             if before:
                 fail(f"{before[0]} stands before --config, which would override it; give --config first", 2)
+            _check_config(arg.split("=", 1)[1] if "=" in arg else "".join(args[position + 1 : position + 2]))
+
+
+def _check_config(given: str) -> None:
+    try:
+        path = Path(given)
+        if not path.is_file():
+            return  # the parser says so
+        tree, _ = load_yaml(path)
+    except (OSError, ValueError) as error:
+        fail(str(error), 2)
+    if not isinstance(tree, dict | None):
+        fail(f"{path} holds {str(tree)[:40]!r}, not keys and values such as `model: ...`", 2)
+    for key in _SECTIONS & (tree or {}).keys():
+        if not isinstance((tree or {})[key], dict | None):  # the parser would pass over it
+            fail(f"{path}: {key} holds {str((tree or {})[key])[:40]!r}, not keys and values", 2)
 
 
 class StructsegParser(LightningArgumentParser):
@@ -97,7 +121,7 @@ def shorten(message: str) -> str:
         name = ".".join(found)
         full = name if not key or name.startswith(key) else f"{key}.{name}"
         part = next((p for p in name.split(".") if p in ("init_arg", "class")), name.rsplit(".", 1)[-1])
-        return f"unknown option {full}{nearest(part, _option_names())}"
+        return f"unknown option {full[:100]}{nearest(part, _option_names())}"
     required = re.findall(r"arguments are required: ([^\n]+)", message)
     if required:
         hint = ", or give --ckpt_path" if ".model" in required[-1] and "fit." not in required[-1] else ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from datamodules.artefacts import About
 from experiments.cli import run
 from experiments.parser import fail, nearest
 from experiments.pipeline_file import argument_faults, load_pipeline
-from experiments.processes import command_line, run_structseg
+from experiments.processes import alone, command_line, run_structseg
 from experiments.result_files import commit
 from experiments.rounds import leave_report, say_disk
 from experiments.run_folder import NOTICES_NAME
@@ -40,7 +39,6 @@ from experiments.stage_record import (
 from experiments.stages import RUN_ID, Pipeline, Stage, pipeline_folder
 from lightning_modules.card import read_card
 
-_LOCK = ".lock"
 _SPLIT = ("--data.predict_split", "train")  # unless a stage says otherwise
 _SEEDS_A_ROUND = 100  # rounds are trained anew, with random numbers of their own
 
@@ -166,7 +164,7 @@ class Session:
         """
         configs = self.configs()
         records: dict[str, Record] = {}
-        with _alone(self.folder) as lock:
+        with alone(self.folder) as lock:
             say_disk(self.pipeline, self.folder, [stage.name for stage in self.stages])
             for number, stage in enumerate(self.stages, 1):
                 found = self.standing(stage, configs[stage.name])
@@ -187,10 +185,13 @@ class Session:
     def _do(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
         inputs, (head, dirty) = self._inputs(stage, config), commit()
         before = _written(self.folder / stage.name)
-        seconds = round(run_structseg(f"stage {stage.name}", self.args(stage), lock.fileno()), 1)
+        args, own = self.args(stage), inputs.fingerprint[:8]
+        if stage.predicts is None and read_record(self.folder / stage.name) is None:
+            args += ["--resume", "auto", "--run_id", own]  # what was killed goes on; what was finished runs anew
+        seconds = round(run_structseg(f"stage {stage.name}", args, lock.fileno()), 1)
         scores: dict[str, Scored] = {}
         if stage.predicts is None:
-            run, notices = self._trained(stage, before)
+            run, notices = self._trained(stage, before, own)
         else:
             run, (scored, notices) = "", self._predicted(stage)
             scores[""] = Scored((), scored, 0.0)
@@ -199,10 +200,11 @@ class Session:
         record.write(self.folder / stage.name)
         return record
 
-    def _trained(self, stage: Stage, before: Mapping[Path, int]) -> tuple[str, tuple[str, ...]]:
-        """The run that a fit left, and its notices."""
+    def _trained(self, stage: Stage, before: Mapping[Path, int], own: str) -> tuple[str, tuple[str, ...]]:
+        """The run that a fit left, and its notices; `own` is the id of one that was at its end already."""
         folder = self.folder / stage.name
         new = [path for path, when in _written(folder).items() if before.get(path) != when]
+        new = new or [path for path in [checkpoint_of(folder, own)] if path.is_file()]
         if not new:
             raise RuntimeError(f"stage {stage.name} left no checkpoint in {folder}; no other stage can go on from it")
         best = max(new, key=lambda path: path.stat().st_mtime_ns)
@@ -246,18 +248,6 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
             raise ValueError(refused.getvalue().strip().rpartition("structseg: error: ")[2]) from None
     config: dict[str, Any] = yaml.safe_load(out.getvalue())
     return config
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[IO[str]]:
-    """Two at work in one folder would take each other's runs for their own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process is at work in {folder}; wait until it ends, or end it") from None
-        yield lock
 
 
 def _written(folder: Path) -> dict[Path, int]:
@@ -313,7 +303,7 @@ def main(args: list[str]) -> None:
         prog="structseg pipeline",
         usage="%(prog)s FILE [options] [-- further arguments of every stage's fit and test]",
         description="Runs fits and predictions that build on each other; a finished stage is skipped, unless what it "
-        "was made from changed. Remove a stage's stage.json to run it anew.",
+        "was made from changed. Remove a stage's folder to run it anew.",
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="YAML that names the stages")

@@ -28,10 +28,12 @@ import yaml
 
 from experiments.parser import nearest
 from experiments.stages import BEFORE, PLACE, Pipeline, Stage, unroll
+from experiments.yaml_files import load_yaml
 
 _NAME = re.compile(r"[\w-]+")
 _MADE = re.compile(r"[\w-]+(\.[\w-]+)?")
 _KEYS = ("config", "args", "stages", "table", "rounds", "arms", "round_megabytes")
+_MOST_ROUNDS = 1000
 _STAGE_KEYS = ("config", "args", "test", "predict", "makes")
 _SETTLED = (
     "--config", "-c", "--experiment", "--runs_dir", "--seed_everything", "--ckpt_path", "--print_config",
@@ -48,11 +50,7 @@ def load_pipeline(path: Path) -> Pipeline:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no pipeline at {path}; give the YAML that names the stages")
-    try:
-        text = path.read_text()
-        tree, node = yaml.safe_load(text), yaml.compose(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    tree, node = load_yaml(path)
     faults = list(_faults(path, tree))
     if isinstance(node, yaml.MappingNode) and not faults:
         names = [key.value for key, _ in next(value for key, value in node.value if key.value == "stages").value]
@@ -103,7 +101,7 @@ def _faults(path: Path, tree: Any) -> Iterator[str]:
     else:
         yield f"args are {tree['args']!r}, not a list of texts; put numbers in quotes"
     megabytes = tree.get("round_megabytes", 0)
-    if not isinstance(megabytes, int | float) or isinstance(megabytes, bool) or megabytes < 0:
+    if not isinstance(megabytes, int | float) or isinstance(megabytes, bool) or not 0 <= megabytes < float("inf"):
         yield f"round_megabytes is {megabytes!r}, not a number from 0"
     stages = tree.get("stages")
     if not isinstance(stages, dict) or not stages:
@@ -183,8 +181,8 @@ def _place_faults(args: Iterable[str], before: Collection[str], stages: Mapping[
 
 def _round_faults(tree: Mapping[str, Any], stages: Mapping[Any, Any], places: Collection[str]) -> Iterator[str]:
     rounds, arms = tree.get("rounds", 0), tree.get("arms", {})
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 0:
-        yield f"rounds is {rounds!r}, not a whole number from 0: how many follow on round 0"
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 0 <= rounds <= _MOST_ROUNDS:
+        yield f"rounds is {rounds!r}, not a whole number of 0 to {_MOST_ROUNDS}: how many follow on round 0"
     if "arms" in tree and "rounds" not in tree:
         yield "arms without rounds; they are further arguments of the rounds after round 0"
     if not isinstance(arms, dict) or not all(isinstance(arm, str) and _NAME.fullmatch(arm) for arm in arms):

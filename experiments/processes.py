@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import signal
@@ -10,11 +11,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from experiments.manifest import ROOT
 from experiments.parser import fail
 
+_LOCK = ".lock"
 GRACE_SECONDS = 10.0  # between asking a process to stop and killing it
 
 
@@ -22,6 +26,33 @@ def child_environment() -> dict[str, str]:
     """This process's, with the suite importable from any folder and output that is not held back."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+
+
+@contextmanager
+def alone(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
+    """Two at work in one folder would take each other's runs for their own.
+
+    Args:
+        folder: made if it is missing; the lock lies in it, and goes with the process that holds it.
+        patience: seconds to wait for another process to end.
+
+    Raises:
+        RuntimeError: another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    last = time.monotonic() + patience
+    with (folder / _LOCK).open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= last:
+                    raise RuntimeError(
+                        f"another process is at work in {folder}; wait until it ends, or end it"
+                    ) from None
+                time.sleep(0.5)
+        yield lock
 
 
 @contextmanager
@@ -36,6 +67,11 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def launcher() -> list[str]:
+    """What stands before the command of a stage: `srun ...` in a SLURM job of many processes."""
+    return shlex.split(os.environ.get("STRUCTSEG_LAUNCH", ""))
 
 
 def command_line(args: Sequence[str]) -> str:
@@ -63,7 +99,7 @@ def run_structseg(what: str, args: Sequence[str], keeps: int) -> float:
     code: int | None = None
     with terminated_as_interrupted():
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.cli", *args], env=child_environment(), pass_fds=(keeps,)
+            [*launcher(), sys.executable, "-m", "experiments.cli", *args], env=child_environment(), pass_fds=(keeps,)
         )
         try:
             code = process.wait()
@@ -75,7 +111,7 @@ def run_structseg(what: str, args: Sequence[str], keeps: int) -> float:
             process.kill()
             process.wait()
     if code is None:
-        fail(f"{what} was interrupted; the same call runs it anew", 130)
+        fail(f"{what} was interrupted; the same call goes on", 130)
     if code:
-        raise RuntimeError(f"{what} failed (exit code {code}); the same call runs it anew: {command_line(args)}")
+        raise RuntimeError(f"{what} failed (exit code {code}); the same call goes on: {command_line(args)}")
     return time.perf_counter() - start

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import secrets
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
@@ -60,19 +61,20 @@ class RunFolder:
         return self.path / CONFIG_NAME
 
 
-def settle_run_folder(root: Path, experiment: str, ckpt_path: str | None) -> RunFolder:
-    """The folder that a run uses: that of the checkpoint which it goes on from, or a new one.
+def settle_run_folder(root: Path, experiment: str, ckpt_path: str | None, run_id: str | None = None) -> RunFolder:
+    """The folder that a run uses: that of its id, that of the checkpoint which it goes on from, or a new one.
 
     Args:
         root: the folder of all runs.
         experiment: name of the experiment.
         ckpt_path: the checkpoint that is resumed or tested, if any.
+        run_id: the run's id, where it is known beforehand.
     """
     handed_down = os.environ.get(_HANDED_DOWN)
     if handed_down and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         return RunFolder(Path(handed_down), resumed=(Path(handed_down) / CONFIG_NAME).is_file())
-    folder = root / experiment / _new_id()
-    if ckpt_path:
+    folder = root / experiment / (run_id or _new_id())
+    if ckpt_path and not run_id:
         owner = Path(ckpt_path).resolve().parent.parent
         if (owner / CONFIG_NAME).is_file():
             folder = owner
@@ -100,11 +102,16 @@ def wandb_mode() -> str:
     return "online" if os.environ.get("WANDB_API_KEY") or get_netrc_auth(host) else "offline"
 
 
-def make_loggers(folder: RunFolder) -> list[Logger]:
-    """W&B under the run's id, unless it is disabled, and `metrics.csv`, both in the run's folder."""
+def make_loggers(folder: RunFolder, step: int | None = None) -> list[Logger]:
+    """W&B under the run's id, unless it is disabled, and `metrics.csv`, both in the run's folder.
+
+    Args:
+        folder: the run's.
+        step: that the fit goes on from, for `MetricsCSV`.
+    """
     mode = wandb_mode()
     if mode == "disabled":
-        return [MetricsCSV(folder.path)]
+        return [MetricsCSV(folder.path, step)]
     wandb_logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", "structseg"),
         name=f"{folder.experiment}-{folder.run_id}",
@@ -114,28 +121,59 @@ def make_loggers(folder: RunFolder) -> list[Logger]:
         mode=mode,
     )
     wandb_logger._wandb_init.pop("anonymous", None)  # W&B warns about the setting even where it is None
-    return [wandb_logger, MetricsCSV(folder.path)]
+    return [MetricsCSV(folder.path, step), wandb_logger]  # a tracker that is gone takes none of its rows along
 
 
 class MetricsCSV(CSVLogger):
-    """`metrics.csv` in the run's folder; a resumed run goes on below the rows that are there."""
+    """`metrics.csv` in the run's folder; a resumed run goes on below the rows that are there.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the run's.
+        step: optimiser steps that are done where the fit goes on. Rows of later ones are left out, as these steps will
+            be taken again; those of a test stay. None: all rows stay.
+    """
+
+    def __init__(self, folder: Path, step: int | None = None) -> None:
         super().__init__(folder, name="", version="")
+        self._step = step
 
     @property
     @rank_zero_only
     def experiment(self) -> _ExperimentWriter:
         """The writer; made at first use."""
         if self._experiment is None:
-            file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            kept = file.rename(file.with_suffix(".kept")) if file.is_file() else None
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Experiment logs directory")  # nothing of ours is deleted
-                self._experiment = ExperimentWriter(log_dir=self.log_dir)
-            if kept is not None:  # the writer deletes a file that it finds
-                kept.rename(file)
-                header = file.read_text().partition("\n")[0].strip()
-                self._experiment.metrics_keys = header.split(",") if header else []
+            self._experiment = _WholeCSV(Path(self.log_dir), self._step)
         return self._experiment
+
+
+class _WholeCSV(ExperimentWriter):
+    """Writes all rows beside the file and renames: a run that is killed leaves no half of them."""
+
+    def __init__(self, folder: Path, step: int | None) -> None:
+        self.hparams: dict[str, Any] = {}
+        self.log_dir = str(folder)
+        self.file = folder / self.NAME_METRICS_FILE
+        self.metrics: list[dict[str, Any]] = []  # those that are not in the file yet
+        self._kept: list[dict[str, Any]] = []
+        if self.file.is_file():
+            with self.file.open(newline="") as file:
+                self._kept = [row for row in csv.DictReader(file) if step is None or _stays(row, step)]
+
+    def save(self) -> None:
+        """Writes what has come since."""
+        if not self.metrics:
+            return
+        self._kept, self.metrics = [*self._kept, *self.metrics], []
+        keys = sorted({key for row in self._kept for key in row})
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.file.with_suffix(".csv.part")
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, keys)
+            writer.writeheader()
+            writer.writerows(self._kept)
+        beside.replace(self.file)
+
+
+def _stays(row: dict[str, Any], step: int) -> bool:
+    at = row.get("step") or "0"
+    return not at.isdecimal() or int(at) < step or any(row[key] for key in row if key.startswith("test/"))

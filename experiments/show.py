@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
 from datamodules.samples import Batch, collate, resize_mask
+from experiments.data_part import parse_data
 from experiments.parser import StructsegParser, import_rooms
 from lightning_modules.pictures import colorize, legend, overlay
 
@@ -27,22 +27,12 @@ def main(args: list[str]) -> None:
     """
     import_rooms()
     parser = StructsegParser(prog="structseg show", description="Draw an augmented batch with its labels to a PNG.")
-    parser.add_argument("config_file", type=str, help="the YAML of an experiment; its data part is used")
     parser.add_argument("--out", type=str, default="show.png", help="where the picture goes")
     parser.add_argument("--split", type=str, default="train", choices=["train", "val", "test"])
     parser.add_argument("--count", type=int, default=16, help="images")
     parser.add_argument("--plain", action="store_true", help="without augmentation")
     parser.add_argument("--draw", type=int, default=0, help="another number, another draw of the augmentation")
-    parser.add_subclass_arguments(SegmentationDataModule, "data", fail_untyped=False)
-    path = Path(next((arg for arg in args if arg.endswith((".yaml", ".yml"))), ""))
-    if path.name:
-        if not path.is_file():
-            raise FileNotFoundError(f"no configuration {path}; give the YAML of an experiment")
-        data = yaml.safe_load(path.read_text()).get("data")
-        if not data:
-            raise ValueError(f"{path} has no data part; show needs a datamodule")
-        parser.set_defaults({"data": data})
-    config = parser.parse_args(args)
+    config = parse_data(parser, args, "show")
     datamodule: SegmentationDataModule = parser.instantiate_classes(config).data
     if config.count < 1:
         raise ValueError(f"--count is {config.count}; at least 1 image is drawn")

@@ -16,6 +16,7 @@ from datamodules.label_spaces import LabelSpace
 from lightning_modules.metrics.segmentation import SegmentationMetrics
 from lightning_modules.trained_module import TrainedModule
 from lightning_modules.upsampling import classes_at
+from losses.cross_entropy import CrossEntropyLoss
 
 Split = Literal["train", "val", "test"]
 
@@ -32,7 +33,8 @@ class SegmentationModule(TrainedModule):
 
     Args:
         network: images (N, 3, H, W), normalised, to logits (N, K, H, W).
-        loss: logits (N, K, H, W) and target (N, H, W) to a scalar.
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar. Those of the suite, and torch's cross-entropy, are
+            of the whole batch over all processes; of any other several processes take the mean of their own.
         label_space: the K classes.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes the schedule from the optimiser. `PolyLR`, `OneCycle` and torch's `OneCycleLR` step each
@@ -58,7 +60,7 @@ class SegmentationModule(TrainedModule):
         flip_test: bool = False,
     ) -> None:
         super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
-        self.loss = loss
+        self.loss = CrossEntropyLoss.like(loss) if type(loss) is nn.CrossEntropyLoss else loss
         self.flip_test = flip_test
         ignored = getattr(loss, "ignore_index", label_space.ignore_index)
         if ignored != label_space.ignore_index:
@@ -76,6 +78,20 @@ class SegmentationModule(TrainedModule):
     def _scores(self) -> SegmentationMetrics:
         space = self.label_space
         return self.scores_class(space.classes, space.ignore_index, space.groups)
+
+    @property
+    def _of_all_ranks(self) -> bool:
+        """Whether the loss is one of the suite's, which are of the batches of all processes together."""
+        return type(self.loss).__module__.startswith("losses.")
+
+    def on_fit_start(self) -> None:
+        """Also notices a loss that several processes make another one of."""
+        super().on_fit_start()
+        if self.trainer.world_size > 1 and not self._of_all_ranks:
+            self.notice(
+                f"{type(self.loss).__name__} sees the batch of each of {self.trainer.world_size} processes by itself: "
+                "where it divides by what a batch holds, or is no mean over images, one process learns another thing"
+            )
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""

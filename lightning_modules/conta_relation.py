@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Adam
+from torchmetrics import MeanMetric
 
 from datamodules.label_spaces import LabelSpace
 from lightning_modules.base import Split, StepOutput, resize_logits
@@ -110,6 +111,7 @@ class CONTARelationNetwork(TrainedModule):
         self.recipe_batch = recipe_batch
         self.pairs = [(first, second) for first, second in pairs or ()]
         self._resumed = False  # whether the weights are a checkpoint's
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         # This rank's epoch so far: summed dy, summed dx, pixels of the maps, foreground pixels of the labels.
         self._sums = torch.zeros(4, dtype=torch.float64)
 
@@ -218,6 +220,7 @@ class CONTARelationNetwork(TrainedModule):
 
     def on_validation_start(self) -> None:
         """Takes the mean displacement: what is validated may be saved."""
+        super().on_validation_start()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._settle_displacement()
 
@@ -239,8 +242,7 @@ class CONTARelationNetwork(TrainedModule):
 
     def _evaluate(self, batch: dict[str, Any], split: Split) -> StepOutput:
         terms = self._terms(batch, split, self(batch["image"]), self._plain_loss)
-        count = len(batch["image"])
-        self.log(f"{split}/loss", terms.total, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        (self.val_loss if split == "val" else self.test_loss).update(terms.total, len(batch["image"]))
         return {"loss": terms.total}
 
     def _plain_loss(self, edges: Tensor, displacement: Tensor, labels: Tensor) -> AffinityDisplacement:
@@ -253,6 +255,19 @@ class CONTARelationNetwork(TrainedModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
         """The loss on the masks of a test batch."""
         return self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss`, the mean over the images of all processes: one of them may have had none."""
+        self.log("val/loss", self.val_loss.compute())
+        self.val_loss.reset()
+
+    def on_test_start(self) -> None:
+        """Starts from nothing."""
+        self.test_loss.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/loss` likewise."""
+        self.log("test/loss", self.test_loss.compute())
 
     # Prediction
 

@@ -35,7 +35,13 @@ def take_over(networks: Mapping[str, nn.Module], paths: Sequence[Path], fits: Ma
             indifferent = key == "window" and set(card.get("trained", ())) <= {"network"}
             if card.get(key) != wanted and not indifferent:
                 raise ValueError(f"{path} has {key} {card.get(key)}, not {wanted}; give a checkpoint that fits")
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        unknown = [name for name in card.get("trained", ()) if name not in networks]
+        if unknown or not card.get("trained"):
+            raise ValueError(
+                f"{path} has trained {', '.join(unknown) or 'nothing'}; expected some of {', '.join(networks)}: give a "
+                "checkpoint of an earlier stage"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
         for name in card["trained"]:
             network = networks[name]
             weights = {key.removeprefix(f"{name}."): w for key, w in state.items() if key.startswith(f"{name}.")}
@@ -43,7 +49,7 @@ def take_over(networks: Mapping[str, nn.Module], paths: Sequence[Path], fits: Ma
             try:
                 network.load_state_dict(weights)
             except RuntimeError as error:
-                reason = str(error).splitlines()[1].strip()
+                reason = " ".join(str(error).split())[:400]
                 raise ValueError(f"the {name} of {path} is built otherwise: {reason}; set it likewise") from None
             if name in origin and any(not torch.equal(value, weights[key]) for key, value in before.items()):
                 raise ValueError(f"{path} and {origin[name]} hold different trained {name}s; give stages of one run")

@@ -45,6 +45,7 @@ from lightning_modules.networks.spatial_transformer import (
     theta_from_centers,
 )
 from lightning_modules.upsampling import classes_at
+from losses.ranks import ranks_of, total_over_ranks
 from losses.windows import pasted_loss, theta_loss
 
 Stage = Literal["coarse", "localizer", "parts", "end_to_end"]
@@ -288,8 +289,10 @@ class STNiCNN(SegmentationModule):
     # Losses
 
     def _labelled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss; 0 where no pixel is labelled."""
+        """The loss; 0 where no pixel is labelled, in training none of any process."""
         labelled = (target != self.label_space.ignore_index).any()
+        if self._of_all_ranks and ranks_of(self.training) > 1:
+            labelled = total_over_ranks(labelled.int()) > 0
         loss: Tensor = self.loss(logits, torch.where(labelled, target, torch.zeros_like(target)))
         return loss * labelled
 
@@ -311,7 +314,7 @@ class STNiCNN(SegmentationModule):
         """`theta_loss`, told in each image's own extent and not in that of the batch's largest."""
         extents = torch.tensor(frame.shape[:1:-1], device=frame.device) - 1
         stretch = (extents / (sizes.flip(1) - 1).clamp(min=1))[:, None, :, None]
-        return theta_loss(theta * stretch, truth * stretch, present)
+        return theta_loss(theta * stretch, truth * stretch, present, self.training)
 
     # Steps
 
@@ -384,6 +387,7 @@ class STNiCNN(SegmentationModule):
 
     def on_validation_start(self) -> None:
         """Refuses to score what was never trained."""
+        super().on_validation_start()
         if self.trainer.state.fn != "fit":  # that has looked when it began
             self._require_all("validation")
 

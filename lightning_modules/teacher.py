@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from datamodules.label_spaces import LabelSpace
 from lightning_modules.base import SegmentationModule
@@ -35,10 +35,14 @@ def load_teacher(path: Path, label_space: LabelSpace) -> SegmentationModule:
         raise ValueError(f"teacher {path} holds no configuration; use a checkpoint that `structseg fit` wrote")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SegmentationModule, "model")
-    config = card["config"]["model"]
+    config = card["config"].get("model", {})
     linked = {"label_space": label_space, "mean": card["mean"], "std": card["std"]}
-    parsed = parser.parse_object({"model": {**config, "init_args": {**config["init_args"], **linked}}})
-    module: SegmentationModule = parser.instantiate_classes(parsed).model
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"])
+    try:
+        parsed = parser.parse_object({"model": {**config, "init_args": {**config.get("init_args", {}), **linked}}})
+        module: SegmentationModule = parser.instantiate_classes(parsed).model
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(content["state_dict"])
+    except (ArgumentError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"teacher {path} cannot be built anew ({reason}); use a checkpoint of this version") from None
     return module.requires_grad_(False).eval()

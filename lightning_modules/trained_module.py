@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
@@ -111,6 +112,17 @@ class TrainedModule(LightningModule):
                 f"{each * steps * devices} images an optimiser step ({each} a batch, {steps} batches, {devices} "
                 f"devices), the recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the rate"
             )
+
+    def on_validation_start(self) -> None:
+        """Takes the first process's buffers (batch statistics) on all, as DDP does at the first batch that each sees.
+
+        A process without a validation image sees none, and the others would wait for it.
+        """
+        wrapped = self.trainer.model
+        if isinstance(wrapped, DistributedDataParallel) and wrapped.broadcast_buffers:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+            wrapped.require_forward_param_sync = False
 
     def norms(self) -> Iterator[nn.Module]:
         """The batch norms of the network."""

@@ -4,6 +4,7 @@ from losses.affinity_displacement import AffinityDisplacement, AffinityDisplacem
 from losses.affinity_paths import AffinityPath, affinity_paths
 from losses.balanced_tags import BalancedTagLoss
 from losses.consensus import ConsensusLoss, consensus_loss
+from losses.cross_entropy import CrossEntropyLoss
 from losses.cross_entropy_dice import CrossEntropyDiceLoss, cross_entropy_dice
 from losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
 from losses.windows import pasted_loss, theta_loss
@@ -15,6 +16,7 @@ __all__ = [
     "BalancedTagLoss",
     "ConsensusLoss",
     "CrossEntropyDiceLoss",
+    "CrossEntropyLoss",
     "OneHotBCELoss",
     "affinity_displacement_loss",
     "affinity_paths",

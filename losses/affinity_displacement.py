@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from losses.affinity_paths import affinity_paths
+from losses.ranks import ranks_of, total_over_ranks
 
 _EPSILON = 1e-5  # of the published code: in the logarithms and in the numbers of pairs
 _BACKGROUND, _FOREGROUND, _DIFFERENT, _IGNORED = range(4)  # what a pair is
@@ -92,10 +92,9 @@ def affinity_displacement_loss(
         edges, displacement = edge_logits[:, 0].to(dtype), displacement.to(dtype)
         pairs = _pairs(edges.detach(), displacement.detach(), labels, radius, classes)
         number = pairs.highest.flatten(1).sum(1)
-        ranks = 1
-        if counts_over_ranks and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(number)
-            ranks = dist.get_world_size()
+        ranks = ranks_of(counts_over_ranks)
+        if ranks > 1:
+            number = total_over_ranks(number)
         n_bg, n_fg, n_neg = number.to(dtype)
         # aff is the sigmoid of minus the highest logit: no digits are lost in 1 - sigmoid, at either end.
         same, different = -(torch.sigmoid(-edges) + _EPSILON).log(), -(torch.sigmoid(edges) + _EPSILON).log()

@@ -11,9 +11,11 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.consensus_checks import check_shapes, refuse_conflict, refuse_logits
+from losses.ranks import divisor, ranks_of, total_over_ranks
 from losses.region_sums import images_at_once, region_sum, spread, spread_two, sum_two
 from losses.regions import Regions, find_regions
 
@@ -29,6 +31,7 @@ class _Settings(NamedTuple):
     label_by_image: bool
     consensus_by_image: bool
     by_size: bool
+    over_ranks: bool
 
 
 def consensus_loss(
@@ -44,6 +47,7 @@ def consensus_loss(
     validate: bool = True,
     names: Sequence[str] | None = None,
     blob_weight: BlobWeight = "equal",
+    counts_over_ranks: bool = False,
 ) -> Tensor:
     """Asks the mean prediction t of each blob to be right, and each of its m pixels u to agree with it.
 
@@ -77,6 +81,9 @@ def consensus_loss(
         names: of the N images, for messages.
         blob_weight: `equal` = the equation, in which a speck counts as much as the background; `size` = each blob
             counts as its pixels, as in a mean over pixels. `published` knows `equal` only.
+        counts_over_ranks: the mean runs over the blobs of all processes, for DDP; they must then call it together.
+            Logits that are not finite then give a loss that is not, so that no process waits for another that has
+            stopped. With `published`, ids of H * W and above are known in their own process only.
 
     Returns:
         A scalar; 0 with zero gradient where every pixel is ignored.
@@ -96,7 +103,8 @@ def consensus_loss(
         >>> consensus_loss(logits, torch.zeros(1, 1, 2, dtype=torch.long), alpha=0, beta=1)
         tensor(0.5108)
     """
-    settings = _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight)
+    over_ranks = ranks_of(counts_over_ranks) > 1
+    settings = _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight, over_ranks)
     target, blobs = check_shapes(logits, target, blobs)
     with torch.autocast(logits.device.type, enabled=False):
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -111,7 +119,7 @@ def consensus_loss(
             if conflict:
                 assert blobs is not None
                 refuse_conflict(regions.ids, target, blobs, ignore_index, settings.published, names)
-            if not finite:
+            if not finite and not over_ranks:
                 refuse_logits(logits, names)
             share = None  # of each pixel in the probability of its region's label
             if underflows:
@@ -152,7 +160,7 @@ class ConsensusLoss(nn.Module):
         blob_weight: BlobWeight = "equal",
     ) -> None:
         super().__init__()
-        _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight)
+        _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight, False)
         self.alpha, self.beta = alpha, beta
         self.normalization: Normalization = normalization
         self.label_reduction: Reduction = label_reduction
@@ -163,10 +171,10 @@ class ConsensusLoss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, blobs: Tensor | None = None, names: Sequence[str] | None = None
     ) -> Tensor:
-        """As `consensus_loss`."""
+        """As `consensus_loss`; while it trains, over the blobs of all processes."""
         return consensus_loss(
             logits, target, blobs, self.alpha, self.beta, self.normalization, self.label_reduction,
-            self.consensus_reduction, self.ignore_index, self.validate, names, self.blob_weight,
+            self.consensus_reduction, self.ignore_index, self.validate, names, self.blob_weight, self.training,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -177,7 +185,9 @@ class ConsensusLoss(nn.Module):
 
 
 @lru_cache
-def _settings(alpha: float, beta: float, normalization: str, label: str, consensus: str, blob_weight: str) -> _Settings:
+def _settings(
+    alpha: float, beta: float, normalization: str, label: str, consensus: str, blob_weight: str, over_ranks: bool
+) -> _Settings:
     problems = [
         f"{name}={value} (0 or more, and finite)"
         for name, value in (("alpha", alpha), ("beta", beta))
@@ -196,7 +206,7 @@ def _settings(alpha: float, beta: float, normalization: str, label: str, consens
     if problems:
         raise ValueError("consensus loss: " + ", ".join(problems))
     published, by_image = normalization == "published", (label == "image", consensus == "image")
-    return _Settings(alpha, beta, published, *by_image, blob_weight == "size")
+    return _Settings(alpha, beta, published, *by_image, blob_weight == "size", over_ranks)
 
 
 class _WithGradient(torch.autograd.Function):
@@ -278,14 +288,19 @@ def _loss_of_sums(
     pixels = regions.pixels
     present, at_least_one = pixels.clamp(max=1), pixels.clamp(min=1)
     if settings.published:
-        number = present.amax(0).sum().clamp(min=1)
+        ids, per_id = present.amax(0), counted.expand_as(p_sum).sum((0, 1), keepdim=True)
+        ranks = ranks_of(settings.over_ranks)
+        if ranks > 1:
+            ids, per_id, images = _over_ranks(ids, per_id, images)
+        number = ids.sum().clamp(min=1)
         label_weight = present * (settings.alpha / (number * images))
-        per_id = counted.expand_as(p_sum).sum((0, 1), keepdim=True).clamp(min=1)
         consensus_weight = present * (settings.beta / number)
-        consensus_weight = consensus_weight / (images * area if settings.consensus_by_image else per_id)
+        consensus_weight = consensus_weight / (images * area if settings.consensus_by_image else per_id.clamp(min=1))
+        if ranks > 1:  # DDP takes the mean of the processes
+            label_weight, consensus_weight = label_weight * ranks, consensus_weight * ranks
     else:
         each = pixels if settings.by_size else present
-        each = each / each.sum().clamp(min=1)
+        each = each / divisor(each.sum(), settings.over_ranks)
         label_weight = each * settings.alpha
         consensus_weight = each * settings.beta / (area if settings.consensus_by_image else at_least_one)
 
@@ -308,6 +323,16 @@ def _loss_of_sums(
         terms = terms.sum() + (by_label * log_t.gather(1, regions.label)).sum()
         by_p = by_p.scatter_add(1, regions.label, by_label / (seen.gather(1, regions.label) * size))
     return terms, by_p, by_log_p, by_label
+
+
+def _over_ranks(ids: Tensor, per_id: Tensor, images: int) -> tuple[Tensor, Tensor, int]:
+    """What all processes hold: which ids (1, bins) occur, how much of each (1, 1, bins) counts, how many images."""
+    bins = ids.shape[-1]
+    most = int(total_over_ranks(torch.tensor(bins, device=ids.device), largest=True))
+    # This process's last bin, the ignored pixels, is an id elsewhere.
+    table = torch.cat([ids, per_id[0] * ids, torch.full_like(ids, images)])
+    occurs, counted, all_images = total_over_ranks(F.pad(table, (0, most - bins)))
+    return occurs[None, :].clamp(max=1), counted[None, None, :bins], int(all_images.max())
 
 
 def _flags(

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.ranks import divisor, sum_over_ranks
+
 
 def cross_entropy_dice(
     logits: Tensor,
@@ -13,6 +15,7 @@ def cross_entropy_dice(
     dice_weight: float = 1.0,
     label_smoothing: float = 0.0,
     ignore_index: int = 255,
+    counts_over_ranks: bool = False,
 ) -> Tensor:
     """Mean cross-entropy over the labelled pixels + `dice_weight` times (1 - mean soft Dice over the batch's classes).
 
@@ -25,6 +28,7 @@ def cross_entropy_dice(
         dice_weight: weight of the Dice term, 0 = cross-entropy alone.
         label_smoothing: of the cross-entropy, 0..1.
         ignore_index: value of the pixels that count in neither term.
+        counts_over_ranks: the batch is that of all processes together, for DDP; they must then call it together.
 
     Returns:
         A scalar, 0 or more; 0 with zero gradient where every pixel is ignored.
@@ -48,20 +52,21 @@ def cross_entropy_dice(
     entropy = F.cross_entropy(
         logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
     )
-    loss = entropy / labelled.sum().clamp(min=1)
+    loss = entropy / divisor(labelled.sum(), counts_over_ranks)
     if dice_weight:
         probabilities = logits.softmax(1) * labelled[:, None]
         truth = F.one_hot(target.masked_fill(~labelled, 0), logits.shape[1]).movedim(-1, 1) * labelled[:, None]
-        both = (probabilities * truth).sum((0, 2, 3))
+        both, found = (probabilities * truth).sum((0, 2, 3)), probabilities.sum((0, 2, 3))
         size = truth.sum((0, 2, 3))
-        dice = 2 * both / (probabilities.sum((0, 2, 3)) + size).clamp(min=torch.finfo(logits.dtype).tiny)
+        both, found, size = sum_over_ranks(torch.stack([both, found, size.to(both)]), counts_over_ranks)
+        dice = 2 * both / (found + size).clamp(min=torch.finfo(logits.dtype).tiny)
         occurs = size > 0
         loss = loss + dice_weight * ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)
     return loss
 
 
 class CrossEntropyDiceLoss(nn.Module):
-    """`cross_entropy_dice` with its settings kept."""
+    """`cross_entropy_dice` with its settings kept; while it trains, of the batches of all processes together."""
 
     def __init__(self, dice_weight: float = 1.0, label_smoothing: float = 0.0, ignore_index: int = 255) -> None:
         super().__init__()
@@ -73,4 +78,6 @@ class CrossEntropyDiceLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """(N, C, H, W) and (N, H, W) to a scalar."""
-        return cross_entropy_dice(logits, target, self.dice_weight, self.label_smoothing, self.ignore_index)
+        return cross_entropy_dice(
+            logits, target, self.dice_weight, self.label_smoothing, self.ignore_index, self.training
+        )

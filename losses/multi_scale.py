@@ -6,8 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.ranks import divisor
 
-def multi_scale_cross_entropy(logits: Tensor | list[Tensor], target: Tensor, ignore_index: int = 255) -> Tensor:
+
+def multi_scale_cross_entropy(
+    logits: Tensor | list[Tensor], target: Tensor, ignore_index: int = 255, counts_over_ranks: bool = False
+) -> Tensor:
     """The sum over all logits of their cross-entropy on the labels at their size.
 
     Labels are resized by nearest neighbour, the pixel under the centre of the new one, each axis for itself. Each
@@ -19,6 +23,7 @@ def multi_scale_cross_entropy(logits: Tensor | list[Tensor], target: Tensor, ign
         logits: (N, K, h, w), or several of them, each of its own size.
         target: (N, H, W) int64, `ignore_index` where nothing counts.
         ignore_index: 0..255 or negative.
+        counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
 
     Returns:
         A scalar, float32 at least.
@@ -31,11 +36,12 @@ def multi_scale_cross_entropy(logits: Tensor | list[Tensor], target: Tensor, ign
     if target.ndim != 3 or not shapes or any(len(shape) != 4 or shape[0] != len(target) for shape in shapes):
         raise ValueError(f"logits {shapes} and target {tuple(target.shape)}; expected (N, K, h, w) and (N, H, W)")
     total = torch.zeros((), device=target.device)
-    for one in each:
-        labels = resized_labels(target, (one.shape[-2], one.shape[-1]))
+    targets = [resized_labels(target, (one.shape[-2], one.shape[-1])) for one in each]
+    counts = torch.stack([(labels != ignore_index).sum() for labels in targets])
+    for one, labels, number in zip(each, targets, divisor(counts, counts_over_ranks), strict=True):
         precise = one if one.dtype == torch.float64 else one.float()
         summed = F.cross_entropy(precise, labels, ignore_index=ignore_index, reduction="sum")
-        total = total + summed / (labels != ignore_index).sum().clamp(min=1)
+        total = total + summed / number
     return total
 
 
@@ -55,7 +61,7 @@ def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class MultiScaleCrossEntropy(nn.Module):
-    """`multi_scale_cross_entropy` as a module.
+    """`multi_scale_cross_entropy` as a module; while it trains, the means are over all processes.
 
     Args:
         ignore_index: target value of the pixels to leave out.
@@ -67,4 +73,4 @@ class MultiScaleCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor | list[Tensor], target: Tensor) -> Tensor:
         """The loss of logits (N, K, h, w), or of a list of them, and a target (N, H, W)."""
-        return multi_scale_cross_entropy(logits, target, self.ignore_index)
+        return multi_scale_cross_entropy(logits, target, self.ignore_index, self.training)

@@ -6,8 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.ranks import divisor
 
-def one_hot_binary_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
+
+def one_hot_binary_cross_entropy(
+    logits: Tensor, target: Tensor, ignore_index: int = 255, counts_over_ranks: bool = False
+) -> Tensor:
     """Mean over classes and labelled pixels of -(t log p + (1 - t) log(1 - p)).
 
     p is the sigmoid of the class's logit; t is 1 for the pixel's class and 0 for the others (Yin, Yiu, Hu, Tang,
@@ -17,6 +21,7 @@ def one_hot_binary_cross_entropy(logits: Tensor, target: Tensor, ignore_index: i
         logits: (N, C, H, W), any float type; the arithmetic is float32 or better.
         target: (N, H, W) int64, 0..C-1 or `ignore_index`.
         ignore_index: value of the pixels that do not count.
+        counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
 
     Returns:
         A scalar, 0 or more; 0 with zero gradient where every pixel is ignored.
@@ -40,11 +45,11 @@ def one_hot_binary_cross_entropy(logits: Tensor, target: Tensor, ignore_index: i
     truth = torch.zeros_like(logits).scatter_(1, target[:, None].where(labelled, 0), 1)
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     # Not by a product: an ignored pixel may hold anything, infinity too.
-    return entropy.where(labelled, 0).sum() / (labelled.sum() * logits.shape[1]).clamp(min=1)
+    return entropy.where(labelled, 0).sum() / divisor(labelled.sum() * logits.shape[1], counts_over_ranks)
 
 
 class OneHotBCELoss(nn.Module):
-    """`one_hot_binary_cross_entropy` with its setting kept."""
+    """`one_hot_binary_cross_entropy` with its setting kept; while it trains, the mean is over all processes."""
 
     def __init__(self, ignore_index: int = 255) -> None:
         super().__init__()
@@ -52,4 +57,4 @@ class OneHotBCELoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """(N, C, H, W) and (N, H, W) to a scalar."""
-        return one_hot_binary_cross_entropy(logits, target, self.ignore_index)
+        return one_hot_binary_cross_entropy(logits, target, self.ignore_index, self.training)

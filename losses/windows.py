@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losses.ranks import divisor
+
 _LEAST_LIKELIHOOD = 1e-6  # a pixel of a part that no window covers costs 13.8
 
 
-def theta_loss(theta: Tensor, truth: Tensor, present: Tensor) -> Tensor:
+def theta_loss(theta: Tensor, truth: Tensor, present: Tensor, counts_over_ranks: bool = False) -> Tensor:
     """Smooth L1 between windows, over the entries of theta that are not zero by construction.
 
     Source: Yin, Yiu, Hu, Tang, STN-iCNN, equations 19 and 20.
@@ -18,6 +20,7 @@ def theta_loss(theta: Tensor, truth: Tensor, present: Tensor) -> Tensor:
         theta: (N, P, 2, 3), [[sx, 0, tx], [0, sy, ty]], predicted.
         truth: (N, P, 2, 3).
         present: (N, P) bool; windows of parts that are not there do not count.
+        counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
 
     Returns:
         A scalar, the mean over the windows that count; 0 with zero gradient where none does.
@@ -39,7 +42,7 @@ def theta_loss(theta: Tensor, truth: Tensor, present: Tensor) -> Tensor:
             "(N, P, 2, 3) twice and (N, P) do"
         )
     errors = F.smooth_l1_loss(_free(theta), _free(truth), reduction="none").mean(-1)
-    return (errors * present).sum() / present.sum().clamp(min=1)
+    return (errors * present).sum() / divisor(present.sum(), counts_over_ranks)
 
 
 def _free(theta: Tensor) -> Tensor:

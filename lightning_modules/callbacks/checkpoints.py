@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
 
 
 class BestAndLast(ModelCheckpoint):
@@ -41,18 +44,33 @@ class BestAndLast(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Any, monitor_candidates: dict[str, Any]) -> None:
         if not trainer.fast_dev_run:
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    logger.save()  # what has been logged up to here is on the disk when the checkpoint is
             super()._save_last_checkpoint(trainer, monitor_candidates)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keeps `last.ckpt` fresh within long epochs."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        step = trainer.global_step
-        if self.save_every_steps and step % self.save_every_steps == 0 and step != self._last_global_step_saved:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        due = self.save_every_steps and trainer.global_step % self.save_every_steps == 0
+        # The epoch's last step is saved after validation: saved here, the epoch would be taken for a validated one.
+        if due and not self.is_saved(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.write_last(trainer)
+
+    def is_saved(self, trainer: Any) -> bool:
+        """Whether a checkpoint of this very step is there."""
+        return bool(self._last_global_step_saved == trainer.global_step)
+
+    def write_last(self, trainer: Any) -> None:
+        """Writes `last.ckpt` now; every process has to come here."""
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside, syncs, renames: a crash or a full disk leaves the previous file as it was."""
+    """Writes beside, syncs, renames: a crash or a full disk leaves the previous file as it was.
+
+    The `last.ckpt` that is replaced stays as `last.previous.ckpt`, for a disk that damages what it has taken.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Saves the checkpoint at `path`.
@@ -70,7 +88,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if target.name == LAST and target.is_file():
+                _keep(target)
             beside.replace(target)
+            _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
             free = shutil.disk_usage(target.parent).free >> 20
             beside.unlink(missing_ok=True)
@@ -79,3 +100,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise OSError(
                 f"{target} could not be written ({reason}){kept}; free some space or set --runs_dir"
             ) from None
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:  # noqa: ARG002  # Lightning's
+        """The checkpoint at `path`: tensors and plain values, and never a program, whatever is asked for."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def _keep(target: Path) -> None:
+    """Gives the file a second name, so that at no moment there is no `last.ckpt`."""
+    link = target.with_name(PREVIOUS + ".part")
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(target)
+    except OSError:  # a disk without links
+        shutil.copyfile(target, link)
+    link.replace(target.with_name(PREVIOUS))
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new names survive a power cut too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,37 +1,137 @@
-"""Stops a fit whose loss is no number."""
+"""Stops a fit whose loss or gradients are no numbers, on all processes at once, and keeps the batch."""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from lightning_modules.callbacks.image_scores import gathered
+from lightning_modules.failed_batch import save_failed_batch
+
+FAILED_BATCH = "failed_batch.pt"
 
 _SHOWN = 4  # names of a batch that the error lists
 
 
 class NumericGuard(Callback):
-    """Raises at the first training step whose loss is nan or infinite, before another step builds on it."""
+    """Raises where a loss or a gradient is nan or infinite, before the optimiser steps on it.
 
-    def on_train_batch_end(
+    All processes learn of it in the same step and raise the same message. The batch is kept in the run's folder as
+    `failed_batch.pt`, of further processes whose numbers are wrong as `failed_batch_rankR.pt`; so is that of a step
+    which refuses its numbers with a ValueError of its own. See `failed_batch`.
+
+    Gradients are left to the gradient scaler where there is one, which expects some that are not finite.
+    """
+
+    def __init__(self) -> None:
+        self._step: tuple[Any, int, int] | None = None  # batch, its place in the epoch, torch's seed
+
+    def on_train_batch_start(
         self,
-        trainer: Trainer,
+        trainer: Trainer,  # noqa: ARG002  # Lightning's hook
         pl_module: LightningModule,  # noqa: ARG002  # Lightning's hook
-        outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Looks at the loss of the step that has just been taken.
+        """Knows the batch."""
+        self._step = batch, batch_idx, torch.initial_seed()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Looks at the loss.
 
         Raises:
-            ValueError: it is not finite; the message has the epoch, the batch and its first images.
+            ValueError: it is not finite on some process; the message has the step, the batch and its first images.
         """
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor) and not bool(torch.isfinite(loss)):
-            names = batch.get("name", []) if isinstance(batch, dict) else []
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            raise ValueError(
-                f"the loss is {float(loss)} in epoch {trainer.current_epoch}, batch {batch_idx} "
-                f"({', '.join(names[:_SHOWN])}{more}); lower the rate, or look at these images"
-            )
+        wrong = None if bool(loss.isfinite().all()) else f"the loss is {loss.item()}"
+        self._stop_together(trainer, pl_module, wrong)
+
+    def on_before_optimizer_step(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        optimizer: Optimizer,  # noqa: ARG002  # Lightning's hook
+    ) -> None:
+        """Looks at the gradients.
+
+        Raises:
+            ValueError: one is not finite; the message names the first parameter.
+        """
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        grads = {name: one.grad for name, one in pl_module.named_parameters() if one.grad is not None}
+        wrong = None
+        if not bool(get_total_norm(grads.values(), norm_type=float("inf")).isfinite()):
+            first = next(name for name, grad in grads.items() if not bool(grad.isfinite().all()))
+            wrong = f"the gradient of {first} is not finite"
+        self._stop_together(trainer, pl_module, wrong)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002  # Lightning's hook
+        pl_module: LightningModule,  # noqa: ARG002  # Lightning's hook
+        outputs: Any,  # noqa: ARG002  # Lightning's hook
+        batch: Any,  # noqa: ARG002  # Lightning's hook
+        batch_idx: int,  # noqa: ARG002  # Lightning's hook
+    ) -> None:
+        """Forgets the batch."""
+        self._step = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keeps the batch of a step that has refused its numbers, such as logits that are nan."""
+        if self._step is not None and isinstance(exception, ValueError):
+            path = Path(trainer.default_root_dir) / _file_name(trainer.global_rank)
+            warnings.warn(self._kept(path, trainer, pl_module, str(exception)), stacklevel=2)
+
+    def _stop_together(self, trainer: Trainer, module: LightningModule, wrong: str | None) -> None:
+        """Raises on all processes where something is wrong on one."""
+        world, rank = trainer.world_size, trainer.global_rank
+        first = world if wrong is None else rank
+        if world > 1:
+            lowest = torch.tensor(first, device=module.device)
+            torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
+            first = int(lowest)
+        if first == world:
+            return
+        message = ""
+        if wrong is not None:
+            path = Path(trainer.default_root_dir) / (FAILED_BATCH if rank == first else _file_name(rank))
+            message = self._message(path, trainer, module, wrong)
+        self._step = None
+        message = gathered(message, world)[first]
+        started: Any = getattr(trainer.strategy.launcher, "procs", None)
+        if started:
+            # They stop by themselves; Lightning would kill this process for their exit codes, before it has said why.
+            started.clear()
+        raise ValueError(message)
+
+    def _message(self, path: Path, trainer: Trainer, module: LightningModule, wrong: str) -> str:
+        assert self._step is not None
+        batch, batch_idx, _ = self._step
+        names = batch.get("name", []) if isinstance(batch, dict) else []
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        where = f"rank {trainer.global_rank}, " if trainer.world_size > 1 else ""
+        what = (
+            f"{wrong} in {where}epoch {trainer.current_epoch}, batch {batch_idx}, step {trainer.global_step} "
+            f"({', '.join(names[:_SHOWN])}{more})"
+        )
+        return f"{what}; lower the rate, or look at these images; {self._kept(path, trainer, module, what)}"
+
+    def _kept(self, path: Path, trainer: Trainer, module: LightningModule, what: str) -> str:
+        """Saves the batch and says where."""
+        assert self._step is not None
+        try:
+            save_failed_batch(path, trainer, module, *self._step, what)
+        except OSError as error:
+            return f"the batch was not kept ({error})"
+        return f"the batch is kept: python -m lightning_modules.failed_batch {path}"
+
+
+def _file_name(rank: int) -> str:
+    return FAILED_BATCH if rank == 0 else f"failed_batch_rank{rank}.pt"

@@ -39,6 +39,13 @@ class TagScores(Metric):
         self.classes = tuple(classes)
         self.add_state("scores", [], dist_reduce_fx="cat")
         self.add_state("tags", [], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all images; what is left has the right form for a process that gets none."""
+        super().reset()
+        self.scores.append(torch.zeros(0, len(self.classes), device=self.device))
+        self.tags.append(torch.zeros(0, len(self.classes), dtype=torch.bool, device=self.device))
 
     @property
     def metric_keys(self) -> tuple[str, ...]:
@@ -65,9 +72,8 @@ class TagScores(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The values of `metric_keys`, as scalars."""
         values = torch.full((len(self.classes),), torch.nan, device=self.device)
-        if len(self.scores):
-            scores, tags = dim_zero_cat(self.scores), dim_zero_cat(self.tags)
-            for index in tags.any(0).nonzero()[:, 0].tolist():
-                values[index] = binary_average_precision(scores[:, index], tags[:, index].int())
+        scores, tags = dim_zero_cat(self.scores), dim_zero_cat(self.tags)
+        for index in tags.any(0).nonzero()[:, 0].tolist():
+            values[index] = binary_average_precision(scores[:, index], tags[:, index].int())
         by_class = {f"ap/{name}": value for name, value in zip(self.classes, values, strict=True)}
         return {"map": values.nanmean(), "absent_classes": values.isnan().sum().float(), **by_class}

@@ -155,12 +155,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"x\.npz is damaged \(.*; remove .* and run its stage again"):
             read_query(tmp_path, "x", PETS)
     np.savez(path, query=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match=r"x\.npz is damaged \(Object arrays cannot be loaded"):
+    with pytest.raises(ValueError, match=r"x\.npz is damaged \(query holds pickled objects"):
         read_query(tmp_path, "x", PETS)
     write_query(tmp_path, "x", np.zeros((4, 8, 8)))
     with pytest.raises(ValueError, match=r"x\.npz is damaged \(not a map of the 3 classes\)"):
         read_query(tmp_path, "x", PETS)
-    with pytest.raises(ValueError, match=r"x\.npz is damaged \('cams is not a file"):
+    with pytest.raises(ValueError, match=r"x\.npz is damaged \(.*no item named 'cams"):
         read_cams(tmp_path, "x", PETS)
     write_cams(tmp_path, "x", np.ones((5, 2, 2)), (8, 8))
     with pytest.raises(ValueError, match=r"damaged \(not maps of voc\[cat,dog\]\)"):

@@ -245,7 +245,7 @@ def test_missing_queries_are_named_in_training_and_noticed_in_validation(tmp_pat
         ({"maps": np.full((3, 4, 4), np.nan, np.float32)}, "not in 0..1"),
         ({"images": (1, 2)}, "has confounders of shape"),
         ({"images": None}, "is damaged .*images"),
-        ({"classes": np.array(["cat", "dog", "cow"], dtype=object)}, "is damaged .*allow_pickle"),
+        ({"classes": np.array(["cat", "dog", "cow"], dtype=object)}, "is damaged .*pickled objects"),
     ],
 )
 def test_confounders_that_do_not_fit(given, message, tmp_path):

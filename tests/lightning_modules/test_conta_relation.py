@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.label_spaces import label_space
 from lightning_modules.callbacks.checkpoints import BestAndLast
-from lightning_modules.card import KEY
+from lightning_modules.card import KEY, describe_space
 from lightning_modules.conta_relation import CONTARelationNetwork
 from losses.affinity_displacement import affinity_displacement_loss
 from losses.multi_scale import resized_labels
@@ -172,7 +172,8 @@ def classifier_checkpoint(path, method="CONTAClassifier", backbone=TINY, mean=(0
     torch.manual_seed(5)
     weights = Backbone(backbone, 16, "random").state_dict()
     state = {f"network.backbone.{key}": value for key, value in weights.items()} | {"network.head": torch.zeros(1)}
-    card = {"method": method, "mean": list(mean), "std": [0.5] * 3, "initial_weights": "packaged x"}
+    settled = {"mean": list(mean), "std": [0.5] * 3, "initial_weights": "packaged x", "config": {}}
+    card = {"method": method, **describe_space(SPACE), **settled}
     torch.save({KEY: card, "state_dict": state}, path)
     return weights
 

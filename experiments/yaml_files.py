@@ -1,0 +1,68 @@
+"""YAML from a file: plain values, of a sane size, with errors that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_LARGEST = 256 << 10  # bytes; the reader takes a second for them
+_MOST = 100_000  # values, those that aliases repeat counted each time
+_DEEPEST = 50
+
+
+class _Loader(yaml.SafeLoader):
+    """Gives up on what is nested too deep, for which its time grows with the square."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def load_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+    """What a file holds, and its nodes, in which keys that stand twice are still there.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no YAML of plain values, or unfolds to far more than it is; the message names it.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, a configuration {_LARGEST} at most; check the path")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _count(node, {})
+        return loader.construct_document(node), node
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:400]}") from None
+
+
+def _count(node: yaml.Node, counted: dict[int, int | None]) -> int:
+    """How many values a node holds, unfolded."""
+    if id(node) in counted:
+        known = counted[id(node)]
+        if known is None:
+            raise ValueError("an alias stands for what it is in; write the values out")
+        return known
+    counted[id(node)] = None
+    total = 1
+    if isinstance(node, yaml.SequenceNode):
+        total += sum(_count(value, counted) for value in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        total += sum(_count(key, counted) + _count(value, counted) for key, value in node.value)
+    if total > _MOST:
+        raise ValueError(f"its aliases unfold to more than {_MOST} values; write fewer")
+    counted[id(node)] = total
+    return total

@@ -1,0 +1,161 @@
+"""A fit that is told to stop saves first, between two steps, on every process at the same one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from lightning_modules.callbacks.checkpoints import BestAndLast
+
+REQUEUE = signal.SIGUSR1  # what `#SBATCH --signal=USR1@120` sends before the time is over
+_SIGNALS = (signal.SIGTERM, REQUEUE)
+
+
+class Interruption(Callback):
+    """Saves `last.ckpt` at the end of the step in which a signal came, and stops there.
+
+    SIGTERM (`scancel`, pre-emption, a shutdown): saves and stops; to requeue the job is SLURM's. SIGUSR1: saves, and
+    under SLURM requeues the job and stops; elsewhere the fit goes on. With accumulated batches the step is that of the
+    optimiser. A signal after an epoch's last step waits for validation: the epoch's own checkpoint is the one to keep.
+
+    All processes stop at the same step, however late a signal reaches some of them: they ask each other at each step.
+
+    Raises:
+        SIGTERMException: the fit has saved and stops.
+    """
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._before: dict[int, Any] = {}
+
+    def _install(self) -> None:
+        """Takes the place of Lightning's handlers, which save amid a step, or let SIGTERM pass."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.signal(number, self._receive)
+                self._before.setdefault(number, before)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self._received != signal.SIGTERM:  # the stronger one
+            self._received = number
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+        """From here on a signal is only kept in mind."""
+        self._install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+        """Likewise, where nothing is held out."""
+        self._install()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+        """Stops between two epochs, where the last one has just been saved."""
+        checkpoint = _checkpoint(trainer)
+        if checkpoint is not None and checkpoint.is_saved(trainer):
+            self._act(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002  # Lightning's
+        outputs: Any,  # noqa: ARG002  # Lightning's
+        batch: Any,  # noqa: ARG002  # Lightning's
+        batch_idx: int,  # noqa: ARG002  # Lightning's
+    ) -> None:
+        """Saves and stops, if any process was told to."""
+        loop = trainer.fit_loop.epoch_loop
+        # What is saved after an epoch's last step would be taken for an epoch that is validated.
+        if not loop.batch_progress.is_last_batch and not loop._should_accumulate():
+            self._act(trainer)
+
+    def _act(self, trainer: Trainer) -> None:
+        number = self._agreed(trainer)
+        if not number:
+            return
+        self._received = 0
+        checkpoint = _checkpoint(trainer)
+        if checkpoint is None:
+            rank_zero_warn("told to stop, and nothing is saved: this fit keeps no checkpoints")
+        elif not checkpoint.is_saved(trainer):
+            checkpoint.write_last(trainer)
+            self._log(trainer)
+        step = trainer.global_step
+        if number == REQUEUE and job_id() is None:
+            rank_zero_info(f"saved at step {step}; this is no SLURM job, so the fit goes on")
+            return
+        rank_zero_info(f"{signal.Signals(number).name}: stopped at step {step}")
+        if number == REQUEUE:
+            if trainer.is_global_zero:
+                requeue()
+            trainer.strategy.barrier()  # a process that ends earlier takes the others with it
+        raise SIGTERMException
+
+    def _log(self, trainer: Trainer) -> None:
+        """The step's figures, whose turn would come after the callbacks; a tracker may have been stopped already."""
+        try:
+            trainer._logger_connector.update_train_step_metrics()
+        except Exception as error:  # noqa: BLE001  # whatever a tracker raises, the fit is saved
+            rank_zero_warn(f"the last step's figures are lost: {error}")
+        for logger in trainer.loggers:
+            with suppress(Exception):
+                logger.save()
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that any process has received, 0 for none."""
+        if trainer.world_size == 1:
+            return self._received
+        flag = torch.tensor(_SIGNALS.index(self._received) + 1 if self._received else 0)
+        flag = flag.to(trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return int(_SIGNALS[int(flag) - 1]) if int(flag) else 0
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002  # Lightning's
+        """Puts the earlier handlers back."""
+        if threading.current_thread() is threading.main_thread():
+            for number, before in self._before.items():
+                signal.signal(number, before)
+        self._before = {}
+
+
+def _checkpoint(trainer: Trainer) -> BestAndLast | None:
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it writes nothing
+        return None
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestAndLast)), None)
+
+
+def requeue_before_training(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  # a handler's arguments
+    """Handler of SIGUSR1 where a command has nothing to save yet: the job is to run again from its start."""
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        requeue()
+    raise SIGTERMException
+
+
+def job_id() -> str | None:
+    """What SLURM calls this job, `ARRAY_TASK` for one of an array; None outside SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def requeue() -> None:
+    """Asks SLURM to run this job again, and says so where it will not."""
+    command = ["scontrol", "requeue", str(job_id())]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60, start_new_session=True
+        )  # a session of its own: what SLURM sends to this job does not end it
+        problem = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        rank_zero_warn(f"{' '.join(command)}: {problem}; the run is saved: submit the job again")
+    else:
+        rank_zero_info(f"requeued job {job_id()}")
