@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -123,11 +124,15 @@ def _read(samples: Sequence[FileSample], workers: int) -> list[Finding]:
     findings: list[Finding] = []
     workers = min(workers, -(-len(samples) // GROUP))
     loader = DataLoader(Examined(samples), batch_size=GROUP, num_workers=workers, collate_fn=list)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("reading", total=len(samples))
-        for group in loader if samples else ():
-            findings += group
-            progress.update(task, completed=len(findings))
+    gc.freeze()  # what workers share with this process their collector need not walk through, and so copy
+    try:
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+            task = progress.add_task("reading", total=len(samples))
+            for group in loader if samples else ():
+                findings += group
+                progress.update(task, completed=len(findings))
+    finally:
+        gc.unfreeze()
     return findings
 
 
@@ -180,7 +185,7 @@ def _sides(
         text = f"{', '.join(turned)} lie the wrong way round in most images: left is the pictured person's own, on the"
         faults.append((SIDES, f"{text} right of the picture; exchange the labels"))
     for sample, sides in told:
-        wrong = [names[i] for i, side in enumerate(sides) if side * usual[i] > 0]
+        wrong = [names[i] for i, side in enumerate(sides) if side * usual[i] < 0]
         right = any(side * usual[i] > 0 for i, side in enumerate(sides))
         what = str(sample.masks[0]) if sample.masks else sample.name
         if wrong:

@@ -139,12 +139,12 @@ def sides(mask: NDArray[np.uint8], space: LabelSpace) -> tuple[int, ...]:
     if not space.flip_pairs:
         return ()
     step = max(1, min(mask.shape) // _SIDE_CELLS)
-    thin = mask[::step, ::step]
+    thin = np.ascontiguousarray(mask[::step, ::step])
     width = thin.shape[1]
     sided = np.zeros(256, dtype=bool)
     sided[[label for pair in space.flip_pairs for label in pair]] = True
     spots = np.flatnonzero(sided.take(thin))
-    labels = thin[spots // width, spots % width]
+    labels = thin.ravel().take(spots)
     counts = np.bincount(labels, minlength=256)
     shares = np.maximum(counts, 1)
     across = np.bincount(labels, spots % width, 256) / shares

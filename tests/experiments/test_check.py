@@ -180,7 +180,11 @@ class TestCopies:
         grey = [Image.new("RGB", (40, 40), (value,) * 3) for value in (0, 90, 91, 90, 255)]
         dotted = grey[1].copy()
         dotted.putpixel((3, 3), (91, 90, 90))  # the same thumbnail
-        assert self.found([*grey, dotted], tmp_path) == {(1, 3, True, False)}
+        faint = [
+            Image.fromarray(np.full((40, 40, 3), value, np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None] // 8)
+            for value in (120, 130)
+        ]  # the same shade, hardly seen
+        assert self.found([*grey, dotted, *faint], tmp_path) == {(1, 3, True, False)}
 
     def test_many_unlike_images_have_none(self, tmp_path):
         assert self.found([scene(i) for i in range(300)], tmp_path) == set()
