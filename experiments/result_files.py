@@ -30,6 +30,7 @@ PACKAGES = (
     "timm",
 )
 _KINDS = ("*.json", "*.images.csv.gz")
+RELIABILITY = "reliability.json"  # what was injected and what survived, beside the rows
 _NAME = re.compile(r"(?P<row>\w+)\.(?P<seed>\d+)\.json")
 
 
@@ -99,6 +100,8 @@ def read_results(folder: Path) -> list[Result]:
     """
     found = []
     for path in sorted(folder.glob("*.json")):
+        if path.name == RELIABILITY:
+            continue
         named = _NAME.fullmatch(path.name)
         if not named:
             raise ValueError(f"{path} is no result: expected a name like ROW.SEED.json; move it away")
