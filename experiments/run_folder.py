@@ -12,7 +12,8 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from requests.utils import get_netrc_auth
 
 CONFIG_NAME = "experiment.yaml"
@@ -112,7 +113,7 @@ def make_loggers(folder: RunFolder, step: int | None = None) -> list[Logger]:
     mode = wandb_mode()
     if mode == "disabled":
         return [MetricsCSV(folder.path, step)]
-    wandb_logger = WandbLogger(
+    wandb_logger = _WandB(
         project=os.environ.get("WANDB_PROJECT", "structseg"),
         name=f"{folder.experiment}-{folder.run_id}",
         group=folder.run_id,  # offline segments of one run stay together
@@ -122,6 +123,23 @@ def make_loggers(folder: RunFolder, step: int | None = None) -> list[Logger]:
     )
     wandb_logger._wandb_init.pop("anonymous", None)  # W&B warns about the setting even where it is None
     return [MetricsCSV(folder.path, step), wandb_logger]  # a tracker that is gone takes none of its rows along
+
+
+class _WandB(WandbLogger):
+    """WandbLogger, but that a fit goes on without W&B where it cannot start, as beside what a dead node left of it."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, or one that keeps nothing."""
+        try:
+            return super().experiment
+        except Exception as error:  # whatever W&B raises, metrics.csv has the figures
+            if self._wandb_init["mode"] == "disabled":
+                raise
+            rank_zero_warn(f"no W&B here ({type(error).__name__}: {error}); the figures are in metrics.csv")
+            self._wandb_init["mode"] = "disabled"
+            return super().experiment
 
 
 class MetricsCSV(CSVLogger):

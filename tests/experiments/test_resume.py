@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import wandb
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from experiments import cli
@@ -206,6 +207,20 @@ class TestOneCommand:
         assert again.trainer.loggers[1].version == again.folder.run_id
         segments = list((again.folder.path / "wandb").glob(f"offline-run-*-{again.folder.run_id}"))
         assert 1 <= len(segments) <= 2  # two within one second share a folder
+
+    def test_a_fit_goes_on_where_wandb_cannot_start(self, config, tmp_path, monkeypatch):
+        start = wandb.init
+
+        def refuse(**settings):
+            if settings["mode"] != "disabled":
+                raise wandb.Error("run ID is in use")
+            return start(**settings)
+
+        monkeypatch.setattr(wandb, "init", refuse)
+        with pytest.warns(UserWarning, match=r"no W&B here \(Error: run ID is in use\)"):
+            done = fit(config, tmp_path)
+        assert done.trainer.current_epoch == EPOCHS
+        assert rows(tmp_path)
 
 
 class TestSignals:
