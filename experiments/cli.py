@@ -147,10 +147,10 @@ class StructsegCLI(LightningCLI):
             self._find_out(config)
         elif run_id is not None and self.folder.resumed:
             raise ValueError(f"{self.folder.path} has a run already; add --resume auto, or give another --run_id")
-        if config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
+        if not auto and config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
             seen = read_card(Path(config["ckpt_path"]))["epoch"] + 1
             most = config["trainer"]["max_epochs"]
-            if self.subcommand == "fit" and not auto and most is not None and 0 <= most < seen:
+            if self.subcommand == "fit" and most is not None and 0 <= most < seen:
                 raise ValueError(
                     f"{config['ckpt_path']} has seen {seen} epochs; raise --trainer.max_epochs from {most}"
                 )

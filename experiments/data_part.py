@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from jsonargparse import Namespace
 
 from datamodules.base import SegmentationDataModule
 from experiments.parser import StructsegParser
+from experiments.yaml_files import load_yaml
 
 
 def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace:
@@ -24,11 +24,7 @@ def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace
     if path.name:
         if not path.is_file():
             raise FileNotFoundError(f"no configuration {path}; give the YAML of an experiment")
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is no YAML ({reason}); give the YAML of an experiment") from None
+        content, _ = load_yaml(path)
         data = content.get("data") if isinstance(content, dict) else None
         if not data:
             raise ValueError(f"{path} has no data part; {tool} needs a datamodule")

@@ -139,16 +139,24 @@ class Session:
         records = {name: read_record(self.folder / name) for name in stage.needs if name not in coming}
         return Inputs.of(config, {name: record.checkpoint for name, record in records.items() if record is not None})
 
-    def survey(self) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
-        """What would be done for each stage, with the arguments of its commands."""
-        coming: list[str] = []
-        configs = self.configs()
+    def standings(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Stage, Standing, tuple[str, ...]]]:
+        """Whether each stage has to run, with those that will have run anew before it.
+
+        Args:
+            configs: as `configs` gives them.
+        """
+        coming: tuple[str, ...] = ()
         for stage in self.stages:
             found = self.standing(stage, configs[stage.name], coming)
+            yield stage, found, coming
+            coming += (stage.name,) if found.fit else ()
+
+    def survey(self) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
+        """What would be done for each stage, with the arguments of its commands."""
+        for stage, found, coming in self.standings(self.configs()):
             commands = [self.args(stage, coming)] if found.fit else []
             path = self._best(stage.name, [stage.name] if found.fit else [])
             commands += [self.test_args(stage, test, path) for test in found.tests]
-            coming += [stage.name] if found.fit else []
             yield stage, found, commands
 
     def run(self, tests: bool = True) -> dict[str, Record]:

@@ -112,21 +112,19 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def until(config: Mapping[str, Any]) -> dict[str, Any]:
+def _end(config: Mapping[str, Any]) -> str:
     """What of a configuration says when the fit is at its end."""
-    return {key: config["trainer"][key] for key in _UNTIL}
+    return json.dumps({key: config["trainer"][key] for key in _UNTIL}, default=str) + "\n"
 
 
 def mark_finished(folder: Path, config: Mapping[str, Any]) -> None:
     """Writes that the fit in this folder came to its end."""
     beside = folder / f"{FINISHED}.part"
-    beside.write_text(json.dumps(until(config), default=str) + "\n")
+    beside.write_text(_end(config))
     beside.replace(folder / FINISHED)
 
 
 def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether the fit in this folder came to its end, and no other end is asked for now."""
-    try:
-        return bool(json.loads((folder / FINISHED).read_text()) == json.loads(json.dumps(until(config), default=str)))
-    except (OSError, ValueError):
-        return False
+    mark = folder / FINISHED
+    return mark.is_file() and mark.read_bytes() == _end(config).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import secrets
 from dataclasses import dataclass
@@ -165,7 +166,10 @@ class MetricsCSV(CSVLogger):
 
 
 class _WholeCSV(ExperimentWriter):
-    """Writes all rows beside the file and renames: a run that is killed leaves no half of them."""
+    """Appends rows, and writes all of them beside the file and renames where there are new columns.
+
+    A run that is killed leaves no half of the file. Lightning saves after every row that is logged.
+    """
 
     def __init__(self, folder: Path, step: int | None) -> None:
         self.hparams: dict[str, Any] = {}
@@ -173,20 +177,27 @@ class _WholeCSV(ExperimentWriter):
         self.file = folder / self.NAME_METRICS_FILE
         self.metrics: list[dict[str, Any]] = []  # those that are not in the file yet
         self._kept: list[dict[str, Any]] = []
+        self._columns: list[str] = []  # of the file, once this writer has written it
         if self.file.is_file():
-            with self.file.open(newline="") as file:
-                self._kept = [row for row in csv.DictReader(file) if step is None or _stays(row, step)]
+            text = self.file.read_bytes().decode()
+            whole = io.StringIO(text[: text.rfind("\n") + 1])  # a full disk may have cut the last row
+            self._kept = [row for row in csv.DictReader(whole) if step is None or _stays(row, step)]
 
     def save(self) -> None:
         """Writes what has come since."""
         if not self.metrics:
             return
-        self._kept, self.metrics = [*self._kept, *self.metrics], []
-        keys = sorted({key for row in self._kept for key in row})
+        new, self.metrics = self.metrics, []
+        self._kept += new
+        if self._columns and all(row.keys() <= set(self._columns) for row in new):
+            with self.file.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerows(new)
+            return
+        self._columns = sorted({key for row in self._kept for key in row})
         self.file.parent.mkdir(parents=True, exist_ok=True)
         beside = self.file.with_suffix(".csv.part")
         with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, keys)
+            writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(self._kept)
         beside.replace(self.file)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from experiments.parser import fail
 from experiments.pipeline import Session, resolved_config
 from experiments.pipeline_file import load_pipeline
 from experiments.processes import command_line
+from experiments.yaml_files import load_yaml
 
 TEMPLATES = Path(__file__).parent / "slurm"
 _ARGUMENTS = ': "${1:?'  # how the line of a template begins that asks for arguments; ours are given
@@ -127,10 +126,7 @@ def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
     _check(given, more)
     if not given.config.is_file():
         raise FileNotFoundError(f"no configuration {given.config}; give the YAML of an experiment or of a pipeline")
-    try:
-        content = yaml.safe_load(given.config.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{given.config} is no YAML: {' '.join(str(error).split())}") from None
+    content, _ = load_yaml(given.config)
     if isinstance(content, dict) and "stages" in content:
         return _pipeline_jobs(given, more, origin)
     name = given.job_name or _job_name(given.config.stem)
@@ -149,7 +145,10 @@ def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> l
     many = ["--trainer.devices", str(devices), "--trainer.num_nodes", str(given.nodes)]
     session = Session(pipeline, 0, given.runs_dir, (*(many if given.nodes * devices > 1 else ()), *more))
     configs = session.configs()
-    stages = [stage.name for stage in session.stages] if given.seeds else _to_do(session, configs)
+    if given.seeds:
+        stages = [stage.name for stage in session.stages]
+    else:
+        stages = [stage.name for stage, found, _ in session.standings(configs) if found.fit or found.tests]
     name = given.job_name or _job_name(f"{given.config.resolve().parent.name}_{given.config.stem}")
     found: list[Job] = []
     for stage in stages:
@@ -161,16 +160,6 @@ def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> l
         after = ("aftercorr" if given.seeds else "afterok") if found else None
         found.append(Job(_beside_the_runs(given, own), text, stage, after))
     return found
-
-
-def _to_do(session: Session, configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    coming: list[str] = []
-    stages = []
-    for stage in session.stages:
-        found = session.standing(stage, configs[stage.name], coming)
-        coming += [stage.name] if found.fit else []
-        stages += [stage.name] if found.fit or found.tests else []
-    return stages
 
 
 def _check(given: argparse.Namespace, more: list[str]) -> None:

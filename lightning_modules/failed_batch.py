@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from datamodules.label_spaces import LabelSpace
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.card import KEY, read_card, space_of
+from lightning_modules.rebuilt import rebuilt
 from lightning_modules.trained_module import TrainedModule
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -89,7 +88,10 @@ def failed_loss(path: Path, module: TrainedModule | None = None) -> tuple[Tensor
     content = torch.load(path, map_location="cpu", weights_only=True)
     if "batch" not in content:
         raise ValueError(f"{path} is a checkpoint and holds no batch; give the failed_batch.pt of a run")
-    module = module or _module_of(path, card)
+    if module is None:
+        if not card["config"]:
+            raise ValueError(f"{path} holds no configuration; give the module, or a file that `structseg fit` wrote")
+        module = rebuilt(TrainedModule, card, space_of(card))
     for name, value in {**content["state_dict"], **content["buffers"]}.items():
         owner, _, leaf = name.rpartition(".")
         held = module.get_submodule(owner)
@@ -106,19 +108,6 @@ def failed_loss(path: Path, module: TrainedModule | None = None) -> tuple[Tensor
     loss.backward()
     grads = {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
     return loss.detach(), [name for name, grad in grads.items() if not bool(grad.isfinite().all())]
-
-
-def _module_of(path: Path, card: dict[str, Any]) -> TrainedModule:
-    if not card["config"]:
-        raise ValueError(f"{path} holds no configuration; give the module, or a file that `structseg fit` wrote")
-    set_parsing_settings(subclasses_enabled=[LabelSpace])
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(TrainedModule, "model")
-    config = card["config"]["model"]
-    linked = {"label_space": space_of(card), "mean": card["mean"], "std": card["std"]}
-    parsed = parser.parse_object({"model": {**config, "init_args": {**config["init_args"], **linked}}})
-    module: TrainedModule = parser.instantiate_classes(parsed).model
-    return module
 
 
 if __name__ == "__main__":

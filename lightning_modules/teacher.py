@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError
 
 from datamodules.label_spaces import LabelSpace
 from lightning_modules.base import SegmentationModule
 from lightning_modules.card import read_card
-
-set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value, not a group of options; the command line does it too
+from lightning_modules.rebuilt import rebuilt
 
 
 def load_teacher(path: Path, label_space: LabelSpace) -> SegmentationModule:
@@ -33,13 +32,8 @@ def load_teacher(path: Path, label_space: LabelSpace) -> SegmentationModule:
         )
     if not card["config"]:
         raise ValueError(f"teacher {path} holds no configuration; use a checkpoint that `structseg fit` wrote")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SegmentationModule, "model")
-    config = card["config"].get("model", {})
-    linked = {"label_space": label_space, "mean": card["mean"], "std": card["std"]}
     try:
-        parsed = parser.parse_object({"model": {**config, "init_args": {**config.get("init_args", {}), **linked}}})
-        module: SegmentationModule = parser.instantiate_classes(parsed).model
+        module = rebuilt(SegmentationModule, card, label_space)
         content = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(content["state_dict"])
     except (ArgumentError, RuntimeError, LookupError, TypeError, AttributeError) as error:

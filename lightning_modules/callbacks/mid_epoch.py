@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lightning_modules.callbacks.image_scores import gathered
 
 _KEY = "epoch_means"
 
@@ -24,10 +25,7 @@ class MidEpoch(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002  # Lightning's
         """Keeps the sums behind the epoch's training means, of each process."""
         mine = {key: (float(m.value), float(m.cumulated_batch_size)) for key, m in _means(trainer).items()}
-        everyones: list[Any] = [mine] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(everyones, mine)
-        checkpoint[_KEY] = everyones
+        checkpoint[_KEY] = gathered(mine, trainer.world_size)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002  # Lightning's
         """Keeps this process's until the first step has made the means; of another number of processes, the mean."""

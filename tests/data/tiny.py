@@ -103,3 +103,26 @@ class TinyNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.layers(image)
         return logits
+
+
+def config_text(train_images: int = 8, max_epochs: int = 4, more: str = "") -> str:
+    """YAML of the real command line on the rectangles, with dropout, augmentation and a schedule; `more` of trainer."""
+    return f"""
+model:
+  class_path: FASSEGUNet
+  init_args:
+    network: {{class_path: ReadmeUNet}}
+    loss: {{class_path: CrossEntropyDiceLoss}}
+    optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.003}}}}
+    lr_scheduler: {{class_path: OneCycle}}
+data:
+  class_path: tests.data.tiny.TinyDataModule
+  init_args:
+    train_images: {train_images}
+    augmentation: {{flip: 0.5, rotate: 20, scale: [0.8, 1.2], brightness: 0.2}}
+trainer:
+  accelerator: cpu
+  max_epochs: {max_epochs}
+  enable_progress_bar: false
+  enable_model_summary: false
+{more}"""

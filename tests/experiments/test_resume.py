@@ -25,9 +25,10 @@ EPOCHS, STEPS = 3, 4  # 16 images, 4 a batch
 
 @pytest.fixture
 def config(tiny_config):
-    text = tiny_config.read_text().replace("TinyDataModule\n", "TinyDataModule\n", 1)
-    text = text.replace("    augmentation:", "    train_images: 16\n    augmentation:").replace(
-        "max_epochs: 4", f"max_epochs: {EPOCHS}"
+    text = (
+        tiny_config.read_text()
+        .replace("    augmentation:", "    train_images: 16\n    augmentation:")
+        .replace("max_epochs: 4", f"max_epochs: {EPOCHS}")
     )
     tiny_config.write_text(text)
     return tiny_config

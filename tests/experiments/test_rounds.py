@@ -85,7 +85,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            ({"rounds": True}, "rounds is True, not a whole number from 0"),
+            ({"rounds": True}, "rounds is True, not a whole number of 0 to 1000"),
             ({"rounds": None}, "arms without rounds"),
             ({"arms": ["sum"]}, r"arms are \['sum'\], not further arguments"),
             ({"arms": {"sum": {"classifer": []}}}, r"arm sum: no stage classifer \(did you mean classifier\?\)"),

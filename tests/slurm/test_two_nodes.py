@@ -10,31 +10,13 @@ import pytest
 import torch
 
 from experiments import submit
+from tests.data.tiny import config_text
 from tests.slurm.cluster import NODES, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 _CREDENTIAL_SECONDS = 8  # a node refuses the same job for cred_expire, and some
 _START = 240  # seconds within which a job is at work, on a busy machine
-_CONFIG = """
-model:
-  class_path: FASSEGUNet
-  init_args:
-    network: {class_path: ReadmeUNet}
-    loss: {class_path: CrossEntropyDiceLoss}
-    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.003}}
-    lr_scheduler: {class_path: OneCycle}
-data:
-  class_path: tests.data.tiny.TinyDataModule
-  init_args:
-    train_images: 48
-    augmentation: {flip: 0.5, rotate: 20, scale: [0.8, 1.2], brightness: 0.2}
-trainer:
-  accelerator: cpu
-  max_epochs: 3
-  enable_progress_bar: false
-  enable_model_summary: false
-  callbacks: [{class_path: tests.slurm.held_fit.Held}]
-"""
+_CONFIG = config_text(48, 3, "  callbacks: [{class_path: tests.slurm.held_fit.Held}]\n")
 
 
 @dataclass
