@@ -25,6 +25,7 @@ class Submitted:
 
     cluster: Cluster
     folder: Path
+    file: str = "held.yaml"
     number: str = ""
 
     @property
@@ -33,13 +34,14 @@ class Submitted:
 
     def arguments(self):
         layout = ["--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1"]
-        return ["held.yaml", *layout, "--time", "10", "--grace", "60"]
+        return [self.file, *layout, "--time", "10", "--grace", "60"]
 
     def submit(self):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             found = submit.jobs(submit.parsed(self.arguments()), [], "a test")
-            (self.number,) = submit.submit(found)
+            self.number, *others = submit.submit(found)
+        return others
 
     def let_go(self):
         (self.runs / "go").touch()
@@ -74,32 +76,34 @@ class Submitted:
         return self.state()
 
     def run(self):
-        """The one folder of its one run."""
-        (folder,) = (path for path in self.runs.glob("held/*") if path.is_dir())
+        """The one folder of its one run, or of its first stage's."""
+        (folder,) = (
+            path.parent for pattern in ("held/*", "*/0/first/*") for path in self.runs.glob(f"{pattern}/.lock")
+        )
         return folder
 
     def weights(self):
         return torch.load(self.run() / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
     def figures(self):
-        """The last row of each step and what was logged of it; times left out."""
+        """The last row of each step and what the fit logged of it; times left out."""
         with (self.run() / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         return {
             (row["step"], key): float(value)
             for row in rows
             for key, value in row.items()
-            if value and key not in ("step", "epoch") and "second" not in key and "time" not in key
+            if value and key.startswith(("train/", "val/")) and "second" not in key and "time" not in key
         }
 
 
 @pytest.fixture(scope="module")
 def fit(cluster, tmp_path_factory):
-    def made(name):
+    def made(name, file="held.yaml"):
         folder = tmp_path_factory.mktemp(name)
         (folder / "held.yaml").write_text(_CONFIG)
         (folder / "runs").mkdir()
-        return Submitted(cluster, folder)
+        return Submitted(cluster, folder, file)
 
     return made
 
@@ -174,6 +178,24 @@ def test_a_fit_survives_the_death_of_a_node(fit, undisturbed):
     assert one.state()["Restarts"] == "1"
     assert "(epoch 1, step 6)" in one.log()  # its last checkpoint, that of the first epoch
     assert_same(one, undisturbed)
+
+
+def test_a_pipeline_is_a_chain_of_jobs(fit, undisturbed):
+    one = fit("pipeline", "stages.yaml")
+    stages = "{first: {}, second: {args: [--model.optimizer.lr, '0.001']}}"
+    (one.folder / "stages.yaml").write_text(f"config: held.yaml\nstages: {stages}\ntable: [miou]\n")
+    (after,) = one.submit()
+    one.at_hold()
+    assert one.cluster.job(after)["Reason"] == "Dependency"
+    one.cluster.call("scancel", "--signal=USR1", one.number)
+    one.let_go()
+    one.cluster.wait(lambda: one.state()["Restarts"] == "1", f"requeued job:\n{one.log()}", 60)
+    assert one.ends()["JobState"] == "COMPLETED", one.log()
+    assert "(epoch 1, step 10)" in one.log()
+    one.number = after
+    assert one.ends()["JobState"] == "COMPLETED", one.log()
+    assert {path.parent.name for path in one.runs.rglob("stage.json")} == {"first", "second"}
+    assert_same(one, undisturbed)  # the first stage is the very fit
 
 
 @pytest.mark.parametrize("more", [[], ["--seeds", "0-2%1", "--mem", "100M", "--partition", "main"]])
