@@ -8,12 +8,14 @@ from __future__ import annotations
 import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
 
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -110,6 +112,22 @@ def failed_loss(path: Path, module: TrainedModule | None = None) -> tuple[Tensor
     return loss.detach(), [name for name, grad in grads.items() if not bool(grad.isfinite().all())]
 
 
+def main(args: list[str]) -> None:
+    """The command line: computes the loss of a kept batch again and says which gradients are not finite.
+
+    Raises:
+        SystemExit: how it is called, or what is wrong with the file, in one line.
+    """
+    if len(args) != 1 or args[0].startswith("-"):
+        raise SystemExit("usage: python -m lightning_modules.failed_batch RUN_FOLDER/failed_batch.pt")
+    warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered")  # logging has nowhere to go
+    try:
+        loss, wrong = failed_loss(Path(args[0]))
+    except (ArgumentError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SystemExit(f"failed_batch: error: {' '.join(str(error).split())}") from None
+    print(f"loss {float(loss)}")
+    print(f"gradients that are not finite: {', '.join(wrong) or 'none'}")
+
+
 if __name__ == "__main__":
-    found, wrong = failed_loss(Path(sys.argv[1]))
-    print(f"loss {float(found)}; gradients that are not finite: {', '.join(wrong) or 'none'}")
+    main(sys.argv[1:])

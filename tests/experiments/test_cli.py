@@ -14,6 +14,7 @@ from PIL import Image
 from experiments.cli import main, run
 from experiments.pipeline import Session
 from experiments.pipeline_file import load_pipeline
+from lightning_modules import failed_batch
 from lightning_modules.card import read_card
 
 ROOT = Path(__file__).parents[2]
@@ -263,6 +264,19 @@ def test_help_names_every_subcommand_and_tool(monkeypatch, capsys):
 def test_a_fast_development_run_writes_nothing(tiny_config, tmp_path):
     fit(tiny_config, tmp_path / "runs", "--trainer.fast_dev_run", "true", "--data.val_images", "0")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_batch_of_a_fit_that_blew_up_is_computed_again(tiny_config, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"the loss is nan in .*train_00.*failed_batch\.pt$"):
+        fit(tiny_config, tmp_path / "runs", "--model.optimizer.lr", "1e30")
+    (kept,) = (tmp_path / "runs").rglob("failed_batch.pt")
+    capsys.readouterr()
+    failed_batch.main([str(kept)])
+    loss, wrong = capsys.readouterr().out.splitlines()
+    assert (loss, wrong[:44]) == ("loss nan", "gradients that are not finite: network.down1")
+    for arguments, message in (([], "usage: "), (["none.pt"], "failed_batch: error: no checkpoint at none.pt")):
+        with pytest.raises(SystemExit, match=message):
+            failed_batch.main(arguments)
 
 
 @pytest.mark.slow
