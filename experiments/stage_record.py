@@ -16,8 +16,10 @@ from experiments.result_files import sha256, write_result
 from experiments.stages import Stage
 
 RECORD = "stage.json"
-# Where a run lies changes no figure.
-_ELSEWHERE = ("experiment", "runs_dir", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out")
+# Where a run lies, and whether it goes on, changes no figure.
+_ELSEWHERE = (
+    "experiment", "runs_dir", "run_id", "resume", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out",
+)  # fmt: skip
 _SHOWN = 3  # changes that a reason lists
 _HASHED = 1 << 26  # bytes: lists, tags and weights, not archives
 

@@ -123,9 +123,17 @@ class TestInputs:
     def test_where_a_run_lies_changes_nothing(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "data").mkdir()
-        a = Inputs.of({"experiment": "a", "runs_dir": "r", "data": {"root": "./data", "size": [1, 2]}}, {})
+        a = Inputs.of(
+            {"experiment": "a", "runs_dir": "r", "resume": "never", "data": {"root": "./data", "size": [1, 2]}}, {}
+        )
         b = Inputs.of(
-            {"experiment": "b", "runs_dir": "s", "data": {"root": str(tmp_path / "data"), "size": [1, 2]}}, {}
+            {
+                "experiment": "b",
+                "runs_dir": "s",
+                "run_id": "x",
+                "data": {"root": str(tmp_path / "data"), "size": [1, 2]},
+            },
+            {},
         )
         assert a.fingerprint == b.fingerprint
         assert a.changes(b) == ""
