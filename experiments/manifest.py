@@ -46,6 +46,7 @@ class Row:
         scored_on: `test`, or `val` for a row that helps to choose settings: `structseg validate` scores it.
         pipeline: YAML of the pipeline that trains the row, from the root of the repository, if any.
         stage: the stage of the pipeline that the row scores.
+        data_option: the option that takes the folder of the data.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Row:
     scored_on: Split = "test"
     pipeline: str | None = None
     stage: str | None = None
+    data_option: str = "--data.root"
 
     @property
     def source(self) -> str:
@@ -109,7 +111,7 @@ def _faults(name: str, content: Any) -> Iterable[str]:
             yield f"unknown key {key}{nearest(str(key), known)}"
     needed = [key for key, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
     yield from (f"no {key}" for key in needed if key not in (*content, "config"))
-    for key in ("what", "config", "pipeline", "stage", "data", "headline"):
+    for key in ("what", "config", "pipeline", "stage", "data", "data_option", "headline"):
         if key in content and not (isinstance(content[key], str) and content[key]):
             yield f"{key} is {content[key]!r}, not a text"
     yield from _source_faults(content)
@@ -227,14 +229,14 @@ def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: s
     """
     if row.stage is not None:
         args = ["pipeline", source, "--until", row.stage, "--seed", str(seed), "--runs_dir", runs_dir, "--"]
-        return args + args_of_stages(device, data)
+        return args + args_of_stages(row, device, data)
     args = ["fit", "--config", source, "--experiment", row.name, "--runs_dir", runs_dir, "--seed_everything", str(seed)]
-    return [*args, *row.overrides, *args_of_stages(device, data)]
+    return [*args, *row.overrides, *args_of_stages(row, device, data)]
 
 
-def args_of_stages(device: Device, data: str | None) -> list[str]:
+def args_of_stages(row: Row, device: Device, data: str | None) -> list[str]:
     """What every fit of a row gets, each stage of a pipeline too."""
-    return (["--data.root", data] if data is not None else []) + _on(device)
+    return ([row.data_option, data] if data is not None else []) + _on(device)
 
 
 def args_to_score(row: Row, checkpoint: str, seed: int, device: Device) -> dict[str, list[str]]:

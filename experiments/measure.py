@@ -150,7 +150,7 @@ def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str)
 
 def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
     """The row's stage and those that it builds on, as far as they are not finished: rows of a pipeline share them."""
-    more = tuple(args_of_stages(device, data))
+    more = tuple(args_of_stages(row, device, data))
     session = Session(load_pipeline(ROOT / row.source), seed, Path(runs_dir), more, row.stage)
     records = session.run(tests=bool(session.pipeline.rounds))
     rounds, scored = _rounds(session, records)

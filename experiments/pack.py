@@ -89,7 +89,7 @@ def row_datamodules(row: Row, folder: Path | None) -> list[SegmentationDataModul
     """The datamodules of a row: of its configuration and overrides, or of each stage that it needs; nothing is read."""
     data = None if folder is None else str(folder)
     if row.pipeline is not None:
-        more = tuple(args_of_stages("cpu", data))
+        more = tuple(args_of_stages(row, "cpu", data))
         configs = list(Session(load_pipeline(ROOT / row.pipeline), more=more, last=row.stage).configs().values())
     else:
         configs = [resolved_config(args_to_fit(row, row.seeds[0], "cpu", data, str(ROOT / row.source), "runs"))]

@@ -18,6 +18,7 @@ from datamodules.confounded_scenes.dataset import ConfoundedScenes
 from datamodules.confounded_scenes.layouts import PaintedLayouts, choose_layouts
 from datamodules.confounded_scenes.scene import Picture
 from datamodules.label_spaces import SCENES, VOC
+from datamodules.packed import PackedFile
 from datamodules.views import Views
 from datamodules.weak import Read, WeaklySupervisedDataModule
 
@@ -131,6 +132,16 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
     def entries(self, split: Split) -> list[str]:
         """The names of a split's images."""
         return self._chosen[split]
+
+    def files_to_pack(self) -> list[PackedFile]:
+        """All layouts, as they are: which of them are chosen depends on what is there. None where shapes are drawn.
+
+        Raises:
+            ValueError: lists choose the layouts, and a copy has no place for them.
+        """
+        if self.layout_lists:
+            raise ValueError("layout_lists cannot be packed; put the layouts that they name into a folder")
+        return [PackedFile(path, path.name) for path in sorted(self.layouts.glob("*.png"))] if self.layouts else []
 
     def render(self, name: str) -> Picture:
         """The picture of that name, with its mask in the classes of `scenes` or `voc`.

@@ -142,7 +142,11 @@ class TestManifest:
             "pipeline", "p.yaml", "--until", "parts", "--seed", "3", "--runs_dir", "runs",
             "--", "--data.root", "d", "--trainer.accelerator", "gpu", "--trainer.devices", "1",
         ]  # fmt: skip
+        content["data_option"] = "--data.layouts"
+        found = load_manifest(manifest(tmp_path, yaml.safe_dump({"a": content})))["a"]
+        assert args_to_fit(found, 3, "cuda", "d", "p.yaml", "runs")[9:11] == ["--data.layouts", "d"]
         for changes, message in [
+            ({"data_option": 3}, "data_option is 3, not a text"),
             ({"stage": "part"}, r"has no stage part \(did you mean parts\?\)"),
             ({"pipeline": "none.yaml"}, "no pipeline at .*none.yaml"),
             ({"pipeline": ""}, "pipeline is '', not a text"),
