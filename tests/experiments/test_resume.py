@@ -144,8 +144,16 @@ class TestStoppedAndResumed:
             ("--checkpoint.save_every_steps", "3"),
             ("--trainer.val_check_interval", "2"),
             ("--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size", "1"),
+            ("--trainer.precision", "bf16-mixed"),
         ],
-        ids=["workers", "accumulated", "saved every 3 steps", "two validations an epoch", "a schedule by epoch"],
+        ids=[
+            "workers",
+            "accumulated",
+            "saved every 3 steps",
+            "two validations an epoch",
+            "a schedule by epoch",
+            "bf16",
+        ],
     )
     def test_under_any_settings(self, config, tmp_path, more):
         fit(config, tmp_path / "whole", *more)
