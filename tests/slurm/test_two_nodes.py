@@ -75,6 +75,14 @@ class Submitted:
         self.cluster.wait(ended, "end of the job", _START)
         return self.state()
 
+    def is_requeued_midway(self):
+        """Sends SIGUSR1 in the middle of the second epoch, and waits for the end of the job that goes on."""
+        self.at_hold()
+        self.cluster.call("scancel", "--signal=USR1", self.number)
+        self.let_go()
+        self.cluster.wait(lambda: self.state()["Restarts"] == "1", f"requeued job:\n{self.log()}", 60)
+        assert self.ends()["JobState"] == "COMPLETED", self.log()
+
     def run(self):
         """The one folder of its one run, or of its first stage's."""
         (folder,) = (
@@ -142,11 +150,7 @@ def test_both_nodes_make_one_run(undisturbed):
 def test_usr1_saves_and_requeues(fit, undisturbed):
     one = fit("requeued")
     one.submit()
-    one.at_hold()
-    one.cluster.call("scancel", "--signal=USR1", one.number)
-    one.let_go()
-    one.cluster.wait(lambda: one.state()["Restarts"] == "1", f"requeued job:\n{one.log()}", 60)
-    assert one.ends()["JobState"] == "COMPLETED", one.log()
+    one.is_requeued_midway()
     assert "SIGUSR1: stopped at step 10" in one.log()
     assert "(epoch 1, step 10)" in one.log()
     assert_same(one, undisturbed)
@@ -187,10 +191,7 @@ def test_a_pipeline_is_a_chain_of_jobs(fit, undisturbed):
     (after,) = one.submit()
     one.at_hold()
     assert one.cluster.job(after)["Reason"] == "Dependency"
-    one.cluster.call("scancel", "--signal=USR1", one.number)
-    one.let_go()
-    one.cluster.wait(lambda: one.state()["Restarts"] == "1", f"requeued job:\n{one.log()}", 60)
-    assert one.ends()["JobState"] == "COMPLETED", one.log()
+    one.is_requeued_midway()
     assert "(epoch 1, step 10)" in one.log()
     one.number = after
     assert one.ends()["JobState"] == "COMPLETED", one.log()
