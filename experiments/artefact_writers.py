@@ -165,7 +165,10 @@ class _Seeds(NamedTuple):
 
 
 class PseudoMaskWriter(ArtefactWriter):
-    """`pseudo_masks/`: what the random walk makes of the maps. Scores: those of `FaultMetrics`, as `pseudo_miou`.
+    """`pseudo_masks/`: what the random walk makes of the maps.
+
+    Scores: those of `FaultMetrics`, as `pseudo_miou`; and with the background at its best, as the maps are scored,
+    `walk_miou` and `walk_threshold`, `walk_iou/CLASS`.
 
     Args:
         out: the round's folder.
@@ -184,7 +187,10 @@ class PseudoMaskWriter(ArtefactWriter):
 
     def __init__(self, out: Path, label_space: LabelSpace, pairs: Pairs = ()) -> None:
         super().__init__(out, label_space)
-        self.metrics = {self.prefix: FaultMetrics(label_space.classes, label_space.ignore_index, pairs=pairs)}
+        classes, ignored = label_space.classes, label_space.ignore_index
+        self.metrics = {self.prefix: FaultMetrics(classes, ignored, pairs=pairs)}
+        if "pseudo_masks" in self.kinds:
+            self.metrics["walk"] = CAMThresholds(classes, ignored)
 
     def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
         """Writes and scores the masks."""
@@ -203,6 +209,15 @@ class PseudoMaskWriter(ArtefactWriter):
         for name, tags in zip(batch["name"], batch.get("tags", ()), strict="tags" in batch):
             if not tags.any():
                 self.note("without tags", name)
+        if "walk" in self.metrics:
+            self._score_walk(outputs, truths)
+
+    def _score_walk(self, outputs: dict[str, Any], truths: Truths) -> None:
+        for objects, scores, truth in zip(outputs["objects"], outputs["scores"], truths, strict=True):
+            if truth is not None:
+                maps = scores.new_zeros(len(self.label_space) - 1, *scores.shape)
+                maps.scatter_(0, (objects.long() - 1).clamp(min=0)[None], scores[None])
+                self.metrics["walk"].update(maps.to(truth.device), truth)
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
         """Predictions that are background alone, or know next to none."""

@@ -15,6 +15,9 @@ stages:                       # each is an ordinary fit with further arguments
 table: [miou, iou/face]       # what is compared at the end
 
 With `rounds` the stages are run several times; see `rounds`.
+
+base: other.yaml              # a pipeline of this folder that this one starts from: keys that stand here take the
+args: [--data.seed, "2"]      # place of its keys, and args come after its args
 """
 
 from __future__ import annotations
@@ -32,9 +35,9 @@ from experiments.yaml_files import load_yaml
 
 _NAME = re.compile(r"[\w-]+")
 _MADE = re.compile(r"[\w-]+(\.[\w-]+)?")
-_KEYS = ("config", "args", "stages", "table", "rounds", "arms", "round_megabytes")
+_KEYS = ("base", "config", "args", "stages", "table", "rounds", "arms", "round_megabytes")
 _MOST_ROUNDS = 1000
-_STAGE_KEYS = ("config", "args", "test", "predict", "makes")
+_STAGE_KEYS = ("base", "config", "args", "test", "predict", "makes")
 _SETTLED = (
     "--config", "-c", "--experiment", "--runs_dir", "--seed_everything", "--ckpt_path", "--print_config",
     "--data.predict_out",
@@ -50,11 +53,8 @@ def load_pipeline(path: Path) -> Pipeline:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no pipeline at {path}; give the YAML that names the stages")
-    tree, node = load_yaml(path)
-    faults = list(_faults(path, tree))
-    if isinstance(node, yaml.MappingNode) and not faults:
-        names = [key.value for key, _ in next(value for key, value in node.value if key.value == "stages").value]
-        faults = [f"stage {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    tree, twice = _read(path)
+    faults = list(_faults(path, tree)) or [f"stage {name} stands twice" for name in twice]
     if faults:
         raise ValueError(f"{path}: {'; '.join(faults)}")
     stages = {name: _stage(path, tree, name, content) for name, content in tree["stages"].items()}
@@ -65,6 +65,27 @@ def load_pipeline(path: Path) -> Pipeline:
     unrolled = {stage.name: stage for members in rounds.values() for stage in members}
     folders = {folder: tuple(stage.name for stage in members) for folder, members in rounds.items()}
     return Pipeline(path, unrolled, table, folders, megabytes)
+
+
+def _read(path: Path, starts: Path | None = None) -> tuple[Any, list[str]]:
+    """What a file holds, on top of its base, and the stages that stand twice in it; it is the base of `starts`."""
+    tree, node = load_yaml(path)
+    keys = node.value if isinstance(node, yaml.MappingNode) else []
+    stages = next((value for key, value in keys if key.value == "stages"), None)
+    names = [key.value for key, _ in stages.value] if isinstance(stages, yaml.MappingNode) else []
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if starts and (not isinstance(tree, dict) or "base" in tree):
+        raise ValueError(f"{starts}: its base {path.name} is no pipeline that stands by itself; name one that does")
+    if not isinstance(tree, dict) or "base" not in tree:
+        return tree, twice
+    name = tree.pop("base")
+    if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
+        raise ValueError(f"{path}: base is {name!r}, which is no file in {path.parent}; name a pipeline that is there")
+    below, twice_below = _read(path.parent / name, path)
+    args = [below.get("args", []), tree.get("args", [])]
+    if all(isinstance(given, list) for given in args):
+        tree["args"] = args[0] + args[1]
+    return {**below, **tree}, twice if "stages" in tree else twice_below
 
 
 def _stage(path: Path, tree: Mapping[str, Any], name: str, content: dict[str, Any] | None) -> Stage:

@@ -18,7 +18,7 @@ from lightning_modules.base import Split, StepOutput, resize_logits
 from lightning_modules.card import KEY, read_card
 from lightning_modules.networks.backbones import Backbone, Weights
 from lightning_modules.networks.relation_net import RelationNet
-from lightning_modules.random_walk import random_walk, walk_labels
+from lightning_modules.random_walk import random_walk, walk_scores
 from lightning_modules.trained_module import TrainedModule
 from losses.affinity_displacement import AffinityDisplacement, AffinityDisplacementLoss, affinity_displacement_loss
 from losses.multi_scale import resized_labels
@@ -288,7 +288,8 @@ class CONTARelationNetwork(TrainedModule):
         """The pseudo-masks of images whose class activation maps and tags are known.
 
         Returns:
-            `pseudo_masks`: (H, W) uint8 at each image's size, of background and the classes of its tags.
+            `pseudo_masks`: (H, W) uint8 at each image's size, of background and the classes of its tags. `objects` and
+            `scores`: what `walk_scores` says, (H, W) each, which the masks are cut from at `walk_background`.
 
         Raises:
             ValueError: photographs of a folder, or no maps, no tags, or maps of other classes.
@@ -312,5 +313,9 @@ class CONTARelationNetwork(TrainedModule):
                 )
         cams = torch.cat([resize_logits(cam[None].float(), size) for cam in batch["cams"]]) * tags[:, :, None, None]
         walks = random_walk(cams, edges, self.walk_radius, self.beta, self.log2_steps)
-        masks = [walk_labels(walk, (image.shape[-2], image.shape[-1]), self.walk_background) for walk in walks]
-        return {"pseudo_masks": masks}
+        found = [walk_scores(walk, (image.shape[-2], image.shape[-1])) for walk in walks]
+        return {
+            "pseudo_masks": [objects.masked_fill(scores <= self.walk_background, 0) for scores, objects in found],
+            "objects": [objects for _, objects in found],
+            "scores": [scores for scores, _ in found],
+        }

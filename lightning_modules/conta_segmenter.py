@@ -20,7 +20,7 @@ from lightning_modules.base import SegmentationModule, Split, StepOutput, resize
 from lightning_modules.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
 from lightning_modules.metrics.faults import FaultMetrics
 from lightning_modules.metrics.segmentation import SegmentationMetrics
-from lightning_modules.networks.deeplab_v2 import RESNET101, DeepLabV2, MultiScale
+from lightning_modules.networks.deeplab_v2 import RESNET101, SCALES, DeepLabV2, MultiScale
 from lightning_modules.pictures import as_pixels
 from lightning_modules.upsampling import classes_at
 from losses.multi_scale import MultiScaleCrossEntropy
@@ -34,10 +34,10 @@ _NEGLIGIBLE = 1e-3  # probability below which, at every pixel, a class is left o
 class CONTASegmenter(SegmentationModule):
     """DeepLab-v2 on masks: pseudo-masks or true ones, as `--data.masks` says.
 
-    The loss is the sum of the cross-entropies at full, half and three quarter size and of their maximum; evaluation
-    takes the maximum. The optimiser's rate is that of the trunk; the head's weights have 10 times it, its biases 20
-    times. With accumulated batches the gradient is that of their mean. `train/loss_average` is the loss over the last
-    20 optimiser steps.
+    The loss is the sum of the cross-entropies at full size, at each of `scales` and of their maximum, each on labels at
+    the logits' size; evaluation takes the maximum. The optimiser's rate is that of the trunk; the head's weights have
+    10 times it, its biases 20 times. With accumulated batches the gradient is that of their mean. `train/loss_average`
+    is the loss over the last 20 optimiser steps.
 
     A test with `crf` scores the masks after the CRF as `test/...` and, from the same pass, those before it as
     `test/without_crf/...`; `test/crf` is 1 then, else 0. Validation is always before it.
@@ -53,6 +53,8 @@ class CONTASegmenter(SegmentationModule):
         backbone: `resnet101` as published, or any network that `Backbone` knows.
         weights: where the trunk starts: `packaged`, `pretrained` or `random`, or for `resnet101` a file or `random`.
         output_stride: of the trunk: 8 as published, 16 or 32; EfficientNet-Lite is four times as fast at 16.
+        scales: of smaller copies of the image, looked at beside it, in (0, 1); published: half and three quarters. With
+            none, `[]`, the loss is the plain cross-entropy, for a third of the time.
         batch_norm: `frozen`: statistics, scales and shifts stay as they are. `sync`: they learn, over all devices
             together. `train`: they learn, on each device for itself.
         optimizer: makes the optimiser from the three groups of parameters.
@@ -83,6 +85,7 @@ class CONTASegmenter(SegmentationModule):
         backbone: str = RESNET101,
         weights: str = "random",
         output_stride: int = 8,
+        scales: tuple[float, ...] = SCALES,
         batch_norm: Literal["frozen", "sync", "train"] = "frozen",
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -98,10 +101,12 @@ class CONTASegmenter(SegmentationModule):
     ) -> None:
         if batch_norm not in ("frozen", "sync", "train"):
             raise ValueError(f"batch_norm is {batch_norm!r}; expected frozen, sync or train")
+        if any(not 0 < scale < 1 for scale in scales):
+            raise ValueError(f"scales are {tuple(scales)}; each is above 0 and below 1, or none is given: []")
         if not test_scales or min(test_scales) <= 0:
             raise ValueError(f"test_scales are {tuple(test_scales)}; give one factor or more, each above 0")
         self.pairs = [(first, second) for first, second in pairs or ()]  # the parent makes the scores
-        network = MultiScale(DeepLabV2(len(label_space), backbone, weights, output_stride))
+        network = MultiScale(DeepLabV2(len(label_space), backbone, weights, output_stride), tuple(scales))
         loss = MultiScaleCrossEntropy(label_space.ignore_index)
         super().__init__(network, loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
         self.batch_norm, self.recipe_batch = batch_norm, recipe_batch

@@ -77,8 +77,7 @@ def random_walk(cams: Tensor, edges: Tensor, radius: int = 5, beta: float = 10.0
 def walk_labels(walk: Tensor, size: tuple[int, int], background: float = 0.25) -> Tensor:
     """The class of each pixel of the image, from maps at a quarter of its size.
 
-    The maps are enlarged four times (bilinear), cut to `size` and divided by the maximum over all of them; the highest
-    wins where it is above `background`. One class at a time, so that memory does not grow with K.
+    `walk_scores`, where they are above `background`.
 
     Args:
         walk: (K, H, W), foreground classes in order, K up to 254.
@@ -96,13 +95,34 @@ def walk_labels(walk: Tensor, size: tuple[int, int], background: float = 0.25) -
         tensor([[1, 1, 1],
                 [1, 1, 1]], dtype=torch.uint8)
     """
+    if not background >= 0:
+        raise ValueError(f"background={background}; 0 or more")
+    scores, labels = walk_scores(walk, size)
+    return labels.masked_fill_(scores <= background, 0)
+
+
+def walk_scores(walk: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """How sure each pixel of the image is of the object that it most likely shows, and which that is.
+
+    The maps are enlarged four times (bilinear), cut to `size` and divided by the maximum over all of them; the highest
+    wins. One class at a time, so that memory does not grow with K.
+
+    Args:
+        walk: (K, H, W), foreground classes in order, K up to 254.
+        size: (h, w) of the image, up to (4 H, 4 W).
+
+    Returns:
+        The scores, (h, w) in 0..1, float32 at least, and the classes, (h, w) uint8: k + 1 = map k, of equal maps the
+        first; 0 where all maps are 0, as the score is.
+
+    Raises:
+        ValueError: maps of another size than a quarter of the image, rounded up; nan.
+    """
     h, w = size
     if walk.ndim != 3 or len(walk) > 254 or tuple(walk.shape[1:]) != (-(-h // 4), -(-w // 4)):
         raise ValueError(
             f"walk {tuple(walk.shape)} and size {(h, w)} do not fit; maps are (K, {-(-h // 4)}, {-(-w // 4)}), K <= 254"
         )
-    if not background >= 0:
-        raise ValueError(f"background={background}; 0 or more")
     if not torch.isfinite(walk).all():
         raise ValueError("walk labels: the maps hold nan or infinity; look at the edges and the activation maps")
     best = torch.zeros(size, dtype=torch.promote_types(walk.dtype, torch.float32), device=walk.device)
@@ -111,9 +131,9 @@ def walk_labels(walk: Tensor, size: tuple[int, int], background: float = 0.25) -
         large = F.interpolate(plane[None, None], scale_factor=4, mode="bilinear", align_corners=False)[0, 0, :h, :w]
         labels.masked_fill_(large > best, index + 1)
         torch.maximum(best, large, out=best)
-    if labels.numel():
-        labels.masked_fill_(best <= background * best.amax(), 0)
-    return labels
+    if best.any():
+        best /= best.amax()
+    return best, labels
 
 
 class _Transitions(NamedTuple):

@@ -181,7 +181,7 @@ class MultiScale(nn.Module):
 
     Args:
         network: images to logits of less than their size.
-        scales: of the smaller copies.
+        scales: of the smaller copies; none at all for the network as it is.
     """
 
     def __init__(self, network: nn.Module, scales: tuple[float, ...] = SCALES) -> None:
@@ -197,6 +197,8 @@ class MultiScale(nn.Module):
         The list is full size, each scale at its own size, maximum: 41, 21, 31 and 41 pixels for DeepLabV2 and 321.
         """
         logits: list[Tensor] = [self.network(image)]
+        if not self.scales:
+            return logits if self.training else logits[0]
         size = logits[0].shape[-2:]
         for scale in self.scales:
             small = F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)

@@ -60,13 +60,15 @@ class CONTAClassifier(LightningModule):
 
 
 class CONTARelationNetwork(LightningModule):
-    """Everything is a cat."""
+    """Everything is a cat, of which the left half is sure."""
 
     pairs = (("cat", "dog"),)
     answer = 1
 
     def predict_step(self, batch):
-        return {"pseudo_masks": [torch.full((4, 4), self.answer, dtype=torch.uint8) for _ in batch["name"]]}
+        masks = [torch.full((4, 4), self.answer, dtype=torch.uint8) for _ in batch["name"]]
+        scores = [torch.tensor([0.8, 0.8, 0.6, 0.6]).expand(4, 4) for _ in batch["name"]]
+        return {"pseudo_masks": masks, "objects": masks, "scores": scores}
 
 
 class CONTASegmenter(LightningModule):
@@ -144,6 +146,10 @@ def test_pseudo_masks_are_scored_by_fault(tmp_path):
     assert scores["pseudo_on/cat/dog"] == pytest.approx(4 / 48)
     assert "pseudo_fp_object/dog" not in scores  # nan: no dog was predicted
     assert json.loads((out / "pseudo_masks/about.json").read_text())["images"] == 3
+    # With the background above 0.6 only the left halves are cats, which 16 of 24 pixels are; background 20 of 32.
+    assert scores["walk_threshold"] == pytest.approx(0.61)
+    assert scores["walk_iou/cat"] == pytest.approx(16 / 24)
+    assert scores["walk_miou"] == pytest.approx((20 / 32 + 16 / 24 + 0) / 3)
 
 
 def test_masks_queries_and_confounders(tmp_path, monkeypatch):
@@ -197,7 +203,8 @@ def test_background_alone_is_loud(tmp_path):
 def test_some_of_background_alone_are_named_unless_they_have_no_tags(tmp_path):
     class Half(CONTARelationNetwork):
         def predict_step(self, batch):
-            return {"pseudo_masks": [torch.full((4, 4), int(n == "a"), dtype=torch.uint8) for n in batch["name"]]}
+            masks = [torch.full((4, 4), int(n == "a"), dtype=torch.uint8) for n in batch["name"]]
+            return {"pseudo_masks": masks, "objects": masks, "scores": [mask.float() for mask in masks]}
 
     run(PseudoMaskWriter(tmp_path, SPACE), Half())
     (text,) = About.read(tmp_path / "pseudo_masks").notices

@@ -48,6 +48,38 @@ class TestFile:
         joint = found.stages["joint"]
         assert joint.args_with({"coarse": "a/b.ckpt", "parts": "c.ckpt"}) == ["--model.init_from", "[a/b.ckpt, c.ckpt]"]
 
+    def test_one_that_starts_from_another(self, tmp_path):
+        below = load_pipeline(write(tmp_path, table=["miou"], args=["--data.seed", "1"]))
+        path = tmp_path / "q.yaml"
+        path.write_text("base: p.yaml\nargs: [--data.seed, '2']\ntable: [loss]\n")
+        found = load_pipeline(path)
+        assert (list(found.stages), found.table) == (list(below.stages), ("loss",))
+        assert found.stages["parts"].configs == below.stages["parts"].configs
+        assert found.stages["coarse"].args[:4] == ("--data.seed", "1", "--data.seed", "2")  # the last one holds
+        path.write_text("base: p.yaml\nstages: {one: }\n")
+        assert list(load_pipeline(path).stages) == ["one"]
+        assert load_pipeline(path).stages["one"].args == ("--data.seed", "1")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("base: none.yaml", "q.yaml: base is 'none.yaml', which is no file in"),
+            ("base: ../p.yaml", r"base is '\.\./p.yaml', which is no file in"),
+            ("base: [p.yaml]", r"base is \['p.yaml'\], which is no file in"),
+            ("base: q.yaml", "q.yaml: its base q.yaml is no pipeline that stands by itself"),
+            ("base: three.yaml", "q.yaml: its base three.yaml is no pipeline that stands by itself"),
+            ("base: p.yaml\nargs: 3", "args are 3, not a list of texts"),
+            ("base: p.yaml\nstages: {a: , a: }", "stage a stands twice"),
+            ("base: p.yaml\nstage: {a: }", r"unknown key stage \(.*stages"),
+        ],
+    )
+    def test_a_fault_of_a_base_is_named(self, tmp_path, text, message):
+        write(tmp_path)
+        (tmp_path / "three.yaml").write_text("3")
+        (tmp_path / "q.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_pipeline(tmp_path / "q.yaml")
+
     def test_a_stage_and_what_it_builds_on(self, tmp_path):
         found = load_pipeline(write(tmp_path))
         assert [stage.name for stage in found.needed("parts")] == ["coarse", "parts"]

@@ -314,6 +314,9 @@ def test_a_whole_prediction(tmp_path):
     model = drawn()
     found = trainer(tmp_path).predict(model, DataLoader(images, batch_size=None))
     assert [bool(each["pseudo_masks"][0].any()) for each in found] == [True, False, False]
+    scores, objects, mask = (found[0][key][0] for key in ("scores", "objects", "pseudo_masks"))
+    assert torch.equal(mask, objects * (scores > model.walk_background))
+    assert scores.max() == 1
 
 
 def test_a_real_network_predicts(tmp_path):

@@ -214,6 +214,10 @@ class TestTraining:
 
 
 def test_settings_that_make_no_sense():
+    for scale in (0.0, 1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"scales are .*above 0 and below 1"):
+            make(scales=(0.5, scale))
+    assert make(scales=[]).network.scales == ()
     with pytest.raises(ValueError, match=r"test_scales are \(\)"):
         make(test_scales=())
     with pytest.raises(ValueError, match=r"test_scales are \(1\.0, -2\.0\)"):

@@ -250,6 +250,14 @@ def test_several_scales_and_their_maximum():
     assert torch.equal(network.eval()(image), best)
 
 
+def test_without_scales_it_is_the_network_alone():
+    image = torch.randn(1, 3, 16, 24)
+    network = MultiScale(Halves(), ())
+    (logits,) = network.train()(image)
+    assert torch.equal(logits, image[:, :2, ::2, ::2])
+    assert torch.equal(network.eval()(image), 2 * logits)  # Halves counts its calls
+
+
 def test_another_output_stride_is_for_other_backbones():
     network = DeepLabV2(3, "tf_efficientnet_lite0", "random", output_stride=16).eval()
     assert network(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 4, 6)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lightning_modules.random_walk import _chebyshev_weights, random_walk, walk_labels
+from lightning_modules.random_walk import _chebyshev_weights, random_walk, walk_labels, walk_scores
 from losses import affinity_paths
 
 
@@ -210,6 +210,12 @@ def test_labels_by_hand() -> None:
     assert walk_labels(walk, (1, 8), 0.5).tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]  # 2 of 4 is not above a half
     assert walk_labels(walk, (1, 8), 1.0).tolist() == [[0] * 8]
     assert walk_labels(torch.ones(2, 1, 2), (4, 8)).unique().tolist() == [1]
+    scores, objects = walk_scores(walk, (1, 8))
+    assert scores.tolist() == [[1, 1, 0.875, 0.625, 0.375, 0.4375, 0.5, 0.5]]
+    assert objects.tolist() == [[1, 1, 1, 1, 1, 2, 2, 2]]
+    scores, objects = walk_scores(torch.zeros(2, 1, 2), (4, 8))
+    assert not scores.any()
+    assert not objects.any()
 
 
 @pytest.mark.parametrize("size", [(4, 36), (33, 36), (28, 37), (28, 32)])
