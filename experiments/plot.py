@@ -1,8 +1,9 @@
-"""A plot of results: metrics of several rows over a setting in which the rows differ."""
+"""Plots of results: metrics of several rows over a setting in which the rows differ, or over the rounds of each."""
 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ from matplotlib.figure import Figure
 
 from experiments.manifest import Row
 from experiments.parser import nearest
-from experiments.result_files import Result
+from experiments.result_files import Result, flat_metrics
+
+ROUND = "round"
+_ROUND_OF = re.compile(rf"{ROUND}_(\d+)\.(.+)")
 
 
 def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequence[str], png_path: Path) -> None:
@@ -29,14 +33,10 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
         ValueError: a row is not measured, has no such setting or metric or shares it with another; validation and test
             are mixed; the picture is no `.png`.
     """
-    if png_path.suffix != ".png":
-        raise ValueError(f"--out is {png_path}; expected a file that ends in .png")
+    _check_name(png_path)
     points: dict[float, list[Result]] = {}
     for row in rows:
-        own = [result for result in results if result.row == row.name and result.seed in row.seeds]
-        if not own:
-            raise ValueError(f"{row.name} is not measured; measure it with `structseg results --run {row.name}`")
-        for result in own:
+        for result in _measured(row, results):
             points.setdefault(_setting(result, x), []).append(result)
     for value, found in points.items():
         names = list(dict.fromkeys(result.row for result in found))
@@ -48,8 +48,8 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
     if len(splits) > 1:
         raise ValueError("some rows are scored on validation images, some on the test set; plot them apart")
 
-    figure = Figure(figsize=(4.5 * len(ys), 3.5), layout="constrained")
-    for axes, y in zip(figure.subplots(1, len(ys), squeeze=False)[0], ys, strict=True):
+    figure = _figure(ys)
+    for axes, y in zip(figure.axes, ys, strict=True):
         curve = {value: [result.value(y) for result in points[value]] for value in sorted(points)}
         means = [statistics.fmean(values) for values in curve.values()]
         axes.plot(list(curve), means, color="tab:blue", label="mean")
@@ -58,6 +58,73 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
         axes.set(xlabel=x.replace(".init_args", ""), ylabel=f"{y} (validation)" if splits == {"val"} else y)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
+    _save(figure, png_path)
+
+
+def plot_rounds(rows: Sequence[Row], results: Sequence[Result], ys: Sequence[str], png_path: Path) -> None:
+    """Draws a panel for each metric over the rounds of pipelines: a line through a row's means, a point for each seed.
+
+    Args:
+        rows: of pipelines with rounds.
+        results: what is measured; every row needs one of them.
+        ys: dotted names of metrics in a round: `pseudo_masks.pseudo_miou` for `round_0.pseudo_masks.pseudo_miou`, ...
+        png_path: the picture; its folder is made.
+
+    Raises:
+        ValueError: a row is not measured, or no round of it has such a metric; the picture is no `.png`.
+    """
+    _check_name(png_path)
+    figure = _figure(ys)
+    for number, row in enumerate(rows):
+        own = _measured(row, results)
+        for axes, y in zip(figure.axes, ys, strict=True):
+            curve = _by_round(own, y)
+            seeds = f"{len(own)} seeds" if len(own) > 1 else f"seed {own[0].seed}"
+            means = [statistics.fmean(values) for values in curve.values()]
+            axes.plot(list(curve), means, color=f"C{number}", label=f"{row.name}, {seeds}")
+            for value, found in curve.items():
+                axes.plot([value] * len(found), found, ".", color=f"C{number}")
+            axes.set(xlabel=ROUND, ylabel=y, xticks=sorted(curve))
+            axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    _save(figure, png_path)
+
+
+def _by_round(results: Sequence[Result], y: str) -> dict[int, list[float]]:
+    """A metric of all seeds by round."""
+    curve: dict[int, list[float]] = {}
+    names: set[str] = set()
+    for result in results:
+        for key, value in flat_metrics(result.content["metrics"]).items():
+            found = _ROUND_OF.fullmatch(key)
+            if found:
+                names.add(found[2])
+            if found and found[2] == y:
+                curve.setdefault(int(found[1]), []).append(value)
+    if not curve:
+        raise ValueError(f"{results[0].path} has no metric {y} in any round{nearest(y, names)}")
+    return dict(sorted(curve.items()))
+
+
+def _measured(row: Row, results: Sequence[Result]) -> list[Result]:
+    own = [result for result in results if result.row == row.name and result.seed in row.seeds]
+    if not own:
+        raise ValueError(f"{row.name} is not measured; measure it with `structseg results --run {row.name}`")
+    return own
+
+
+def _check_name(png_path: Path) -> None:
+    if png_path.suffix != ".png":
+        raise ValueError(f"--out is {png_path}; expected a file that ends in .png")
+
+
+def _figure(ys: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(4.5 * len(ys), 3.5), layout="constrained")
+    figure.subplots(1, len(ys))
+    return figure
+
+
+def _save(figure: Figure, png_path: Path) -> None:
     png_path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png_path, dpi=120)
 

@@ -29,7 +29,7 @@ from experiments.manifest import (
     load_manifest,
 )
 from experiments.parser import fail
-from experiments.plot import plot_rows
+from experiments.plot import ROUND, plot_rounds, plot_rows
 from experiments.result_files import Result, read_results
 from experiments.results_table import details, markdown, rich_table
 from experiments.run_rows import Job, Place
@@ -73,8 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--compare", nargs=2, metavar="ROW", help="two rows on the same images, with intervals")
     what.add_argument("--plot", nargs="+", metavar="ROW", help="draw --y over --x into --out")
     parser.add_argument("--markdown", action="store_true", help="the table, or the comparison, as Markdown")
-    parser.add_argument("--x", metavar="KEY", help="a setting: model.init_args.loss.init_args.beta")
-    parser.add_argument("--y", nargs="+", metavar="METRIC", help="metrics, one panel each: 128.miou")
+    parser.add_argument("--x", metavar="KEY", help=f"a setting: model.init_args.loss.init_args.beta; or {ROUND}")
+    parser.add_argument(
+        "--y", nargs="+", metavar="METRIC", help="metrics, one panel each: 128.miou; of a round: cams.cam_miou"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
     parser.add_argument("--again", action="store_true", help="measure anew what is measured")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing that does not fit, stop in time")
@@ -136,7 +138,11 @@ def main(args: list[str]) -> None:
         for comparison in compare_rows(first, second, results):
             print(f"{comparison.markdown()}\n") if given.markdown else _console().print(comparison.rich_table())
     elif given.plot:
-        plot_rows([find_row(rows, name) for name in dict.fromkeys(given.plot)], results, given.x, given.y, given.out)
+        chosen = [find_row(rows, name) for name in dict.fromkeys(given.plot)]
+        if given.x == ROUND:
+            plot_rounds(chosen, results, given.y, given.out)
+        else:
+            plot_rows(chosen, results, given.x, given.y, given.out)
         print(given.out)
     else:
         _print_table(rows, results, given.markdown)

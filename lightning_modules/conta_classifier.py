@@ -17,6 +17,7 @@ from datamodules.label_spaces import LabelSpace
 from lightning_modules import card
 from lightning_modules.base import Split, StepOutput
 from lightning_modules.class_activation import class_activation_maps
+from lightning_modules.context_decoupling import paste_objects
 from lightning_modules.earlier_rounds import check_origin, global_mean_cams, listed, load_confounders
 from lightning_modules.earlier_stages import take_over
 from lightning_modules.metrics.tag_scores import TagScores
@@ -58,6 +59,8 @@ class CONTAClassifier(TrainedModule):
         scale_context: bring the map to unit mean.
         confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
         adjustment: `none`, or `c2am`: see `CAMClassifier`.
+        decouple: share of the training views into which an object of another view is pasted, cut out by the masks of
+            the last round (--data.queries): see `paste_objects`; 0..1. With --data.context_of another, its control.
         loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin. `BalancedTagLoss` learns its
             weights from all training tags when a fit starts.
         global_cams: folder of an earlier round's `cams`, for a fit with c2am; a checkpoint carries their mean.
@@ -99,6 +102,7 @@ class CONTAClassifier(TrainedModule):
         scale_context: bool = True,
         confounders: str | None = None,
         adjustment: Adjustment = "none",
+        decouple: float = 0.0,
         loss: nn.Module | None = None,
         global_cams: str | None = None,
         init_from: str | None = None,
@@ -133,6 +137,11 @@ class CONTAClassifier(TrainedModule):
             problems.append(f"head_lr_factor={head_lr_factor} (above 0)")
         if confounders and context not in _ASK_MASKS:
             problems.append(f"confounders with context={context} (which uses none)")
+        if not 0 <= decouple <= 1:
+            problems.append(f"decouple={decouple} (a share, 0 to 1)")
+        if decouple and (context in _ASK_MASKS or isinstance(loss, BalancedTagLoss)):
+            other = f"context={context}" if context in _ASK_MASKS else "loss=BalancedTagLoss"
+            problems.append(f"decouple with {other} (which takes an image as it is)")
         if global_cams and adjustment != "c2am":
             problems.append(f"global_cams with adjustment={adjustment} (for c2am alone)")
         if problems:
@@ -167,6 +176,7 @@ class CONTAClassifier(TrainedModule):
         self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
         self.relation_thresholds = relation_thresholds
         self.pairs = [(first, second) for first, second in pairs or ()]
+        self.decouple = decouple
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
@@ -273,6 +283,15 @@ class CONTAClassifier(TrainedModule):
             )
         return known
 
+    def _masks(self, batch: dict[str, Any]) -> Tensor:
+        known: Tensor | None = batch.get("context")
+        if known is None:
+            raise ValueError(
+                "decouple cuts objects out by the last round's segmentation, the batch has none; set --data.queries to "
+                "its queries, or --model.decouple 0"
+            )
+        return known
+
     def _tags(self, batch: dict[str, Any]) -> Tensor:
         tags: Tensor | None = batch.get("tags")
         if tags is None or tuple(tags.shape) != (len(batch["image"]), len(self.classes)):
@@ -286,6 +305,8 @@ class CONTAClassifier(TrainedModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
+        if train and self.decouple:
+            image, tags = paste_objects(image, tags, self._masks(batch), batch.get("view"), self.decouple)
         logits = self(image, self._context(batch, train), batch.get("view")).float()
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from experiments import results
 from experiments.manifest import Row
-from experiments.plot import plot_rows
+from experiments.plot import plot_rounds, plot_rows
 from experiments.result_files import read_results, result_path, write_result
 
 BETA = "model.init_args.loss.init_args.beta"
@@ -101,3 +101,42 @@ def test_the_command(tmp_path, capsys):
     results.main(["--plot", "a", "b", "--x", BETA, "--y", "128.miou", "--out", str(out), *where])
     assert capsys.readouterr().out.strip() == str(out)
     assert Image.open(out).size == (540, 420)
+
+
+def rounds(folder, name, seed, *mious):
+    metrics = {f"round_{number}": {"cams": {"miou": value}} for number, value in enumerate(mious)}
+    measured(folder, name, 1, seed, metrics={**metrics, "miou": 0.1})
+
+
+def test_over_the_rounds_of_each_row(tmp_path, drawn):
+    rounds(tmp_path, "a", 0, 0.4, 0.5)
+    rounds(tmp_path, "a", 1, 0.6, 0.5)
+    rounds(tmp_path, "b", 2, 0.4, 0.2, 0.3)
+    plot_rounds([row("a"), row("b")], read_results(tmp_path), ["cams.miou"], tmp_path / "x.png")
+    (axes,) = drawn[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "cams.miou")
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 1 and line.get_linestyle() == "-"]
+    assert [(line.get_label(), line.get_xdata().tolist()) for line in lines] == [
+        ("a, 2 seeds", [0, 1]),
+        ("b, seed 2", [0, 1, 2]),
+    ]
+    assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([0.5, 0.5]), [0.4, 0.2, 0.3]]
+    for y, message in (
+        ("cams.mio", r"no metric cams.mio in any round \(did you mean cams.miou\?\)"),
+        ("miou", "no metric"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_rounds([row("a")], read_results(tmp_path), [y], tmp_path / "y.png")
+    with pytest.raises(ValueError, match=r"expected a file that ends in \.png"):
+        plot_rounds([row("a")], read_results(tmp_path), ["cams.miou"], tmp_path / "y.jpg")
+    assert not list(tmp_path.glob("y.*"))
+
+
+def test_the_command_over_rounds(tmp_path, capsys):
+    content = {"what": "x", "config": "pyproject.toml", "seeds": [0], "data": "synthetic", "headline": "miou"}
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"a": {**content, "minutes": {"cpu": 1}}}))
+    rounds(tmp_path, "a", 0, 0.4, 0.5)
+    out = tmp_path / "x.png"
+    where = ["--manifest", str(tmp_path / "manifest.yaml")]
+    results.main(["--plot", "a", "--x", "round", "--y", "cams.miou", "--out", str(out), *where])
+    assert capsys.readouterr().out.strip() == str(out)

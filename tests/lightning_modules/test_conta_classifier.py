@@ -427,3 +427,35 @@ def test_a_loss_that_balances_tags_learns_them_when_a_fit_starts_and_evaluation_
     other = _trainer(tmp_path)
     other.fit(_made(), Tagged(_batch()))
     assert run.callback_metrics["train/loss_epoch"] != other.callback_metrics["train/loss_epoch"]
+
+
+def test_objects_are_pasted_in_training_alone(tmp_path):
+    image = torch.stack([torch.zeros(3, 48, 32), torch.ones(3, 48, 32)])
+    context = torch.zeros(2, 4, 4, 4)
+    context[0, 1, :, :2], context[1, 1, :2], context[1, 2, 2:] = 1.0, 1.0, 1.0
+    batch = _batch(image=image) | {"context": context}
+    seen = []
+
+    module = _made(decouple=1.0)
+    module.network.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach() / 2 + 0.5))
+    _fit(module, _Data(batch), tmp_path, num_sanity_val_steps=0)
+    pasted, *whole = seen
+    assert 0 < pasted[0].mean() < 1
+    assert (pasted[1, :, :, :16] == 0).all()
+    assert whole
+    assert all(torch.equal(one, image) for one in whole)
+    with pytest.raises(ValueError, match=r"decouple cuts objects out .* set --data.queries to its queries"):
+        _fit(_made(decouple=0.5), _Data(_batch()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"decouple": 1.5}, r"decouple=1.5 \(a share, 0 to 1\)"),
+        ({"decouple": 0.5, "context": "sum"}, "decouple with context=sum"),
+        ({"decouple": 0.5, "loss": BalancedTagLoss()}, "decouple with loss=BalancedTagLoss"),
+    ],
+)
+def test_a_share_that_makes_no_sense(given, message):
+    with pytest.raises(ValueError, match=message):
+        _made(**given)

@@ -1,0 +1,60 @@
+"""Objects that an earlier round's masks cut out, set before other images: their context is drawn anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_modules.networks.context import seen_through
+
+_SMALLEST = 0.01  # share of a view from which an object is worth cutting out
+
+
+def paste_objects(
+    image: Tensor, tags: Tensor, context: Tensor, view: Tensor | None, share: float
+) -> tuple[Tensor, Tensor]:
+    """The views of a batch, some of them with an object of another view pasted in at its place there.
+
+    The link from context to image is cut by intervention, not by a model of it: an object of the class k stands before
+    what the data hold, P(c), and not before what k comes with, P(c | k). It is where the earlier masks are more than
+    half sure of k. Of several classes in an image one is drawn. A class of the image that is pasted over keeps its tag
+    for the share of its pixels that is still seen.
+
+    With the masks of other images (`context_of: another`) the same shapes are pasted, and hold anything: the control.
+
+    Source: Su, Sun, Lin, Wu, "Context Decoupling Augmentation for Weakly Supervised Semantic Segmentation", ICCV 2021;
+    there objects are also resized, and come from a first round alone.
+
+    Args:
+        image: (N, C, H, W), of two images or more; a single one stays as it is.
+        tags: (N, n), 0 or 1.
+        context: (N, n + 1, h, w) class probabilities of the whole images, background first.
+        view: (N, 2, 3), see `seen_through`; None: the whole image.
+        share: of the views, that something is pasted into, 0..1.
+
+    Returns:
+        Images (N, C, H, W), and tags (N, n) in 0..1.
+    """
+    number = len(image)
+    if number < 2:
+        return image, tags
+    everyone = torch.arange(number, device=image.device)
+    objects = seen_through(context, view, (image.shape[-2], image.shape[-1]))[:, 1:] > 0.5
+    pixels = objects.flatten(2).sum(2)
+    usable = pixels >= _SMALLEST * image.shape[-2] * image.shape[-1]
+    cut = _draw(usable)
+    regions = objects[everyone, cut] & usable.any(1)[:, None, None]
+    # With another image's masks the class may be one that the tags lack: then one of theirs goes with the shape.
+    named = torch.where(tags[everyone, cut] > 0, cut, _draw(tags > 0))
+    donors = (everyone + torch.randint(1, number, (1,)).item()) % number
+    chosen = torch.rand(number, device=image.device) < share
+    pasted = regions[donors] & chosen[:, None, None]
+    hidden = (objects & pasted[:, None]).flatten(2).sum(2) / pixels.clamp(min=1)
+    brought = torch.zeros_like(tags)
+    brought[everyone, named[donors]] = pasted.flatten(1).any(1).to(tags.dtype)
+    return torch.where(pasted[:, None], image[donors], image), torch.maximum(tags * (1 - hidden), brought)
+
+
+def _draw(allowed: Tensor) -> Tensor:
+    """For each row of (N, n) one of the places that are allowed; the first where none is."""
+    return torch.rand(allowed.shape, device=allowed.device).masked_fill(~allowed, -1).argmax(1)
