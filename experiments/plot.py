@@ -64,6 +64,8 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
 def plot_rounds(rows: Sequence[Row], results: Sequence[Result], ys: Sequence[str], png_path: Path) -> None:
     """Draws a panel for each metric over the rounds of pipelines: a line through a row's means, a point for each seed.
 
+    The seeds are those that all rows are measured with, so that the lines compare.
+
     Args:
         rows: of pipelines with rounds.
         results: what is measured; every row needs one of them.
@@ -71,22 +73,27 @@ def plot_rounds(rows: Sequence[Row], results: Sequence[Result], ys: Sequence[str
         png_path: the picture; its folder is made.
 
     Raises:
-        ValueError: a row is not measured, or no round of it has such a metric; the picture is no `.png`.
+        ValueError: a row is not measured, or no seed of all, or no round of it has such a metric; the picture is no
+            `.png`.
     """
     _check_name(png_path)
+    measured = {row.name: _measured(row, results) for row in rows}
+    seeds = set.intersection(*({result.seed for result in own} for own in measured.values()))
+    if not seeds:
+        raise ValueError(f"{', '.join(measured)} have no seed in common; measure the seed of one with the others")
     figure = _figure(ys)
-    for number, row in enumerate(rows):
-        own = _measured(row, results)
+    for number, (name, found) in enumerate(measured.items()):
+        own = [result for result in found if result.seed in seeds]
         for axes, y in zip(figure.axes, ys, strict=True):
             curve = _by_round(own, y)
-            seeds = f"{len(own)} seeds" if len(own) > 1 else f"seed {own[0].seed}"
             means = [statistics.fmean(values) for values in curve.values()]
-            axes.plot(list(curve), means, color=f"C{number}", label=f"{row.name}, {seeds}")
-            for value, found in curve.items():
-                axes.plot([value] * len(found), found, ".", color=f"C{number}")
-            axes.set(xlabel=ROUND, ylabel=y, xticks=sorted(curve))
+            axes.plot(list(curve), means, color=f"C{number}", label=name)
+            for value, scores in curve.items():
+                axes.plot([value] * len(scores), scores, ".", color=f"C{number}")
+            axes.set(xlabel=ROUND, ylabel=y)
+            axes.locator_params(axis="x", integer=True)
             axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    figure.axes[0].legend(frameon=False, title=f"seeds {', '.join(map(str, sorted(seeds)))}")
     _save(figure, png_path)
 
 

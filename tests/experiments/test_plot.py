@@ -111,16 +111,19 @@ def rounds(folder, name, seed, *mious):
 def test_over_the_rounds_of_each_row(tmp_path, drawn):
     rounds(tmp_path, "a", 0, 0.4, 0.5)
     rounds(tmp_path, "a", 1, 0.6, 0.5)
-    rounds(tmp_path, "b", 2, 0.4, 0.2, 0.3)
+    rounds(tmp_path, "b", 0, 0.4, 0.2, 0.3)
+    rounds(tmp_path, "b", 1, 0.2, 0.2, 0.3)
+    rounds(tmp_path, "b", 2, 0.9, 0.9, 0.9)  # the others have no such seed
     plot_rounds([row("a"), row("b")], read_results(tmp_path), ["cams.miou"], tmp_path / "x.png")
     (axes,) = drawn[0].axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "cams.miou")
     lines = [line for line in axes.lines if len(line.get_xdata()) > 1 and line.get_linestyle() == "-"]
     assert [(line.get_label(), line.get_xdata().tolist()) for line in lines] == [
-        ("a, 2 seeds", [0, 1]),
-        ("b, seed 2", [0, 1, 2]),
+        ("a", [0, 1]),
+        ("b", [0, 1, 2]),
     ]
-    assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([0.5, 0.5]), [0.4, 0.2, 0.3]]
+    assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([0.5, 0.5]), pytest.approx([0.3, 0.2, 0.3])]
+    assert axes.get_legend().get_title().get_text() == "seeds 0, 1"
     for y, message in (
         ("cams.mio", r"no metric cams.mio in any round \(did you mean cams.miou\?\)"),
         ("miou", "no metric"),
@@ -129,6 +132,9 @@ def test_over_the_rounds_of_each_row(tmp_path, drawn):
             plot_rounds([row("a")], read_results(tmp_path), [y], tmp_path / "y.png")
     with pytest.raises(ValueError, match=r"expected a file that ends in \.png"):
         plot_rounds([row("a")], read_results(tmp_path), ["cams.miou"], tmp_path / "y.jpg")
+    rounds(tmp_path, "c", 2, 0.4)
+    with pytest.raises(ValueError, match="a, c have no seed in common"):
+        plot_rounds([row("a"), row("c")], read_results(tmp_path), ["cams.miou"], tmp_path / "y.png")
     assert not list(tmp_path.glob("y.*"))
 
 
