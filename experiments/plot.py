@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments.manifest import Row
 from experiments.parser import nearest
-from experiments.result_files import Result, flat_metrics
-
-ROUND = "round"
-_ROUND_OF = re.compile(rf"{ROUND}_(\d+)\.(.+)")
+from experiments.result_files import Result
+from experiments.round_results import ROUND, Rounds, measured_of
 
 
 def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequence[str], png_path: Path) -> None:
@@ -36,7 +33,7 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
     _check_name(png_path)
     points: dict[float, list[Result]] = {}
     for row in rows:
-        for result in _measured(row, results):
+        for result in measured_of(row, results):
             points.setdefault(_setting(result, x), []).append(result)
     for value, found in points.items():
         names = list(dict.fromkeys(result.row for result in found))
@@ -61,63 +58,28 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
     _save(figure, png_path)
 
 
-def plot_rounds(rows: Sequence[Row], results: Sequence[Result], ys: Sequence[str], png_path: Path) -> None:
-    """Draws a panel for each metric over the rounds of pipelines: a line through a row's means, a point for each seed.
-
-    The seeds are those that all rows are measured with, so that the lines compare.
+def plot_rounds(rounds: Rounds, png_path: Path) -> None:
+    """Draws a panel for each metric over the rounds: a line through each row's means, a point for each seed.
 
     Args:
-        rows: of pipelines with rounds.
-        results: what is measured; every row needs one of them.
-        ys: dotted names of metrics in a round: `pseudo_masks.pseudo_miou` for `round_0.pseudo_masks.pseudo_miou`, ...
+        rounds: what rows measured in each.
         png_path: the picture; its folder is made.
 
     Raises:
-        ValueError: a row is not measured, or no seed of all, or no round of it has such a metric; the picture is no
-            `.png`.
+        ValueError: the picture is no `.png`.
     """
     _check_name(png_path)
-    measured = {row.name: _measured(row, results) for row in rows}
-    seeds = set.intersection(*({result.seed for result in own} for own in measured.values()))
-    if not seeds:
-        raise ValueError(f"{', '.join(measured)} have no seed in common; measure the seed of one with the others")
-    figure = _figure(ys)
-    for number, (name, found) in enumerate(measured.items()):
-        own = [result for result in found if result.seed in seeds]
-        for axes, y in zip(figure.axes, ys, strict=True):
-            curve = _by_round(own, y)
-            means = [statistics.fmean(values) for values in curve.values()]
-            axes.plot(list(curve), means, color=f"C{number}", label=name)
+    figure = _figure(list(rounds.values))
+    for axes, (metric, rows) in zip(figure.axes, rounds.values.items(), strict=True):
+        for number, (name, curve) in enumerate(rows.items()):
+            axes.plot(list(curve), list(map(statistics.fmean, curve.values())), color=f"C{number}", label=name)
             for value, scores in curve.items():
                 axes.plot([value] * len(scores), scores, ".", color=f"C{number}")
-            axes.set(xlabel=ROUND, ylabel=y)
-            axes.locator_params(axis="x", integer=True)
-            axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False, title=f"seeds {', '.join(map(str, sorted(seeds)))}")
+        axes.set(xlabel=ROUND, ylabel=metric)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, title=f"seeds {', '.join(map(str, rounds.seeds))}")
     _save(figure, png_path)
-
-
-def _by_round(results: Sequence[Result], y: str) -> dict[int, list[float]]:
-    """A metric of all seeds by round."""
-    curve: dict[int, list[float]] = {}
-    names: set[str] = set()
-    for result in results:
-        for key, value in flat_metrics(result.content["metrics"]).items():
-            found = _ROUND_OF.fullmatch(key)
-            if found:
-                names.add(found[2])
-            if found and found[2] == y:
-                curve.setdefault(int(found[1]), []).append(value)
-    if not curve:
-        raise ValueError(f"{results[0].path} has no metric {y} in any round{nearest(y, names)}")
-    return dict(sorted(curve.items()))
-
-
-def _measured(row: Row, results: Sequence[Result]) -> list[Result]:
-    own = [result for result in results if result.row == row.name and result.seed in row.seeds]
-    if not own:
-        raise ValueError(f"{row.name} is not measured; measure it with `structseg results --run {row.name}`")
-    return own
 
 
 def _check_name(png_path: Path) -> None:

@@ -29,9 +29,10 @@ from experiments.manifest import (
     load_manifest,
 )
 from experiments.parser import fail
-from experiments.plot import ROUND, plot_rounds, plot_rows
+from experiments.plot import plot_rounds, plot_rows
 from experiments.result_files import Result, read_results
 from experiments.results_table import details, markdown, rich_table
+from experiments.round_results import METRICS, ROUND, by_round
 from experiments.run_rows import Job, Place
 from experiments.stage_record import checkpoint_of
 from experiments.stages import RUN_ID, pipeline_folder
@@ -46,12 +47,12 @@ _ONLY_WITH: dict[str, tuple[str, ...]] = {
     "data_root": ("run", "missing", "pack"),
     "out": ("pack", "plot"),
     "x": ("plot",),
-    "y": ("plot",),
+    "y": ("plot", "rounds"),
     "limit": ("pack",),
     "quality": ("pack",),
 }
 
-_NEEDS = {"pack": ("out",), "plot": ("x", "y", "out")}
+_NEEDS = {"pack": ("out",), "plot": ("x", "out")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--run", nargs="+", metavar="ROW", help=f"measure rows, or `{MISSING_ROWS}` for all of them")
     what.add_argument("--pack", nargs="+", metavar="ROW", help="copy what rows read into --out, images shrunk")
     what.add_argument("--compare", nargs=2, metavar="ROW", help="two rows on the same images, with intervals")
+    what.add_argument("--rounds", nargs="+", metavar="ROW", help="rows of pipelines, --y by round")
     what.add_argument("--plot", nargs="+", metavar="ROW", help="draw --y over --x into --out")
-    parser.add_argument("--markdown", action="store_true", help="the table, or the comparison, as Markdown")
+    parser.add_argument("--markdown", action="store_true", help="the table, the comparison or the rounds as Markdown")
     parser.add_argument("--x", metavar="KEY", help=f"a setting: model.init_args.loss.init_args.beta; or {ROUND}")
     parser.add_argument(
         "--y", nargs="+", metavar="METRIC", help="metrics, one panel each: 128.miou; of a round: cams.cam_miou"
@@ -137,10 +139,16 @@ def main(args: list[str]) -> None:
         first, second = (find_row(rows, name) for name in given.compare)
         for comparison in compare_rows(first, second, results):
             print(f"{comparison.markdown()}\n") if given.markdown else _console().print(comparison.rich_table())
+    elif given.rounds:
+        chosen = [find_row(rows, name) for name in dict.fromkeys(given.rounds)]
+        found = by_round(chosen, results, given.y or METRICS)
+        print(found.markdown()) if given.markdown else _console().print(found.rich_table())
     elif given.plot:
         chosen = [find_row(rows, name) for name in dict.fromkeys(given.plot)]
+        if given.x != ROUND and given.y is None:
+            parser.error("--plot needs --y")
         if given.x == ROUND:
-            plot_rounds(chosen, results, given.y, given.out)
+            plot_rounds(by_round(chosen, results, given.y or METRICS), given.out)
         else:
             plot_rows(chosen, results, given.x, given.y, given.out)
         print(given.out)

@@ -8,6 +8,7 @@ from experiments import results
 from experiments.manifest import Row
 from experiments.plot import plot_rounds, plot_rows
 from experiments.result_files import read_results, result_path, write_result
+from experiments.round_results import by_round
 
 BETA = "model.init_args.loss.init_args.beta"
 
@@ -114,7 +115,7 @@ def test_over_the_rounds_of_each_row(tmp_path, drawn):
     rounds(tmp_path, "b", 0, 0.4, 0.2, 0.3)
     rounds(tmp_path, "b", 1, 0.2, 0.2, 0.3)
     rounds(tmp_path, "b", 2, 0.9, 0.9, 0.9)  # the others have no such seed
-    plot_rounds([row("a"), row("b")], read_results(tmp_path), ["cams.miou"], tmp_path / "x.png")
+    plot_rounds(by_round([row("a"), row("b")], read_results(tmp_path), ["cams.miou"]), tmp_path / "x.png")
     (axes,) = drawn[0].axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "cams.miou")
     lines = [line for line in axes.lines if len(line.get_xdata()) > 1 and line.get_linestyle() == "-"]
@@ -129,12 +130,12 @@ def test_over_the_rounds_of_each_row(tmp_path, drawn):
         ("miou", "no metric"),
     ):
         with pytest.raises(ValueError, match=message):
-            plot_rounds([row("a")], read_results(tmp_path), [y], tmp_path / "y.png")
+            by_round([row("a")], read_results(tmp_path), [y])
     with pytest.raises(ValueError, match=r"expected a file that ends in \.png"):
-        plot_rounds([row("a")], read_results(tmp_path), ["cams.miou"], tmp_path / "y.jpg")
+        plot_rounds(by_round([row("a")], read_results(tmp_path), ["cams.miou"]), tmp_path / "y.jpg")
     rounds(tmp_path, "c", 2, 0.4)
     with pytest.raises(ValueError, match="a, c have no seed in common"):
-        plot_rounds([row("a"), row("c")], read_results(tmp_path), ["cams.miou"], tmp_path / "y.png")
+        by_round([row("a"), row("c")], read_results(tmp_path), ["cams.miou"])
     assert not list(tmp_path.glob("y.*"))
 
 
@@ -146,3 +147,25 @@ def test_the_command_over_rounds(tmp_path, capsys):
     where = ["--manifest", str(tmp_path / "manifest.yaml")]
     results.main(["--plot", "a", "--x", "round", "--y", "cams.miou", "--out", str(out), *where])
     assert capsys.readouterr().out.strip() == str(out)
+    results.main(["--rounds", "a", "--y", "cams.miou", "--markdown", *where])
+    table = capsys.readouterr().out.splitlines()
+    assert table == [
+        "| metric | row | round 0 | round 1 |", "| --- | --- | ---: | ---: |", "| cams.miou | a | 0.400 | 0.500 |",
+        "", "(mean of seed 0)",
+    ]  # fmt: skip
+    results.main(["--rounds", "a", "--y", "cams.miou", *where])
+    assert "0.500" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        results.main(["--plot", "a", "--x", BETA, "--out", str(out), *where])
+    assert "--plot needs --y" in capsys.readouterr().err
+
+
+def test_the_spread_over_seeds(tmp_path):
+    rounds(tmp_path, "a", 0, 0.4, 0.5)
+    rounds(tmp_path, "a", 1, 0.6)
+    found = by_round([row("a")], read_results(tmp_path), ["cams.miou"])
+    assert found.markdown().splitlines()[2:] == [
+        "| cams.miou | a | 0.500 ± 0.141 | 0.500 |",
+        "",
+        "(mean ± spread of seed 0, 1)",
+    ]

@@ -1,0 +1,111 @@
+"""Results of pipelines by round: what rows measured in each, with the seeds that all of them have."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from experiments.manifest import Row
+from experiments.parser import nearest
+from experiments.result_files import Result, flat_metrics
+from experiments.results_table import markdown_table
+
+ROUND = "round"
+METRICS = ("cams.cam_miou", "pseudo_masks.pseudo_miou", "segmenter.without_crf.miou")
+
+_OF_ROUND = re.compile(rf"{ROUND}_(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Metrics of several rows by round.
+
+    Attributes:
+        seeds: those that all rows are measured with.
+        values: of each metric, each row's values by round, one for each seed.
+    """
+
+    seeds: tuple[int, ...]
+    values: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
+
+    def _texts(self) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+        """Title, header and lines: means over the seeds, and their sample standard deviations."""
+        numbers = sorted({number for rows in self.values.values() for curve in rows.values() for number in curve})
+        lines = [
+            (metric, name, *(_cell(curve.get(number, ())) for number in numbers))
+            for metric, rows in self.values.items()
+            for name, curve in rows.items()
+        ]
+        title = f"mean{' ± spread' if len(self.seeds) > 1 else ''} of seed {', '.join(map(str, self.seeds))}"
+        return title, ("metric", "row", *(f"{ROUND} {number}" for number in numbers)), lines
+
+    def rich_table(self) -> Table:
+        """For a terminal."""
+        title, header, lines = self._texts()
+        table = Table(title=title)
+        for name in header:
+            table.add_column(name, justify="left" if name in header[:2] else "right")
+        for line in lines:
+            table.add_row(*line)
+        return table
+
+    def markdown(self) -> str:
+        """Table and title as Markdown."""
+        title, header, lines = self._texts()
+        return "\n\n".join([markdown_table(header, ("---", "---", *("---:" for _ in header[2:])), lines), f"({title})"])
+
+
+def by_round(rows: Sequence[Row], results: Sequence[Result], metrics: Sequence[str]) -> Rounds:
+    """What rows of pipelines measured in each round.
+
+    Args:
+        rows: of pipelines with rounds.
+        results: what is measured; every row needs one of them.
+        metrics: dotted names in a round: `cams.cam_miou` for `round_0.cams.cam_miou`, `round_1.cams.cam_miou`, ...
+
+    Raises:
+        ValueError: a row is not measured, no seed is there of all, or no round of a row has such a metric.
+    """
+    measured = {row.name: measured_of(row, results) for row in rows}
+    seeds = set.intersection(*({result.seed for result in own} for own in measured.values()))
+    if not seeds:
+        raise ValueError(f"{', '.join(measured)} have no seed in common; measure the seed of one with the others")
+    own = {name: [result for result in found if result.seed in seeds] for name, found in measured.items()}
+    values = {metric: {name: _curve(found, metric) for name, found in own.items()} for metric in metrics}
+    return Rounds(tuple(sorted(seeds)), values)
+
+
+def measured_of(row: Row, results: Sequence[Result]) -> list[Result]:
+    """The results of a row's seeds.
+
+    Raises:
+        ValueError: there are none.
+    """
+    own = [result for result in results if result.row == row.name and result.seed in row.seeds]
+    if not own:
+        raise ValueError(f"{row.name} is not measured; measure it with `structseg results --run {row.name}`")
+    return own
+
+
+def _curve(results: Sequence[Result], metric: str) -> dict[int, list[float]]:
+    curve: dict[int, list[float]] = {}
+    names: set[str] = set()
+    for result in results:
+        for key, value in flat_metrics(result.content["metrics"]).items():
+            found = _OF_ROUND.fullmatch(key)
+            if found:
+                names.add(found[2])
+            if found and found[2] == metric:
+                curve.setdefault(int(found[1]), []).append(value)
+    if not curve:
+        raise ValueError(f"{results[0].path} has no metric {metric} in any round{nearest(metric, names)}")
+    return dict(sorted(curve.items()))
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}" if values else ""
