@@ -71,7 +71,8 @@ class CONTAClassifier(TrainedModule):
         relation_thresholds: above the first a map is a seed of its class, below the second of the background; each goes
             through the CRF. For maps over a training split.
         pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
-        head_lr_factor: rate of W1, W2, the fusion and the head, as a multiple of the optimiser's.
+        head_lr_factor: rate of W1, W2 and the head, as a multiple of the optimiser's. The layer that joins the map to
+            the features learns at the backbone's: it starts as the identity on them.
         optimizer: makes the optimiser from two groups of parameters.
         lr_scheduler: makes the schedule from the optimiser.
         recipe_batch: images an optimiser step in the recipe, which a fit is held to by a notice; None: no recipe.
@@ -342,10 +343,12 @@ class CONTAClassifier(TrainedModule):
         return super().logged_keys() | {f"val/{key}" for key in self.val_scores.metric_keys}
 
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
-        backbone = list(self.network.backbone.parameters())
-        old = {id(parameter) for parameter in backbone}
+        trunk = list(self.network.backbone.parameters())
+        if self.network.fusion is not None:
+            trunk += self.network.fusion.parameters()
+        old = {id(parameter) for parameter in trunk}
         new = [parameter for parameter in self.parameters() if id(parameter) not in old]
-        yield {"params": backbone}
+        yield {"params": trunk}
         yield {"params": new, "rate": self.head_lr_factor}
 
     # Prediction
