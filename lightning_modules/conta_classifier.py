@@ -59,8 +59,9 @@ class CONTAClassifier(TrainedModule):
         scale_context: bring the map to unit mean.
         confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
         adjustment: `none`, or `c2am`: see `CAMClassifier`.
-        decouple: share of the training views into which an object of another view is pasted, cut out by the masks of
-            the last round (--data.queries): see `paste_objects`; 0..1. With --data.context_of another, its control.
+        decouple: share of the training views into which an object of another view is pasted, cut out by masks of the
+            last round (--data.masks): see `paste_objects`; 0..1.
+        decouple_shuffled: cut out by the mask of another image of the batch: the control.
         loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin. `BalancedTagLoss` learns its
             weights from all training tags when a fit starts.
         global_cams: folder of an earlier round's `cams`, for a fit with c2am; a checkpoint carries their mean.
@@ -104,6 +105,7 @@ class CONTAClassifier(TrainedModule):
         confounders: str | None = None,
         adjustment: Adjustment = "none",
         decouple: float = 0.0,
+        decouple_shuffled: bool = False,
         loss: nn.Module | None = None,
         global_cams: str | None = None,
         init_from: str | None = None,
@@ -140,6 +142,8 @@ class CONTAClassifier(TrainedModule):
             problems.append(f"confounders with context={context} (which uses none)")
         if not 0 <= decouple <= 1:
             problems.append(f"decouple={decouple} (a share, 0 to 1)")
+        if decouple_shuffled and not decouple:
+            problems.append("decouple_shuffled without decouple")
         if decouple and (context in _ASK_MASKS or isinstance(loss, BalancedTagLoss)):
             other = f"context={context}" if context in _ASK_MASKS else "loss=BalancedTagLoss"
             problems.append(f"decouple with {other} (which takes an image as it is)")
@@ -177,7 +181,7 @@ class CONTAClassifier(TrainedModule):
         self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
         self.relation_thresholds = relation_thresholds
         self.pairs = [(first, second) for first, second in pairs or ()]
-        self.decouple = decouple
+        self.decouple, self.decouple_shuffled = decouple, decouple_shuffled
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
@@ -285,13 +289,13 @@ class CONTAClassifier(TrainedModule):
         return known
 
     def _masks(self, batch: dict[str, Any]) -> Tensor:
-        known: Tensor | None = batch.get("context")
+        known: Tensor | None = batch.get("mask")
         if known is None:
             raise ValueError(
-                "decouple cuts objects out by the last round's segmentation, the batch has none; set --data.queries to "
-                "its queries, or --model.decouple 0"
+                "decouple cuts objects out by masks of the last round, the batch has none; set --data.masks to its "
+                "pseudo_masks or masks, or --model.decouple 0"
             )
-        return known
+        return known.roll(1, 0) if self.decouple_shuffled else known
 
     def _tags(self, batch: dict[str, Any]) -> Tensor:
         tags: Tensor | None = batch.get("tags")
@@ -307,7 +311,7 @@ class CONTAClassifier(TrainedModule):
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
         if train and self.decouple:
-            image, tags = paste_objects(image, tags, self._masks(batch), batch.get("view"), self.decouple)
+            image, tags = paste_objects(image, tags, self._masks(batch), self.decouple)
         logits = self(image, self._context(batch, train), batch.get("view")).float()
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:

@@ -5,22 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_modules.networks.context import seen_through
-
 _SMALLEST = 0.01  # share of a view from which an object is worth cutting out
 
 
-def paste_objects(
-    image: Tensor, tags: Tensor, context: Tensor, view: Tensor | None, share: float
-) -> tuple[Tensor, Tensor]:
+def paste_objects(image: Tensor, tags: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """The views of a batch, some of them with an object of another view pasted in at its place there.
 
     The link from context to image is cut by intervention, not by a model of it: an object of the class k stands before
-    what the data hold, P(c), and not before what k comes with, P(c | k). It is where the earlier masks are more than
-    half sure of k. Of several classes in an image one is drawn. A class of the image that is pasted over keeps its tag
-    for the share of its pixels that is still seen.
+    what the data hold, P(c), and not before what k comes with, P(c | k). Of several classes in a mask one is drawn. A
+    class of the image that is pasted over keeps its tag for the share of its pixels that is still seen.
 
-    With the masks of other images (`context_of: another`) the same shapes are pasted, and hold anything: the control.
+    With the masks of other images the same shapes are pasted, and hold anything: the control.
 
     Source: Su, Sun, Lin, Wu, "Context Decoupling Augmentation for Weakly Supervised Semantic Segmentation", ICCV 2021;
     there objects are also resized, and come from a first round alone.
@@ -28,18 +23,25 @@ def paste_objects(
     Args:
         image: (N, C, H, W), of two images or more; a single one stays as it is.
         tags: (N, n), 0 or 1.
-        context: (N, n + 1, h, w) class probabilities of the whole images, background first.
-        view: (N, 2, 3), see `seen_through`; None: the whole image.
+        mask: (N, H, W) int64, 0 = background, k + 1 = class k; other values are no object.
         share: of the views, that something is pasted into, 0..1.
 
     Returns:
         Images (N, C, H, W), and tags (N, n) in 0..1.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
-    number = len(image)
+    number, classes = tags.shape
+    if mask.shape != (number, *image.shape[-2:]) or len(image) != number:
+        raise ValueError(
+            f"images {tuple(image.shape)}, tags {tuple(tags.shape)}, masks {tuple(mask.shape)}; expected (N, C, H, W), "
+            "(N, n) and (N, H, W)"
+        )
     if number < 2:
         return image, tags
     everyone = torch.arange(number, device=image.device)
-    objects = seen_through(context, view, (image.shape[-2], image.shape[-1]))[:, 1:] > 0.5
+    objects = mask[:, None] == torch.arange(1, classes + 1, device=mask.device)[:, None, None]
     pixels = objects.flatten(2).sum(2)
     usable = pixels >= _SMALLEST * image.shape[-2] * image.shape[-1]
     cut = _draw(usable)

@@ -431,22 +431,30 @@ def test_a_loss_that_balances_tags_learns_them_when_a_fit_starts_and_evaluation_
     assert run.callback_metrics["train/loss_epoch"] != other.callback_metrics["train/loss_epoch"]
 
 
-def test_objects_are_pasted_in_training_alone(tmp_path):
+def _pasted(tmp_path, **more):
+    """What the backbone sees of a fit on two views, black with class 1 at the left, white with 1 at the top."""
     image = torch.stack([torch.zeros(3, 48, 32), torch.ones(3, 48, 32)])
-    context = torch.zeros(2, 4, 4, 4)
-    context[0, 1, :, :2], context[1, 1, :2], context[1, 2, 2:] = 1.0, 1.0, 1.0
-    batch = _batch(image=image) | {"context": context}
+    mask = torch.zeros(2, 48, 32, dtype=torch.int64)
+    mask[0, :, :16], mask[1, :24] = 1, 1
     seen = []
-
-    module = _made(decouple=1.0)
+    module = _made(decouple=1.0, **more)
     module.network.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach() / 2 + 0.5))
-    _fit(module, _Data(batch), tmp_path, num_sanity_val_steps=0)
-    pasted, *whole = seen
-    assert 0 < pasted[0].mean() < 1
-    assert (pasted[1, :, :, :16] == 0).all()
-    assert whole
-    assert all(torch.equal(one, image) for one in whole)
-    with pytest.raises(ValueError, match=r"decouple cuts objects out .* set --data.queries to its queries"):
+    _fit(module, _Data(_batch(image=image, mask=mask)), tmp_path, num_sanity_val_steps=0)
+    assert all(torch.equal(one, image) for one in seen[1:])  # validation
+    assert len(seen) > 1
+    return seen[0][:, 0]
+
+
+def test_objects_are_pasted_in_training_alone(tmp_path):
+    first, second = _pasted(tmp_path)
+    assert (first[:24] == 1).all()
+    assert (first[24:] == 0).all()
+    assert (second[:, :16] == 0).all()
+    assert (second[:, 16:] == 1).all()
+    first, second = _pasted(tmp_path, decouple_shuffled=True)
+    assert (first[:, :16] == 1).all()  # the shape of the other
+    assert (second[:24] == 0).all()
+    with pytest.raises(ValueError, match=r"decouple cuts objects out .* set --data.masks to its pseudo_masks"):
         _fit(_made(decouple=0.5), _Data(_batch()), tmp_path)
 
 
@@ -454,6 +462,7 @@ def test_objects_are_pasted_in_training_alone(tmp_path):
     ("given", "message"),
     [
         ({"decouple": 1.5}, r"decouple=1.5 \(a share, 0 to 1\)"),
+        ({"decouple_shuffled": True}, "decouple_shuffled without decouple"),
         ({"decouple": 0.5, "context": "sum"}, "decouple with context=sum"),
         ({"decouple": 0.5, "loss": BalancedTagLoss()}, "decouple with loss=BalancedTagLoss"),
     ],
