@@ -37,7 +37,7 @@ _NAME = re.compile(r"[\w-]+")
 _MADE = re.compile(r"[\w-]+(\.[\w-]+)?")
 _KEYS = ("base", "config", "args", "stages", "table", "rounds", "arms", "round_megabytes")
 _MOST_ROUNDS = 1000
-_STAGE_KEYS = ("base", "config", "args", "test", "predict", "makes")
+_STAGE_KEYS = ("config", "args", "test", "predict", "makes")
 _SETTLED = (
     "--config", "-c", "--experiment", "--runs_dir", "--seed_everything", "--ckpt_path", "--print_config",
     "--data.predict_out",

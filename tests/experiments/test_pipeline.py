@@ -102,6 +102,7 @@ class TestFile:
             ({"a/b": {}}, "stage a/b: a name is a text of letters"),
             ({3: {}}, "stage 3: a name is a text of letters"),
             ({"a": {"arg": []}}, r"stage a: unknown key arg \(did you mean args\?\)"),
+            ({"a": {"base": "b.yaml"}}, "stage a: unknown key base"),
             ({"a": 3}, "stage a: holds 3, not keys and values"),
             ({"a": {"args": ["--x", 8]}}, r"stage a: args are \['--x', 8\], not a list of texts; put numbers"),
             ({"a": {"args": ["--x", {"b": None}]}}, "put numbers and braces in quotes"),
