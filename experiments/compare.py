@@ -13,6 +13,7 @@ from rich.table import Table
 from experiments.manifest import Row
 from experiments.result_files import Result, images_path, sha256
 from experiments.results_table import markdown_table
+from experiments.round_results import began_apart
 from lightning_modules.callbacks.image_scores import PIXELS, VALUES, read_table
 
 RESAMPLES = 10_000
@@ -121,6 +122,7 @@ class Comparison:
     seeds: tuple[int, ...]
     images: int
     lines: tuple[Line, ...]
+    apart: str = ""  # what `began_apart` says
 
     def _texts(self) -> tuple[str, tuple[str, ...], str]:
         """Title, header and note."""
@@ -132,6 +134,7 @@ class Comparison:
             f"difference, by {RESAMPLES:,} resamples of the images; what another training would change is not in it. "
             f"Better: share of the images; the others are even."
         )
+        note = " ".join(filter(None, (note, self.apart and f"{self.apart}.")))
         return title, ("metric", first, second, "difference", *interval), note
 
     def rich_table(self) -> Table:
@@ -171,11 +174,14 @@ def compare_rows(first: Row, second: Row, results: Sequence[Result]) -> list[Com
         raise ValueError(
             f"{first.name} is scored on {said[0]}, {second.name} on {said[1]}; compare rows that share a test"
         )
+    apart = began_apart(
+        [(row, own[seed]) for row, own in zip((first, second), measured, strict=True) for seed in seeds]
+    )
     found = []
     for test in tests:
         _check_paired((first.name, one[test]), (second.name, other[test]))
         lines = tuple(_compare(one[test], other[test]))
-        found.append(Comparison((first.name, second.name), test, seeds, len(one[test].names), lines))
+        found.append(Comparison((first.name, second.name), test, seeds, len(one[test].names), lines, apart))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,12 @@ class Rounds:
     Attributes:
         seeds: those that all rows are measured with.
         values: of each metric, each row's values by round, one for each seed.
+        apart: what `began_apart` says of the results.
     """
 
     seeds: tuple[int, ...]
     values: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
+    apart: str = ""
 
     def _texts(self) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
         """Title, header and lines: means over the seeds, and their sample standard deviations."""
@@ -41,6 +44,7 @@ class Rounds:
             for name, curve in rows.items()
         ]
         title = f"mean{' ± spread' if len(self.seeds) > 1 else ''} of seed {', '.join(map(str, self.seeds))}"
+        title = ". ".join(filter(None, (title, self.apart)))
         return title, ("metric", "row", *(f"{ROUND} {number}" for number in numbers)), lines
 
     def rich_table(self) -> Table:
@@ -76,7 +80,32 @@ def by_round(rows: Sequence[Row], results: Sequence[Result], metrics: Sequence[s
         raise ValueError(f"{', '.join(measured)} have no seed in common; measure the seed of one with the others")
     own = {name: [result for result in found if result.seed in seeds] for name, found in measured.items()}
     values = {metric: {name: _curve(found, metric) for name, found in own.items()} for metric in metrics}
-    return Rounds(tuple(sorted(seeds)), values)
+    pairs = [(row, result) for row in rows for result in own[row.name]]
+    return Rounds(tuple(sorted(seeds)), values, began_apart(pairs))
+
+
+def began_apart(measured: Sequence[tuple[Row, Result]]) -> str:
+    """Which results of one pipeline and seed differ in round 0, which the arms share: they are no fair pair.
+
+    Args:
+        measured: results, each with its row; of any pipelines and seeds.
+
+    Returns:
+        A sentence; "" where all is well.
+    """
+    firsts: dict[tuple[str, int], Result] = {}
+    said = []
+    for row, result in measured:
+        first = firsts.setdefault((row.source, result.seed), result)
+        start, other = _start(first), _start(result)
+        if any(start[key] != other[key] for key in start.keys() & other.keys()):
+            said.append(f"{result.row}.{result.seed} began with another round 0 than {first.row}.{first.seed}")
+    return f"{'; '.join(said)}: other settings, code or hardware" if said else ""
+
+
+def _start(result: Result) -> dict[str, float]:
+    scores = flat_metrics(result.content["metrics"])
+    return {key: value for key, value in scores.items() if key.startswith(f"{ROUND}_0.") and not math.isnan(value)}
 
 
 def measured_of(row: Row, results: Sequence[Result]) -> list[Result]:

@@ -128,6 +128,14 @@ def test_iou_is_of_each_seed_before_the_mean(tmp_path):
     assert lines_of(found)["iou/background"].means[0] == pytest.approx((10 / 120 + 100 / 120) / 2)
 
 
+def test_another_round_0_is_said(tmp_path):
+    for name, start in (("a", 0.3), ("b", 0.4), ("c", 0.3)):
+        measured(tmp_path, name, {"": [line(i) for i in NAMES]}, metrics={"round_0": {"cams": {"cam_miou": start}}})
+    (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
+    assert "b.0 began with another round 0 than a.0: other settings, code or hardware." in found.markdown()
+    assert "began" not in compare_rows(row("a"), row("c"), read_results(tmp_path))[0].markdown()
+
+
 def test_other_truth_is_not_paired(tmp_path):
     measured(tmp_path, "a", {"": [line("x"), line("y")]})
     measured(tmp_path, "b", {"": [line("x"), line("y", fn=(11, 10))]})

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -169,3 +171,18 @@ def test_the_spread_over_seeds(tmp_path):
         "",
         "(mean ± spread of seed 0, 1)",
     ]
+
+
+def test_another_round_0_is_said(tmp_path):
+    """Arms of one pipeline share round 0 by seed; a row measured under other settings is no fair pair."""
+    rounds(tmp_path, "a", 0, 0.4, 0.5)
+    rounds(tmp_path, "a", 1, 0.3, 0.5)
+    rounds(tmp_path, "b", 0, 0.4, 0.6)
+    rounds(tmp_path, "b", 1, 0.2, 0.6)
+    found = by_round([row("a"), row("b")], read_results(tmp_path), ["cams.miou"])
+    said = "b.1 began with another round 0 than a.1: other settings, code or hardware"
+    assert found.apart == said
+    assert said in found.markdown()
+    alone = by_round([row("a")], read_results(tmp_path), ["cams.miou"])  # seeds differ, as they should
+    other = replace(row("b"), config="README.md")  # of another recipe, which shares nothing
+    assert alone.apart == by_round([row("a"), other], read_results(tmp_path), ["cams.miou"]).apart == ""
