@@ -164,7 +164,55 @@ class _Seeds(NamedTuple):
         return self.strict.done() and self.lenient.done()
 
 
-class PseudoMaskWriter(ArtefactWriter):
+class LabelMapWriter(ArtefactWriter):
+    """What pseudo-masks and masks share: a label map an image, written and scored.
+
+    Scores: those of `FaultMetrics`, as `PREFIX_miou` and so on.
+
+    Args:
+        out: the round's folder.
+        label_space: the classes.
+        pairs: names of classes whose mix-up is counted by itself.
+    """
+
+    prefix = ""
+
+    def __init__(self, out: Path, label_space: LabelSpace, pairs: Pairs = ()) -> None:
+        super().__init__(out, label_space)
+        self.metrics[self.prefix] = FaultMetrics(label_space.classes, label_space.ignore_index, pairs=pairs)
+
+    def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
+        """Writes and scores the masks."""
+        kind = self.kinds[0]
+        for name, mask, truth in zip(batch["name"], outputs[kind], truths, strict=True):
+            labels = mask.cpu().numpy()
+            write_mask(self.part(kind), name, labels, self.label_space)
+            if truth is not None:
+                found = _on(labels, truth)
+                self.metrics[self.prefix].update(found[None], truth[None])
+                self.score_image(name, found, truth)
+            if not labels.any():
+                self.note("background", name)
+            if labels.all():
+                self.note("no background", name)
+        for name, tags in zip(batch["name"], batch.get("tags", ()), strict="tags" in batch):
+            if not tags.any():
+                self.note("without tags", name)
+
+    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
+        """Predictions that are background alone, or know next to none."""
+        empty = cases.get("background", set())
+        if len(empty) == images:
+            return [
+                f"every one of the {images} {self.kinds[0]} is background alone; look at the loss, the rate and the "
+                f"initial weights, or at the maps of the stage before"
+            ]
+        wrong = empty - cases.get("without tags", set())
+        found = [f"{self.kinds[0]} that are background alone though tagged: {some(wrong)}"] if wrong else []
+        return found + _no_background(self.kinds[0], cases, images)
+
+
+class PseudoMaskWriter(LabelMapWriter):
     """`pseudo_masks/`: what the random walk makes of the maps.
 
     Scores: those of `FaultMetrics`, as `pseudo_miou`; and with the background at its best, as the maps are scored,
@@ -186,53 +234,20 @@ class PseudoMaskWriter(ArtefactWriter):
     prefix = "pseudo"
 
     def __init__(self, out: Path, label_space: LabelSpace, pairs: Pairs = ()) -> None:
-        super().__init__(out, label_space)
-        classes, ignored = label_space.classes, label_space.ignore_index
-        self.metrics = {self.prefix: FaultMetrics(classes, ignored, pairs=pairs)}
-        if "pseudo_masks" in self.kinds:
-            self.metrics["walk"] = CAMThresholds(classes, ignored)
+        super().__init__(out, label_space, pairs)
+        self.metrics["walk"] = CAMThresholds(label_space.classes, label_space.ignore_index)
 
     def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
-        """Writes and scores the masks."""
-        kind = self.kinds[0]
-        for name, mask, truth in zip(batch["name"], outputs[kind], truths, strict=True):
-            labels = mask.cpu().numpy()
-            write_mask(self.part(kind), name, labels, self.label_space)
-            if truth is not None:
-                found = _on(labels, truth)
-                self.metrics[self.prefix].update(found[None], truth[None])
-                self.score_image(name, found, truth)
-            if not labels.any():
-                self.note("background", name)
-            if labels.all():
-                self.note("no background", name)
-        for name, tags in zip(batch["name"], batch.get("tags", ()), strict="tags" in batch):
-            if not tags.any():
-                self.note("without tags", name)
-        if "walk" in self.metrics:
-            self._score_walk(outputs, truths)
-
-    def _score_walk(self, outputs: dict[str, Any], truths: Truths) -> None:
+        """Writes and scores the masks, and scores what the walk gave before they were cut."""
+        super().write_batch(outputs, batch, truths)
         for objects, scores, truth in zip(outputs["objects"], outputs["scores"], truths, strict=True):
             if truth is not None:
                 maps = scores.new_zeros(len(self.label_space) - 1, *scores.shape)
                 maps.scatter_(0, (objects.long() - 1).clamp(min=0)[None], scores[None])
                 self.metrics["walk"].update(maps.to(truth.device), truth)
 
-    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
-        """Predictions that are background alone, or know next to none."""
-        empty = cases.get("background", set())
-        if len(empty) == images:
-            return [
-                f"every one of the {images} {self.kinds[0]} is background alone; look at the loss, the rate and the "
-                f"initial weights, or at the maps of the stage before"
-            ]
-        wrong = empty - cases.get("without tags", set())
-        found = [f"{self.kinds[0]} that are background alone though tagged: {some(wrong)}"] if wrong else []
-        return found + _no_background(self.kinds[0], cases, images)
 
-
-class MaskWriter(PseudoMaskWriter):
+class MaskWriter(LabelMapWriter):
     """`masks/`, `queries/`, and of the training split `confounders.npz` and `.png`: what the next round starts from.
 
     Scores: those of `FaultMetrics`, as `mask_miou`.
