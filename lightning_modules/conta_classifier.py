@@ -295,7 +295,7 @@ class CONTAClassifier(TrainedModule):
                 "decouple cuts objects out by masks of the last round, the batch has none; set --data.masks to its "
                 "pseudo_masks or masks, or --model.decouple 0"
             )
-        return known.roll(1, 0) if self.decouple_shuffled else known
+        return known
 
     def _tags(self, batch: dict[str, Any]) -> Tensor:
         tags: Tensor | None = batch.get("tags")
@@ -311,7 +311,9 @@ class CONTAClassifier(TrainedModule):
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
         if train and self.decouple:
-            image, tags = paste_objects(image, tags, self._masks(batch), self.decouple)
+            mask = self._masks(batch)
+            shapes = mask.roll(1, 0) if self.decouple_shuffled else None
+            image, tags = paste_objects(image, tags, mask, self.decouple, shapes)
         logits = self(image, self._context(batch, train), batch.get("view")).float()
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:

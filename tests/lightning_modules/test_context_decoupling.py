@@ -73,13 +73,15 @@ def test_a_single_image_stays():
     assert torch.equal(said, tags)
 
 
-def test_with_the_masks_of_other_images_a_tag_of_the_image_goes_along():
+def test_by_the_masks_of_other_images_a_tag_of_the_image_goes_along():
     image, tags, mask = two()
-    found, said = paste_objects(image, tags, mask.flip(0), 1.0)
+    found, said = paste_objects(image, tags, mask, 1.0, mask.flip(0))
     assert (found[0, :, :, :4] == 0.75).all()  # the shape is of image 0, the pixels and the tag are of image 1
-    assert said[0].tolist() == [1.0, 1.0]
     assert (found[1, :, :2] == 0.25).all()
-    assert said[1].tolist() == [1.0, 1.0]
+    assert said.tolist() == [[0.0, 1.0], [1.0, 0.0]]  # here each shape is that of the object it hides
+    mask[0] = mask[0].roll(2, 1)  # its object is at columns 2 to 5 now, the shape is still that of 0 to 3
+    shapes = two()[2].flip(0)
+    assert paste_objects(image, tags, mask, 1.0, shapes)[1].tolist() == [[0.5, 1.0], [1.0, 0.0]]
 
 
 @pytest.mark.parametrize(("tags", "mask"), [((2, 3), (2, 8, 4)), ((3, 2), (3, 8, 8)), ((2, 2), (2, 1, 8, 8))])
