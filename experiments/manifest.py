@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -214,6 +216,25 @@ def data_folder(row: Row, data_root: Path | None) -> Path | None:
     if not (data_root / row.data).is_dir():
         raise FileNotFoundError(f"row {row.name} reads {data_root / row.data}, which is no folder; check --data_root")
     return data_root / row.data
+
+
+def recipe(row: Row) -> str:
+    """A hash of all that the row's files say of its training and tests: 16 hexadecimal digits.
+
+    Arms and stages that the row does not build on are not in it, nor are the seed, the data's folder and the device.
+
+    Raises:
+        FileNotFoundError: a file of it is gone.
+        ValueError: one is damaged.
+    """
+    said: list[Any] = [list(row.overrides), {name: list(args) for name, args in row.tests.items()}]
+    if row.pipeline is None:
+        said.append(load_yaml(ROOT / row.source)[0])
+    else:
+        for stage in load_pipeline(ROOT / row.source).needed(row.stage):
+            configs = [load_yaml(path)[0] for path in stage.configs]
+            said.append([stage.name, configs, stage.args, {name: list(args) for name, args in stage.tests.items()}])
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: str, runs_dir: str) -> list[str]:

@@ -25,6 +25,7 @@ from experiments.manifest import (
     data_folder,
     find_row,
     load_manifest,
+    recipe,
 )
 from experiments.pack import make_datamodule
 from experiments.pipeline import Session
@@ -93,7 +94,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     Raises:
         RuntimeError: the training or the test did not come to its end.
     """
-    head, dirty = commit()
+    (head, dirty), told = commit(), recipe(row)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     data = data_folder(row, data_root)
     name = None if data is None else str(data)
@@ -126,6 +127,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         "versions": versions(),
         "wall_seconds": round(trained.seconds, 1),
         "test_seconds": round(test_wall, 1),
+        "recipe": told,
         **trained.more,
         "initial_weights": trained.initial_weights,
         "train_images": trained.train_images,

@@ -117,7 +117,8 @@ class Session:
         resolved = lru_cache(None)(lambda *args: resolved_config(args))  # rounds differ in places and seeds alone
         found = {}
         for stage in self.stages:
-            named = {place: Path(place).name for place in stage.places}
+            last = [Path(place).name for place in stage.places]
+            named = {p: name if last.count(name) == 1 else p for p, name in zip(stage.places, last, strict=True)}
             places = {place: name if place in stage.makers else f"{name}.ckpt" for place, name in named.items()}
             own = [arg for config in stage.configs for arg in ("--config", str(config))]
             own += [*(_SPLIT if stage.predicts else ()), *stage.args_with(places), *self.more]

@@ -54,7 +54,7 @@ def load_pipeline(path: Path) -> Pipeline:
     if not path.is_file():
         raise FileNotFoundError(f"no pipeline at {path}; give the YAML that names the stages")
     tree, twice = _read(path)
-    faults = list(_faults(path, tree)) or [f"stage {name} stands twice" for name in twice]
+    faults = list(_faults(path, tree)) or twice
     if faults:
         raise ValueError(f"{path}: {'; '.join(faults)}")
     stages = {name: _stage(path, tree, name, content) for name, content in tree["stages"].items()}
@@ -68,12 +68,9 @@ def load_pipeline(path: Path) -> Pipeline:
 
 
 def _read(path: Path, starts: Path | None = None) -> tuple[Any, list[str]]:
-    """What a file holds, on top of its base, and the stages that stand twice in it; it is the base of `starts`."""
+    """What a file holds, on top of its base, and what stands twice in it; it is the base of `starts`."""
     tree, node = load_yaml(path)
-    keys = node.value if isinstance(node, yaml.MappingNode) else []
-    stages = next((value for key, value in keys if key.value == "stages"), None)
-    names = [key.value for key, _ in stages.value] if isinstance(stages, yaml.MappingNode) else []
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    twice = list(_twice(node))
     if starts and (not isinstance(tree, dict) or "base" in tree):
         raise ValueError(f"{starts}: its base {path.name} is no pipeline that stands by itself; name one that does")
     if not isinstance(tree, dict) or "base" not in tree:
@@ -83,9 +80,20 @@ def _read(path: Path, starts: Path | None = None) -> tuple[Any, list[str]]:
         raise ValueError(f"{path}: base is {name!r}, which is no file in {path.parent}; name a pipeline that is there")
     below, twice_below = _read(path.parent / name, path)
     args = [below.get("args", []), tree.get("args", [])]
-    if all(isinstance(given, list) for given in args):
-        tree["args"] = args[0] + args[1]
-    return {**below, **tree}, twice if "stages" in tree else twice_below
+    wrong = [given for given in args if not isinstance(given, list)]
+    tree["args"] = wrong[0] if wrong else args[0] + args[1]
+    return {**below, **tree}, [*twice, *twice_below]
+
+
+def _twice(node: yaml.Node | None) -> Iterator[str]:
+    """Keys, stages and arms of one name, of which YAML keeps the last."""
+    kinds = {"stages": "stage", "arms": "arm"}
+    keys = node.value if isinstance(node, yaml.MappingNode) else []
+    parts = [(kinds.get(key.value), value) for key, value in keys]
+    below = [(kind, value.value) for kind, value in parts if kind and isinstance(value, yaml.MappingNode)]
+    for kind, pairs in [("key", keys), *below]:
+        names = [key.value for key, _ in pairs]
+        yield from (f"{kind} {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1)
 
 
 def _stage(path: Path, tree: Mapping[str, Any], name: str, content: dict[str, Any] | None) -> Stage:
@@ -218,8 +226,17 @@ def _round_faults(tree: Mapping[str, Any], stages: Mapping[Any, Any], places: Co
                 yield f"arm {arm}: no stage {stage}{nearest(str(stage), map(str, stages))}"
             yield from (f"arm {arm}: {fault}" for fault in argument_faults(args))
             for place in dict.fromkeys(place for arg in args for place in PLACE.findall(arg)):
-                if place.removeprefix(BEFORE) not in places:
-                    yield f"arm {arm}: {{{place}}}: there is no such stage{nearest(place.removeprefix(BEFORE), places)}"
+                name = place.removeprefix(BEFORE)
+                if name not in places:
+                    yield f"arm {arm}: {{{place}}}: there is no such stage{nearest(name, places)}"
+                elif name == place and stage in stages and place not in _places_before(stage, stages):
+                    yield f"arm {arm}: {{{place}}}: it does not come before; is {{{BEFORE}{place}}} meant?"
+
+
+def _places_before(stage: str, stages: Mapping[Any, Any]) -> list[str]:
+    """What the stages before one leave."""
+    names = list(stages)[: list(stages).index(stage)]
+    return [place for name in names for place in (name, *_made(stages[name]))]
 
 
 def _made(content: Any) -> list[str]:

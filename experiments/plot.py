@@ -79,6 +79,8 @@ def plot_rounds(rounds: Rounds, png_path: Path) -> None:
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False, title=f"seeds {', '.join(map(str, rounds.seeds))}")
+    if rounds.apart:
+        figure.suptitle(rounds.apart, fontsize="small", wrap=True)
     _save(figure, png_path)
 
 

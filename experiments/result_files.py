@@ -66,6 +66,11 @@ class Result:
         return bool(self.content["dirty"])
 
     @property
+    def recipe(self) -> str | None:
+        """Hash of what the row's files said then; None in results from before it was kept."""
+        return self.content.get("recipe")
+
+    @property
     def scored_on(self) -> str:
         """`test` or `val`."""
         return str(self.content.get("scored_on", "test"))

@@ -31,7 +31,7 @@ from experiments.manifest import (
 from experiments.parser import fail
 from experiments.plot import plot_rounds, plot_rows
 from experiments.result_files import Result, read_results
-from experiments.results_table import details, markdown, rich_table
+from experiments.results_table import details, is_stale, markdown, rich_table
 from experiments.round_results import METRICS, ROUND, by_round
 from experiments.run_rows import Job, Place
 from experiments.stage_record import checkpoint_of
@@ -165,6 +165,8 @@ def choose_jobs(
 ) -> list[Job]:
     """Seeds of the named rows, or of all for `missing`, in the manifest's order; not those measured, but `again`.
 
+    What was measured with other settings than the row has now counts as not measured.
+
     Raises:
         ValueError: no such row, or none of the rows has a seed that was asked for.
     """
@@ -173,7 +175,7 @@ def choose_jobs(
     for seed in seeds or ():
         if seed not in {job.seed for job in chosen}:
             raise ValueError(f"none of the rows {', '.join(named)} has seed {seed}; choose one of the manifest's")
-    measured = {(result.row, result.seed) for result in results}
+    measured = {(r.row, r.seed) for r in results if r.row in named and not is_stale(named[r.row], r)}
     return [
         job
         for job in chosen

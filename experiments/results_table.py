@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.manifest import Row
+from experiments.manifest import Row, recipe
 from experiments.result_files import Result, flat_metrics
 
 HEADER = ("row", "what", "seeds", "headline", "range", "IoU of each class", "aim", "hardware", "min")
 DIRTY_NOTE = "\\* measured with changes that were not committed"
+STALE_NOTE = "† measured with settings that have changed since: `structseg results --run ROW --again`"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Summary:
         minutes: mean of fit and test together.
         hardware: each that was used.
         dirty: whether any seed was measured with changes that were not committed.
+        stale: whether any was measured with other settings than the row has now.
     """
 
     row: Row
@@ -40,6 +42,7 @@ class Summary:
     minutes: float
     hardware: tuple[str, ...]
     dirty: bool
+    stale: bool
 
     @property
     def mean(self) -> float:
@@ -49,7 +52,7 @@ class Summary:
     @property
     def spread(self) -> float:
         """Sample standard deviation of the headline metric; nan of a single seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+        return statistics.stdev(self.values) if len(self.values) > 1 and not math.isnan(self.mean) else math.nan
 
     @property
     def aim_is_met(self) -> bool:
@@ -59,7 +62,7 @@ class Summary:
     def cells(self) -> tuple[str, ...]:
         """The texts of a line, in the order of `HEADER`."""
         row = self.row
-        mark = "\\*" if self.dirty else ""
+        mark = ("\\*" if self.dirty else "") + ("†" if self.stale else "")
         spread = "" if len(self.values) == 1 else f" ± {self.spread:.3f}"
         low_high = "" if len(self.values) == 1 else f"{min(self.values):.3f} to {max(self.values):.3f}"
         aim = "" if row.aim is None else f"{row.aim:g}: {'met' if self.aim_is_met else 'not met'}"
@@ -100,7 +103,13 @@ def summarise(row: Row, results: Iterable[Result]) -> Summary | None:
         statistics.fmean(result.minutes for result in own),
         tuple(dict.fromkeys(result.hardware for result in own)),
         any(result.dirty for result in own),
+        any(is_stale(row, result) for result in own),
     )
+
+
+def is_stale(row: Row, result: Result) -> bool:
+    """Whether a result was measured with other settings than its row has now; not known of old ones."""
+    return result.recipe is not None and result.recipe != recipe(row)
 
 
 def _class_ious(row: Row, results: Sequence[Result]) -> dict[str, float]:
@@ -136,7 +145,9 @@ def _lines(rows: Mapping[str, Row], results: Sequence[Result]) -> tuple[list[tup
         aim = "" if row.aim is None else f"{row.aim:g}"
         empty = (name, row.what, f"0 of {len(row.seeds)}", _scored_on(row) + not_measured(row), "", "", aim, "", "")
         lines.append(empty if summary is None else summary.cells())
-    notes = [DIRTY_NOTE] if any(summary and summary.dirty for summary in summaries.values()) else []
+    found = [summary for summary in summaries.values() if summary]
+    marked = {DIRTY_NOTE: any(own.dirty for own in found), STALE_NOTE: any(own.stale for own in found)}
+    notes = [note for note, said in marked.items() if said]
     foreign = [result.path.name for result in results if not _belongs(result, rows)]
     if foreign:
         notes.append(f"of no row or seed of the manifest: {', '.join(foreign)}")

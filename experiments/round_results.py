@@ -18,6 +18,7 @@ from experiments.results_table import markdown_table
 ROUND = "round"
 METRICS = ("cams.cam_miou", "pseudo_masks.pseudo_miou", "segmenter.without_crf.miou")
 
+_NOTICES = f"{ROUND}_0.notices"  # a count, no score
 _OF_ROUND = re.compile(rf"{ROUND}_(\d+)\.(.+)")
 
 
@@ -27,7 +28,7 @@ class Rounds:
 
     Attributes:
         seeds: those that all rows are measured with.
-        values: of each metric, each row's values by round, one for each seed.
+        values: of each metric, each row's values by round, one for each seed that has one.
         apart: what `began_apart` says of the results.
     """
 
@@ -39,7 +40,7 @@ class Rounds:
         """Title, header and lines: means over the seeds, and their sample standard deviations."""
         numbers = sorted({number for rows in self.values.values() for curve in rows.values() for number in curve})
         lines = [
-            (metric, name, *(_cell(curve.get(number, ())) for number in numbers))
+            (metric, name, *(_cell(curve.get(number, ()), len(self.seeds)) for number in numbers))
             for metric, rows in self.values.items()
             for name, curve in rows.items()
         ]
@@ -103,9 +104,9 @@ def began_apart(measured: Sequence[tuple[Row, Result]]) -> str:
     return f"{'; '.join(said)}: other settings, code or hardware" if said else ""
 
 
-def _start(result: Result) -> dict[str, float]:
+def _start(result: Result) -> dict[str, str]:
     scores = flat_metrics(result.content["metrics"])
-    return {key: value for key, value in scores.items() if key.startswith(f"{ROUND}_0.") and not math.isnan(value)}
+    return {key: str(value) for key, value in scores.items() if key.startswith(f"{ROUND}_0.") and key != _NOTICES}
 
 
 def measured_of(row: Row, results: Sequence[Result]) -> list[Result]:
@@ -128,13 +129,14 @@ def _curve(results: Sequence[Result], metric: str) -> dict[int, list[float]]:
             found = _OF_ROUND.fullmatch(key)
             if found:
                 names.add(found[2])
-            if found and found[2] == metric:
+            if found and found[2] == metric and not math.isnan(value):
                 curve.setdefault(int(found[1]), []).append(value)
-    if not curve:
+    if metric not in names:
         raise ValueError(f"{results[0].path} has no metric {metric} in any round{nearest(metric, names)}")
     return dict(sorted(curve.items()))
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Sequence[float], seeds: int) -> str:
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}" if values else ""
+    of = f" ({len(values)} of {seeds})" if len(values) < seeds else ""
+    return f"{statistics.fmean(values):.3f}{spread}{of}" if values else ""

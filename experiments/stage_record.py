@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,8 @@ _ELSEWHERE = (
     "experiment", "runs_dir", "run_id", "resume", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out",
 )  # fmt: skip
 _SHOWN = 3  # changes that a reason lists
-_HASHED = 1 << 26  # bytes: lists, tags and weights, not archives
+_HASHED = 1 << 26  # bytes: lists, tags and small weights
+_LONGEST = 1000  # characters of a path
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Inputs:
     @classmethod
     def of(cls, config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> Inputs:
         """From a configuration as `structseg fit --print_config` prints it."""
-        flat = {key: json.dumps(value) for key, value in _flat(config) if key not in _ELSEWHERE}
+        root = dict(_flat(config)).get("data.init_args.root")
+        known = [Path(), *([Path(root)] if isinstance(root, str) else [])]  # what paths may start from
+        flat = {key: json.dumps(_absolute(value, known)) for key, value in _flat(config) if key not in _ELSEWHERE}
         return cls(flat, dict(checkpoints), version("structseg"))
 
     @property
@@ -213,15 +216,24 @@ def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         for name, branch in tree.items():
             yield from _flat(branch, f"{prefix}{name}.")
     else:
-        yield prefix[:-1], _absolute(tree)
+        yield prefix[:-1], tree
 
 
-def _absolute(value: Any) -> Any:
-    """The same file or folder has one name, whatever it is reached from; a small file goes by its content too."""
+def _absolute(value: Any, roots: Sequence[Path]) -> Any:
+    """The same file or folder has one name, whatever it is reached from; a file goes by its content too."""
     if isinstance(value, list | tuple):
-        return [_absolute(item) for item in value]
-    if isinstance(value, str) and os.sep in value and Path(value).exists():
-        path = Path(value).resolve()
-        small = path.is_file() and path.stat().st_size <= _HASHED
-        return f"{path} {sha256(path)[:16]}" if small else str(path)
+        return [_absolute(item, roots) for item in value]
+    if not isinstance(value, str) or not value or len(value) > _LONGEST or "\0" in value:
+        return value
+    for path in (root / value for root in roots):
+        if path.is_file():
+            return f"{path.resolve()} {_content(path)}"
+        if os.sep in value and path.exists():  # a single word is a setting, whatever folder is called so
+            return str(path.resolve())
     return value
+
+
+def _content(path: Path) -> str:
+    """A large file goes by its size and time: to read it takes too long."""
+    said = path.stat()
+    return sha256(path)[:16] if said.st_size <= _HASHED else f"{said.st_size} {said.st_mtime_ns}"

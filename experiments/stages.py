@@ -132,26 +132,32 @@ def unroll(
     Returns:
         By folder: `round_0`, `round_1_ARM`, ...; each stage is named `FOLDER/STAGE`.
     """
-    found = {"round_0": tuple(_in_round(stage, "round_0", "", 0, {}) for stage in stages.values())}
+    found = {"round_0": tuple(_in_round(stage, "round_0", "", 0) for stage in stages.values())}
     for arm, more in arms.items():
         before = "round_0"
+        own = [replace(stage, args=_with(stage, stages, more)) for stage in stages.values()]
         for number in range(1, rounds + 1):
             folder = f"round_{number}_{arm}" if arm else f"round_{number}"
-            found[folder] = tuple(_in_round(stage, folder, before, number, more) for stage in stages.values())
+            found[folder] = tuple(_in_round(stage, folder, before, number) for stage in own)
             before = folder
     return found
 
 
-def _in_round(stage: Stage, folder: str, before: str, number: int, more: Mapping[str, Sequence[str]]) -> Stage:
+def _with(stage: Stage, stages: Mapping[str, Stage], more: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """A stage's arguments with those of an arm; what a prediction says of itself stays behind what is its fit's."""
+    shared = stage.args if stage.predicts is None else stages[stage.predicts].args
+    return (*shared, *more.get(stage.predicts or "", ()), *stage.args[len(shared) :], *more.get(stage.name, ()))
+
+
+def _in_round(stage: Stage, folder: str, before: str, number: int) -> Stage:
     def placed(place: re.Match[str]) -> str:
         name = place[1]
         return f"{{{before}/{name.removeprefix(BEFORE)}}}" if name.startswith(BEFORE) else f"{{{folder}/{name}}}"
 
-    args = (*stage.args, *more.get(stage.predicts or "", ()), *more.get(stage.name, ()))
     return replace(
         stage,
         name=f"{folder}/{stage.name}",
-        args=tuple(PLACE.sub(placed, arg) for arg in args),
+        args=tuple(PLACE.sub(placed, arg) for arg in stage.args),
         predicts=stage.predicts and f"{folder}/{stage.predicts}",
         makes=tuple(f"{folder}/{made}" for made in stage.makes),
         makers={

@@ -127,7 +127,7 @@ def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
     if not given.config.is_file():
         raise FileNotFoundError(f"no configuration {given.config}; give the YAML of an experiment or of a pipeline")
     content, _ = load_yaml(given.config)
-    if isinstance(content, dict) and "stages" in content:
+    if isinstance(content, dict) and {"stages", "base"} & content.keys():
         return _pipeline_jobs(given, more, origin)
     name = given.job_name or _job_name(given.config.stem)
     elsewhere = [] if given.runs_dir == Path("runs") else ["--runs_dir", str(given.runs_dir)]

@@ -232,6 +232,11 @@ class CONTAClassifier(TrainedModule):
         super().on_fit_start()
         self._check_source()
         data: Any = getattr(self.trainer, "datamodule", None)
+        if self.decouple and getattr(data, "batch_size", None) == 1:
+            raise ValueError(
+                "decouple pastes objects into other images of a batch, a batch of 1 has none; set --data.batch_size to "
+                "2 or more, or --model.decouple 0"
+            )
         if isinstance(self.loss, BalancedTagLoss):
             self.loss.fit(data.train_tags())
         if self.confounders:

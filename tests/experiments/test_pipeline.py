@@ -70,12 +70,15 @@ class TestFile:
             ("base: three.yaml", "q.yaml: its base three.yaml is no pipeline that stands by itself"),
             ("base: p.yaml\nargs: 3", "args are 3, not a list of texts"),
             ("base: p.yaml\nstages: {a: , a: }", "stage a stands twice"),
+            ("base: p.yaml\nbase: p.yaml", "key base stands twice"),
+            ("base: wrong.yaml\nargs: ['--x']", "args are 'a text', not a list of texts"),
             ("base: p.yaml\nstage: {a: }", r"unknown key stage \(.*stages"),
         ],
     )
     def test_a_fault_of_a_base_is_named(self, tmp_path, text, message):
         write(tmp_path)
         (tmp_path / "three.yaml").write_text("3")
+        (tmp_path / "wrong.yaml").write_text("config: base.yaml\nargs: a text\nstages: {a: }")
         (tmp_path / "q.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_pipeline(tmp_path / "q.yaml")
@@ -137,6 +140,7 @@ class TestFile:
             ("stages: {a: }", "no config; give the YAML"),
             ("config: nothing.yaml\nstage: {a: }", r"unknown key stage \(.*stages\?\); no configuration .*nothing.yaml; no st"),
             ("config: base.yaml\nstages: {a: , b: , a: }", "stage a stands twice"),
+            ("config: base.yaml\nstages: {a: }\nrounds: 1\narms: {x: , y: , x: }", "arm x stands twice"),
             ("config: base.yaml\nstages: {a: }\nargs: [3]", r"args are \[3\], not a list of texts; put numbers in quotes"),
             ("config: base.yaml\nstages: {a: }\nargs: [--runs_dir, x]", "--runs_dir is settled by the pipeline"),
             ("config: base.yaml\nstages: {a: }\ntable: miou", "table is 'miou', not a list of metrics"),
@@ -179,6 +183,29 @@ class TestInputs:
         assert Inputs.of({"data": {"tags": str(tags)}}, {}).fingerprint != before.fingerprint
         tags.write_text("a")
         assert Inputs.of({"data": {"tags": str(tags)}}, {}).fingerprint == before.fingerprint
+
+    def test_a_file_is_found_from_the_datas_root_and_by_its_name_alone(self, tmp_path, monkeypatch):
+        (tmp_path / "root").mkdir()
+        tags = tmp_path / "tags.csv"
+        monkeypatch.chdir(tmp_path)
+        for root, name in ((str(tmp_path / "root"), "../tags.csv"), (None, "tags.csv")):
+            found = []
+            for text in "ab":
+                tags.write_text(text)
+                found.append(Inputs.of({"data": {"init_args": {"root": root, "tags": name}}}, {}).fingerprint)
+            assert found[0] != found[1]
+        assert Inputs.of({"stage": "root"}, {}).config == {"stage": '"root"'}  # a word, though a folder is called so
+
+    def test_a_large_file_goes_by_its_size_and_time(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("experiments.stage_record._HASHED", 3)
+        weights = tmp_path / "w.pth"
+        found = []
+        for text, second in (("1234", 1), ("12345", 1), ("12345", 2), ("54321", 2)):
+            weights.write_text(text)
+            os.utime(weights, (second, second))
+            found.append(Inputs.of({"weights": str(weights)}, {}).fingerprint)
+        assert len(set(found)) == 3
+        assert found[2] == found[3]
 
     def test_changes_are_told(self, monkeypatch):
         before = Inputs.of({"trainer": {"max_epochs": 8}, "model": {"stage": "coarse"}}, {"coarse": "1"})

@@ -1,3 +1,5 @@
+import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -167,13 +169,21 @@ def test_the_spread_over_seeds(tmp_path):
     rounds(tmp_path, "a", 1, 0.6)
     found = by_round([row("a")], read_results(tmp_path), ["cams.miou"])
     assert found.markdown().splitlines()[2:] == [
-        "| cams.miou | a | 0.500 ± 0.141 | 0.500 |",
+        "| cams.miou | a | 0.500 ± 0.141 | 0.500 (1 of 2) |",
         "",
         "(mean ± spread of seed 0, 1)",
     ]
 
 
-def test_another_round_0_is_said(tmp_path):
+def test_what_a_seed_lacks_is_said(tmp_path):
+    """A metric that is not finite is null in a result."""
+    rounds(tmp_path, "a", 0, 0.4, math.nan, math.nan)
+    rounds(tmp_path, "a", 1, 0.6, 0.5, math.nan)
+    found = by_round([row("a")], read_results(tmp_path), ["cams.miou"]).markdown()
+    assert "| 0.500 ± 0.141 | 0.500 (1 of 2) |\n" in found
+
+
+def test_another_round_0_is_said(tmp_path, drawn):
     """Arms of one pipeline share round 0 by seed; a row measured under other settings is no fair pair."""
     rounds(tmp_path, "a", 0, 0.4, 0.5)
     rounds(tmp_path, "a", 1, 0.3, 0.5)
@@ -183,6 +193,13 @@ def test_another_round_0_is_said(tmp_path):
     said = "b.1 began with another round 0 than a.1: other settings, code or hardware"
     assert found.apart == said
     assert said in found.markdown()
+    plot_rounds(found, tmp_path / "x.png")
+    assert drawn[-1].get_suptitle() == said
+    path = result_path(tmp_path, "b", 1)
+    content = json.loads(path.read_text())
+    content["metrics"]["round_0"] = {"cams": {"miou": 0.3}, "notices": 7}  # a count is no score
+    write_result(path, content)
+    assert by_round([row("a"), row("b")], read_results(tmp_path), ["cams.miou"]).apart == ""
     alone = by_round([row("a")], read_results(tmp_path), ["cams.miou"])  # seeds differ, as they should
     other = replace(row("b"), config="README.md")  # of another recipe, which shares nothing
     assert alone.apart == by_round([row("a"), other], read_results(tmp_path), ["cams.miou"]).apart == ""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,16 @@ import torch
 import yaml
 
 from experiments import measure, result_files, results, run_rows
-from experiments.manifest import Row, args_to_fit, args_to_score, data_folder, find_data_root, find_row, load_manifest
+from experiments.manifest import (
+    Row,
+    args_to_fit,
+    args_to_score,
+    data_folder,
+    find_data_root,
+    find_row,
+    load_manifest,
+    recipe,
+)
 from experiments.pack import Packable, row_datamodules
 from experiments.result_files import (
     Result,
@@ -363,6 +373,39 @@ class TestTable:
         assert list(table.columns[0].cells) == ["a*"]
         assert notes[0] == "* measured with changes that were not committed"
 
+    def test_settings_that_have_changed_since_are_told_and_measured_anew(self, tmp_path):
+        (tmp_path / "c.yaml").write_text("trainer: {max_epochs: 3}  # a comment says nothing\n")
+        rows = {"a": row(config=str(tmp_path / "c.yaml"), seeds=[0, 1])}
+        result(tmp_path, seed=0, recipe=recipe(rows["a"]))
+        result(tmp_path, seed=1)  # from before it was kept
+        (tmp_path / "c.yaml").write_text("trainer:\n  max_epochs: 3\n")
+        found = read_results(tmp_path)
+        assert "†" not in markdown(rows, found)
+        assert results.choose_jobs(rows, found, ["missing"], None) == []
+        (tmp_path / "c.yaml").write_text("trainer: {max_epochs: 4}\n")
+        text = markdown(rows, found)
+        assert "| a† |" in text
+        assert text.endswith(
+            "\n\n† measured with settings that have changed since: `structseg results --run ROW --again`"
+        )
+        assert [str(job) for job in results.choose_jobs(rows, found, ["missing"], None)] == ["a.0"]
+
+    def test_a_recipe_is_what_the_files_say_of_a_row(self, tmp_path):
+        stages = {"one": {"args": ["--x", "1"]}, "two": {"args": ["--x", "2"]}}
+        path = str(write_pipeline(tmp_path, stages))
+        mine = row(config=None, pipeline=path, stage="one")
+        before = recipe(mine)
+        assert recipe(replace(mine, seeds=(7,), what="x", headline="y", minutes={})) == before
+        write_pipeline(tmp_path, {**stages, "two": {"args": ["--x", "3"]}})  # it does not build on that
+        assert recipe(mine) == before
+        others = [recipe(replace(mine, stage="two")), recipe(replace(mine, tests={"a": ("--y",)}))]
+        write_pipeline(tmp_path, {**stages, "one": {"args": ["--x", "3"]}})
+        others.append(recipe(mine))
+        write_pipeline(tmp_path, stages, "trainer: {max_epochs: 9}")
+        others.append(recipe(mine))
+        write_pipeline(tmp_path, {**stages, "one": {"args": ["--x", "1"], "test": {"t": []}}})
+        assert len({before, *others, recipe(mine)}) == 6
+
     def test_details_have_each_seed(self, tmp_path):
         result(tmp_path, seed=0, miou=0.5, skin=math.nan)
         result(tmp_path, seed=1, miou=0.7, skin=0.25)
@@ -580,7 +623,7 @@ def test_an_interrupted_training_is_not_scored(tmp_path, monkeypatch, interrupte
     trainer = SimpleNamespace(interrupted=interrupted, state=SimpleNamespace(finished=finished))
     monkeypatch.setattr(measure, "run", lambda args: SimpleNamespace(trainer=trainer))
     with pytest.raises(RuntimeError, match="the training was interrupted"):
-        measure.measure(row(), 0, "cpu", None, str(tmp_path), tmp_path)
+        measure.measure(row(config="experiments/consensus/lfw_parts.yaml"), 0, "cpu", None, str(tmp_path), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -623,6 +666,7 @@ def test_a_row_end_to_end(tmp_path, capsys):
     assert str(tmp_path.parent) not in json.dumps(found)
     assert found["wall_seconds"] > 0
     assert found["initial_weights"] == "random"
+    assert found["recipe"] == recipe(find_row(load_manifest(path), "whole"))
 
     header, *images = read_table(tmp_path / "results" / "whole.1.images.csv.gz")
     assert header[:3] == ["test", "name", "tp/background"]

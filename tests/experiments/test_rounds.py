@@ -47,7 +47,7 @@ class TestFile:
         cams = stages["round_2_sum/cams"]
         assert cams.configs == stages["round_2_sum/classifier"].configs == (tmp_path / "base.yaml",)
         assert cams.args == (
-            "--model", "C", "--x", "1", "--model.set", "{round_1_sum/set.npz}", "--data.queries", "{round_1_sum/masks}",
+            "--model", "C", "--model.set", "{round_1_sum/set.npz}", "--data.queries", "{round_1_sum/masks}", "--x", "1",
         )  # fmt: skip
         assert cams.makes == ("round_2_sum/cams", "round_2_sum/labels")
         assert cams.needs == ("round_2_sum/classifier", "round_1_sum/masks")
@@ -56,6 +56,13 @@ class TestFile:
         assert stages["round_0/masks"].configs == (tmp_path / "base.yaml", tmp_path / "other.yaml")
         assert stages["round_0/segmenter"].needs == ("round_0/cams",)
         assert stages["round_0/cams"].tests == {}
+
+    def test_of_an_option_the_predictions_own_holds_unless_the_arm_has_one_for_it(self, tmp_path):
+        arms = {"x": {"classifier": ["--x", "2"]}, "y": {"cams": ["--x", "3"]}}
+        stages = load_pipeline(write(tmp_path, arms=arms)).stages
+        assert stages["round_1_x/cams"].args == ("--model", "C", "--x", "2", "--x", "1")  # the last one holds
+        assert stages["round_1_y/cams"].args == ("--model", "C", "--x", "1", "--x", "3")
+        assert stages["round_1_x/classifier"].args == ("--model", "C", "--x", "2")
 
     def test_until_has_the_rounds_before_whole(self, tmp_path):
         found = load_pipeline(write(tmp_path))
@@ -91,6 +98,8 @@ class TestFile:
             ({"arms": {"sum": {"classifer": []}}}, r"arm sum: no stage classifer \(did you mean classifier\?\)"),
             ({"arms": {"sum": {"classifier": "x"}}}, "arm sum: holds {'classifier': 'x'}, not a list of texts"),
             ({"arms": {"sum": {"classifier": ["{before.mask}"]}}}, r"{before.mask}: there is no such stage \(did you mean masks"),
+            ({"arms": {"sum": {"classifier": ["{labels}"]}}}, r"{labels}: it does not come before; is {before.labels} meant\?"),
+            ({"arms": {"sum": {"cams": ["{cams}"]}}}, "{cams}: it does not come before"),
             ({"round_megabytes": -1}, "round_megabytes is -1, not a number from 0"),
             ({"stages": {"a": {"args": ["{before.b}"]}, "b": {}}, "arms": {}}, r"{before.b}: round 0 has none before"),
             ({"stages": {"a": {"makes": ["x"]}}, "arms": {}}, "makes goes with predict"),
@@ -183,7 +192,7 @@ class TestRunning:
         assert checkpoint.is_file()
         assert made.args(stage) == [
             "predict", "--config", str(root.parents[2] / "base.yaml"), "--data.predict_split", "train", "--model", "C",
-            "--x", "1", "--model.set", str(root / "round_0/set.npz"), "--data.queries", str(root / "round_0/masks"),
+            "--model.set", str(root / "round_0/set.npz"), "--data.queries", str(root / "round_0/masks"), "--x", "1",
             "--ckpt_path", str(checkpoint), "--data.predict_out", str(root / "round_1_sum"), "--seed_everything", "107",
         ]  # fmt: skip
 

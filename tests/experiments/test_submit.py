@@ -266,6 +266,8 @@ class TestSubmitted:
         found = jobs(parsed(["p.yaml", "--seeds", "0,2"]), [], "")
         assert [job.after for job in found] == [None, "aftercorr", "aftercorr"]  # each seed for itself
         assert {options_of(job.text)["array"] for job in found} == {"0,2"}
+        (here / "q.yaml").write_text("base: p.yaml\nargs: [--data.batch_size, '2']\n")
+        assert [job.title for job in jobs(parsed(["q.yaml"]), [], "")] == ["one", "two", "three"]
 
     def test_what_sbatch_refuses(self, here, monkeypatch):
         monkeypatch.setenv("REFUSED_FROM", "101")

@@ -456,6 +456,10 @@ def test_objects_are_pasted_in_training_alone(tmp_path):
     assert (second[:24] == 0).all()
     with pytest.raises(ValueError, match=r"decouple cuts objects out .* set --data.masks to its pseudo_masks"):
         _fit(_made(decouple=0.5), _Data(_batch()), tmp_path)
+    alone = _Data(_batch())
+    alone.batch_size = 1
+    with pytest.raises(ValueError, match=r"a batch of 1 has none; set --data.batch_size to 2 or more"):
+        _fit(_made(decouple=0.5), alone, tmp_path)
 
 
 @pytest.mark.parametrize(
