@@ -23,7 +23,8 @@ from lightning_modules.earlier_stages import take_over
 from lightning_modules.metrics.tag_scores import TagScores
 from lightning_modules.networks.backbones import STAGES, Backbone, Weights
 from lightning_modules.networks.cam_classifier import GLOBAL_CAM_SIZE, Adjustment, CAMClassifier, freeze_stages
-from lightning_modules.networks.context import ContextQuery
+from lightning_modules.networks.context import ContextQuery, seen_through
+from lightning_modules.networks.mask_pooling import mask_pooled
 from lightning_modules.trained_module import TrainedModule
 from lightning_modules.upsampling import classes_at
 from losses.balanced_tags import BalancedTagLoss
@@ -59,6 +60,9 @@ class CONTAClassifier(TrainedModule):
         scale_context: bring the map to unit mean.
         confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
         adjustment: `none`, or `c2am`: see `CAMClassifier`.
+        mask_pooling: how much of a training logit is averaged over where the last round's segmentation of the image
+            (--data.queries) sees the class, and not over the whole view: see `mask_pooled`; 0..1. Maps and tags are
+            predicted without it. The control is --data.context_of another.
         decouple: share of the training views into which an object of another view is pasted, cut out by masks of the
             last round (--data.masks): see `paste_objects`; 0..1.
         decouple_shuffled: cut out by the mask of another image of the batch: the control.
@@ -104,6 +108,7 @@ class CONTAClassifier(TrainedModule):
         scale_context: bool = True,
         confounders: str | None = None,
         adjustment: Adjustment = "none",
+        mask_pooling: float = 0.0,
         decouple: float = 0.0,
         decouple_shuffled: bool = False,
         loss: nn.Module | None = None,
@@ -140,6 +145,11 @@ class CONTAClassifier(TrainedModule):
             problems.append(f"head_lr_factor={head_lr_factor} (above 0)")
         if confounders and context not in _ASK_MASKS:
             problems.append(f"confounders with context={context} (which uses none)")
+        if not 0 <= mask_pooling <= 1:
+            problems.append(f"mask_pooling={mask_pooling} (a share, 0 to 1)")
+        for name, value in (("context", context), ("adjustment", adjustment), ("decouple", decouple)):
+            if mask_pooling and value not in ("none", 0):
+                problems.append(f"mask_pooling with {name}={value} (one of them at a time)")
         if not 0 <= decouple <= 1:
             problems.append(f"decouple={decouple} (a share, 0 to 1)")
         if decouple_shuffled and not decouple:
@@ -181,7 +191,7 @@ class CONTAClassifier(TrainedModule):
         self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
         self.relation_thresholds = relation_thresholds
         self.pairs = [(first, second) for first, second in pairs or ()]
-        self.decouple, self.decouple_shuffled = decouple, decouple_shuffled
+        self.mask_pooling, self.decouple, self.decouple_shuffled = mask_pooling, decouple, decouple_shuffled
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
@@ -257,7 +267,9 @@ class CONTAClassifier(TrainedModule):
         asked = {"placebo": "another", "sum": "own", "stack": "own"}.get(self.context_kind)
         given = getattr(data, "context_of", "own")
         # A prediction of photographs has no queries at all.
-        if asked and given != asked and (self.trainer.training or getattr(data, "queries", None)):
+        if asked == "own" and given == "another" and not self.trainer.training:
+            self.notice(f"context {self.context_kind} is given the masks of other images: what the maps owe to it")
+        elif asked and given != asked and (self.trainer.training or getattr(data, "queries", None)):
             raise ValueError(
                 f"context {self.context_kind} asks for the masks of {asked} image, the data gives those of {given}; "
                 f"set --data.context_of {asked}"
@@ -276,16 +288,27 @@ class CONTAClassifier(TrainedModule):
         logits: Tensor = self.network(self.normalized(image), context, view)
         return logits
 
+    def _pooled(self, batch: dict[str, Any]) -> Tensor:
+        """Logits (N, n) of training views, in part over the last round's masks."""
+        queries, view = self._queries(batch, "mask_pooling"), batch.get("view")
+        activation = self.network.activation(self.normalized(batch["image"]))
+        masks = seen_through(queries.float(), view, (activation.shape[-2], activation.shape[-1]))
+        return mask_pooled(activation.float(), masks[:, 1:], self.mask_pooling)
+
+    def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
+        known: Tensor | None = batch.get("context")
+        if known is None:
+            raise ValueError(
+                f"{who} needs the last round's segmentation of each image, the batch has none; set --data.queries to "
+                "its queries"
+            )
+        return known
+
     def _context(self, batch: dict[str, Any], needed: bool) -> Tensor | None:
         """What is known of the last round's segmentation of each image."""
         if self.context_kind not in _ASK_MASKS:
             return None
-        known: Tensor | None = batch.get("context")
-        if known is None and needed:
-            raise ValueError(
-                f"context {self.context_kind} needs the last round's segmentation of each image, the batch has none; "
-                "set --data.queries to its queries"
-            )
+        known = self._queries(batch, f"context {self.context_kind}") if needed else batch.get("context")
         if known is None:
             self.notice(
                 "images were seen without a segmentation of the last round: their context is the mean of the "
@@ -319,7 +342,10 @@ class CONTAClassifier(TrainedModule):
             mask = self._masks(batch)
             shapes = mask.roll(1, 0) if self.decouple_shuffled else None
             image, tags = paste_objects(image, tags, mask, self.decouple, shapes)
-        logits = self(image, self._context(batch, train), batch.get("view")).float()
+        if train and self.mask_pooling:
+            logits = self._pooled(batch)
+        else:
+            logits = self(image, self._context(batch, train), batch.get("view")).float()
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:
             self._log_train_loss(loss, image)

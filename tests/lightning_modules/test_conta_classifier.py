@@ -16,6 +16,8 @@ from lightning_modules.card import read_card
 from lightning_modules.class_activation import class_activation_maps
 from lightning_modules.conta_classifier import CONTAClassifier
 from lightning_modules.metrics.tag_scores import TagScores
+from lightning_modules.networks.context import seen_through
+from lightning_modules.networks.mask_pooling import mask_pooled
 from losses import BalancedTagLoss
 
 SPACE = LabelSpace("pets", ("background", "cat", "dog", "cow"), ((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9)))
@@ -204,6 +206,40 @@ def test_frozen_stages_stand_still_and_the_others_learn(backbone, tmp_path):
         assert not learnt & frozen
         assert names - frozen <= learnt
     assert all(one.requires_grad for one in _made(backbone=backbone).parameters())
+
+
+def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
+    module, seen = _made(mask_pooling=0.75), torch.zeros(2, 4, *SIZE)
+    seen[:, 0], seen[0, 0, :2], seen[0, 1, :2] = 1, 0, 1  # image 0 holds class 1 in its upper half, 1 holds nothing
+    view = torch.tensor([[[1.0, 0, 0], [0, 0.5, -0.5]]]).expand(2, 2, 3)  # the upper half alone
+    batch = {**_batch(), "context": seen}
+    activation = module.network.activation(module.normalized(batch["image"])).detach()
+    plain = activation.mean((2, 3))
+    masks = seen_through(seen, None, tuple(activation.shape[2:]))[:, 1:]
+    said = []
+    module.loss.register_forward_pre_hook(lambda _, given: said.append(given[0].detach()))
+    module.log = lambda *args, **kwargs: None
+    module.training_step(batch, 0)
+    module.training_step({**batch, "view": view}, 0)
+    torch.testing.assert_close(said[0], mask_pooled(activation, masks, 0.75))
+    assert not torch.allclose(said[0][0, 0], plain[0, 0], rtol=0.01)
+    torch.testing.assert_close(said[0][0, 1:], plain[0, 1:])
+    torch.testing.assert_close(said[0][1], plain[1])
+    torch.testing.assert_close(said[1], plain, atol=0.01, rtol=0)  # the class fills the view, but for half a cell
+    assert (said[1] - said[0])[0, 0].abs() > 0.02
+    torch.testing.assert_close(module(batch["image"]), plain)  # validation, maps
+    with pytest.raises(ValueError, match=r"mask_pooling needs the last round's segmentation .* set --data.queries"):
+        _fit(_made(mask_pooling=0.5), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
+    _fit(_made(mask_pooling=0.5), _Data(_batch(context=True), "another"), tmp_path)  # its control
+
+
+def test_maps_may_be_made_under_the_context_of_other_images(tmp_path):
+    path = _confounders(tmp_path / "c.npz")
+    module = _made("sum", confounders=path)
+    module.setup("fit")
+    data = _Data(_batch(context=True), "another", queries="there")
+    with pytest.warns(UserWarning, match="sum is given the masks of other images"):
+        _trainer(tmp_path).predict(module, data)
 
 
 def test_the_wrong_source_of_masks_is_refused(tmp_path):
@@ -466,6 +502,10 @@ def test_objects_are_pasted_in_training_alone(tmp_path):
     ("given", "message"),
     [
         ({"decouple": 1.5}, r"decouple=1.5 \(a share, 0 to 1\)"),
+        ({"mask_pooling": -0.5}, r"mask_pooling=-0.5 \(a share, 0 to 1\)"),
+        ({"mask_pooling": 0.5, "context": "stack"}, "mask_pooling with context=stack"),
+        ({"mask_pooling": 0.5, "adjustment": "c2am"}, "mask_pooling with adjustment=c2am"),
+        ({"mask_pooling": 0.5, "decouple": 0.5}, "mask_pooling with decouple=0.5"),
         ({"decouple_shuffled": True}, "decouple_shuffled without decouple"),
         ({"decouple": 0.5, "context": "sum"}, "decouple with context=sum"),
         ({"decouple": 0.5, "loss": BalancedTagLoss()}, "decouple with loss=BalancedTagLoss"),

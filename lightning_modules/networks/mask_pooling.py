@@ -1,0 +1,41 @@
+"""Logits that are averaged over where an image's own last mask sees the class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 0.01  # share of a view that a class has to cover
+
+
+def mask_pooled(activation: Tensor, masks: Tensor, share: float) -> Tensor:
+    """The mean of each class's activation, a share of it over the class's mask, the rest over all positions.
+
+    In the causal graph of CONTA the context C acts on the label Y past the image, X <- C -> M -> Y, M being what C
+    makes of this image. The plain mean over all positions lets all of X answer for a tag, company and ground as well.
+    M says where the class is: pooled there, the tag is explained by the object. Equation 3 of the paper puts a mean of
+    class templates in the place of M, which is next to the same for every image.
+
+    Masks of other images pool over as much and say nothing: the control.
+
+    Args:
+        activation: (N, n, H, W).
+        masks: (N, n, H, W) in 0..1, how far the class is at a position. A class of less than 1 % is pooled plainly.
+        share: 0 = the plain mean, 1 = the mask alone.
+
+    Returns:
+        (N, n).
+
+    Raises:
+        ValueError: shapes that differ.
+
+    >>> mask_pooled(torch.tensor([[[[4.0, 0.0]]]]), torch.tensor([[[[0.5, 0.0]]]]), 0.5)  # 4 on the mask, 2 in all
+    tensor([[3.]])
+    """
+    if activation.shape != masks.shape or activation.ndim != 4:
+        raise ValueError(
+            f"activations {tuple(activation.shape)}, masks {tuple(masks.shape)}; both have to be (N, n, H, W)"
+        )
+    area = masks.mean((2, 3), keepdim=True)
+    weights = torch.where(area >= _SMALLEST, masks / area.clamp(min=_SMALLEST), 1.0)
+    return (activation * (1 + share * (weights - 1))).mean((2, 3))
