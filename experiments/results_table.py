@@ -15,7 +15,7 @@ from experiments.result_files import Result, flat_metrics
 
 HEADER = ("row", "what", "seeds", "headline", "range", "IoU of each class", "aim", "hardware", "min")
 DIRTY_NOTE = "\\* measured with changes that were not committed"
-STALE_NOTE = "† measured with settings that have changed since: `structseg results --run ROW --again`"
+STALE_NOTE = "† measured with settings that have changed since; `structseg results --run ROW` measures it anew"
 
 
 @dataclass(frozen=True)

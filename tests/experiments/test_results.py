@@ -39,7 +39,7 @@ from experiments.result_files import (
     write_images,
     write_result,
 )
-from experiments.results_table import details, markdown, not_measured, rich_table, summarise
+from experiments.results_table import STALE_NOTE, details, markdown, not_measured, rich_table, summarise
 from experiments.run_rows import Job, Place, estimate_minutes, run_jobs
 from experiments.stage_record import RECORD, Inputs, Record, read_record
 from experiments.stages import pipeline_folder
@@ -385,9 +385,7 @@ class TestTable:
         (tmp_path / "c.yaml").write_text("trainer: {max_epochs: 4}\n")
         text = markdown(rows, found)
         assert "| a† |" in text
-        assert text.endswith(
-            "\n\n† measured with settings that have changed since: `structseg results --run ROW --again`"
-        )
+        assert text.endswith(f"\n\n{STALE_NOTE}")
         assert [str(job) for job in results.choose_jobs(rows, found, ["missing"], None)] == ["a.0"]
 
     def test_a_recipe_is_what_the_files_say_of_a_row(self, tmp_path):
