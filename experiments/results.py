@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", action="store_true", help="the table, the comparison or the rounds as Markdown")
     parser.add_argument("--x", metavar="KEY", help=f"a setting: model.init_args.loss.init_args.beta; or {ROUND}")
     parser.add_argument(
-        "--y", nargs="+", metavar="METRIC", help="metrics, one panel each: 128.miou; of a round: cams.cam_miou"
+        "--y",
+        nargs="+",
+        action="extend",
+        metavar="METRIC",
+        help="metrics, one panel each: 128.miou; of a round: cams.cam_miou",
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
     parser.add_argument("--again", action="store_true", help="measure anew what is measured")

@@ -159,6 +159,8 @@ def test_the_command_over_rounds(tmp_path, capsys):
     ]  # fmt: skip
     results.main(["--rounds", "a", "--y", "cams.miou", *where])
     assert "0.500" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no metric cams.x"):  # the first --y counts too
+        results.main(["--rounds", "a", "--y", "cams.x", "--y", "cams.miou", *where])
     with pytest.raises(SystemExit):
         results.main(["--plot", "a", "--x", BETA, "--out", str(out), *where])
     assert "--plot needs --y" in capsys.readouterr().err
