@@ -227,13 +227,13 @@ def recipe(row: Row) -> str:
         FileNotFoundError: a file of it is gone.
         ValueError: one is damaged.
     """
-    said: list[Any] = [list(row.overrides), {name: list(args) for name, args in row.tests.items()}]
+    said: list[Any] = [row.overrides, dict(row.tests)]
     if row.pipeline is None:
         said.append(load_yaml(ROOT / row.source)[0])
     else:
-        for stage in load_pipeline(ROOT / row.source).needed(row.stage):
-            configs = [load_yaml(path)[0] for path in stage.configs]
-            said.append([stage.name, configs, stage.args, {name: list(args) for name, args in stage.tests.items()}])
+        stages = load_pipeline(ROOT / row.source).needed(row.stage)
+        read = {path: load_yaml(path)[0] for stage in stages for path in stage.configs}
+        said += [[s.name, [read[path] for path in s.configs], s.args, dict(s.tests)] for s in stages]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -31,7 +31,7 @@ from experiments.manifest import (
 from experiments.parser import fail
 from experiments.plot import plot_rounds, plot_rows
 from experiments.result_files import Result, read_results
-from experiments.results_table import details, is_stale, markdown, rich_table
+from experiments.results_table import details, markdown, rich_table, stale_seeds
 from experiments.round_results import METRICS, ROUND, by_round
 from experiments.run_rows import Job, Place
 from experiments.stage_record import checkpoint_of
@@ -179,7 +179,8 @@ def choose_jobs(
     for seed in seeds or ():
         if seed not in {job.seed for job in chosen}:
             raise ValueError(f"none of the rows {', '.join(named)} has seed {seed}; choose one of the manifest's")
-    measured = {(r.row, r.seed) for r in results if r.row in named and not is_stale(named[r.row], r)}
+    measured = {(result.row, result.seed) for result in results}
+    measured -= {(name, seed) for name, row in named.items() for seed in stale_seeds(row, results)}
     return [
         job
         for job in chosen

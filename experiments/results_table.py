@@ -103,13 +103,15 @@ def summarise(row: Row, results: Iterable[Result]) -> Summary | None:
         statistics.fmean(result.minutes for result in own),
         tuple(dict.fromkeys(result.hardware for result in own)),
         any(result.dirty for result in own),
-        any(is_stale(row, result) for result in own),
+        bool(stale_seeds(row, own)),
     )
 
 
-def is_stale(row: Row, result: Result) -> bool:
-    """Whether a result was measured with other settings than its row has now; not known of old ones."""
-    return result.recipe is not None and result.recipe != recipe(row)
+def stale_seeds(row: Row, results: Iterable[Result]) -> set[int]:
+    """Seeds of a row that were measured with other settings than it has now; of results without a recipe none."""
+    told = {result.seed: result.recipe for result in results if result.row == row.name and result.recipe is not None}
+    now = recipe(row) if told else None  # it reads files
+    return {seed for seed, then in told.items() if then != now}
 
 
 def _class_ious(row: Row, results: Sequence[Result]) -> dict[str, float]:

@@ -42,9 +42,10 @@ class Inputs:
     @classmethod
     def of(cls, config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> Inputs:
         """From a configuration as `structseg fit --print_config` prints it."""
-        root = dict(_flat(config)).get("data.init_args.root")
+        values = dict(_flat(config))
+        root = values.get("data.init_args.root")
         known = [Path(), *([Path(root)] if isinstance(root, str) else [])]  # what paths may start from
-        flat = {key: json.dumps(_absolute(value, known)) for key, value in _flat(config) if key not in _ELSEWHERE}
+        flat = {key: json.dumps(_absolute(value, known)) for key, value in values.items() if key not in _ELSEWHERE}
         return cls(flat, dict(checkpoints), version("structseg"))
 
     @property
