@@ -30,7 +30,7 @@ from datamodules.voc_files import (
     read_tags,
     tags_from_annotation,
 )
-from datamodules.weak import Read, WeaklySupervisedDataModule
+from datamodules.weak import ContextOf, Read, WeaklySupervisedDataModule
 
 
 class VOCDataModule(WeaklySupervisedDataModule):
@@ -62,7 +62,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
             pseudo_masks or masks.
         cams: folder of activation maps, that come along in predictions over a split.
         queries: folder of the last round's class probabilities, which become `context`.
-        context_of: `own`, or `another`: each image gets another's of its split, fixed by `seed` (the placebo).
+        context_of: `own`, `another` image's of its split (the placebo), or `another_of_class`; see the base class.
         predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
         views: how training views are cut.
         others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
@@ -96,7 +96,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
         masks: str | None = None,
         cams: str | None = None,
         queries: str | None = None,
-        context_of: Literal["own", "another"] = "own",
+        context_of: ContextOf = "own",
         predict_split: Split | None = None,
         views: Views = Views(),  # noqa: B008  # likewise
         others: Literal["background", "leave_out"] = "background",

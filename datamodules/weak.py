@@ -24,7 +24,9 @@ from datamodules.blobs import BlobKind
 from datamodules.label_spaces import LabelSpace
 from datamodules.samples import Batch, Sample
 from datamodules.views import Views
-from datamodules.weak_dataset import Sources, WeakDataset
+from datamodules.weak_dataset import Donors, Sources, WeakDataset
+
+ContextOf = Literal["own", "another", "another_of_class"]
 
 MASK_KINDS = ("relation_labels", "pseudo_masks", "masks")
 _GEOMETRY: dict[str, Any] = {
@@ -65,7 +67,8 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         cams: folder of activation maps, that come along in predictions over a split.
         queries: folder of the last round's class probabilities, which become `context`. Training images must have
             theirs; a split of evaluation has all or goes without.
-        context_of: `own`, or `another`: each image gets another's of its split, fixed by `seed` (the placebo).
+        context_of: `own`; `another`: each image gets another's of its split (the placebo); `another_of_class`: each of
+            its tags' classes comes from another image that has it, the rest is background. Fixed by `seed`.
         predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
         views: how training views are cut.
         others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
@@ -95,7 +98,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         masks: str | None = None,
         cams: str | None = None,
         queries: str | None = None,
-        context_of: Literal["own", "another"] = "own",
+        context_of: ContextOf = "own",
         predict_split: Split | None = None,
         views: Views = Views(),  # noqa: B008  # likewise
         others: Literal["background", "leave_out"] = "background",
@@ -110,8 +113,8 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             problems.append(f"views.flip with {label_space} (a flip would exchange classes; leave it at 0)")
         if predict_split is not None and predict_dir is not None:
             problems.append(f"predict_split={predict_split} with predict_dir={predict_dir} (give one of them)")
-        if context_of == "another" and queries is None:
-            problems.append("context_of=another without queries (give --data.queries)")
+        if context_of != "own" and queries is None:
+            problems.append(f"context_of={context_of} without queries (give --data.queries)")
         if problems:
             raise ValueError("data: " + ", ".join(problems))
         self.masks, self.cams, self.queries = masks, cams, queries
@@ -275,7 +278,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             sources = sources._replace(blank=blank, tags=self._all_have_tags(split, names))
         return WeakDataset(
             names, read, None if native else self.size, self.label_space, sources, views, self.mean, run_seed(),
-            self._donors(split, names) if self.context_of == "another" else None,
+            None if sources.queries is None else self._donors(split, names),
         )  # fmt: skip
 
     def _all_have_tags(self, split: Split, names: tuple[str, ...]) -> bool:
@@ -286,12 +289,30 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             )
         return not without
 
-    def _donors(self, split: Split, names: tuple[str, ...]) -> dict[str, str]:
-        """Whose context each image gets: one cycle through all, so none keeps its own."""
-        if len(names) < 2:
-            raise ValueError(f"context_of=another needs 2 {split} images or more; there is 1")
-        order = np.random.default_rng(self.seed).permutation(len(names))
-        return {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
+    def _donors(self, split: Split, names: tuple[str, ...]) -> Donors | None:
+        """Whose context each image gets, or each of its classes: in cycles, so that none keeps its own."""
+        if self.context_of == "own":
+            return None
+        random = np.random.default_rng(self.seed)
+        if self.context_of == "another":
+            if len(names) < 2:
+                raise ValueError(f"context_of=another needs 2 {split} images or more; there is 1")
+            return _cycle(names, random)
+        tags = {name: self.tags_of(name) for name in names}
+        without = [name for name in names if tags[name] is None]
+        if without:
+            raise ValueError(f"context_of=another_of_class needs the tags of all {split} images; {without[0]} has none")
+        held = np.stack([self.tag_vector(tags[name] or frozenset(), name) for name in names]) > 0
+        donors: dict[str, dict[int, str]] = {name: {} for name in names}
+        for index, column in enumerate(held.T, start=1):
+            holders = [name for name, holds in zip(names, column, strict=True) if holds]
+            if len(holders) == 1:
+                cls = self.label_space.classes[index]
+                self._notice(f"{holders[0]} alone holds {cls} of the {split} images; no other gives it a context")
+                continue
+            for name, donor in _cycle(holders, random).items():
+                donors[name][index] = donor
+        return donors
 
     @property
     def query_origin(self) -> str | None:
@@ -349,6 +370,12 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         if "mask" not in batch:
             varied.pop("mask", None)
         return varied
+
+
+def _cycle(names: Sequence[str], random: np.random.Generator) -> dict[str, str]:
+    """Another of the names for each: one cycle through all of them."""
+    order = random.permutation(len(names))
+    return {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
 
 
 def _plain(value: Any) -> Any:

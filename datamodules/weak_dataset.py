@@ -20,6 +20,8 @@ from datamodules.views import Views
 
 Reader = Callable[[str], tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.float32] | None]]
 
+Donors = Mapping[str, str] | Mapping[str, Mapping[int, str]]  # an image's, or those of its classes by index
+
 
 class Sources(NamedTuple):
     """Where a sample's parts come from.
@@ -51,7 +53,7 @@ class WeakDataset(Dataset[Sample]):
         views: how views are cut, others each epoch (`set_epoch`); None = the whole image.
         mean: colour in 0..1 beyond the edge of an image.
         seed: of the views.
-        donors: whose context each image gets; None = its own.
+        donors: whose context each image, or each of its classes, gets; what no class has is background. None = its own.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class WeakDataset(Dataset[Sample]):
         views: Views | None = None,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         seed: int = 0,
-        donors: Mapping[str, str] | None = None,
+        donors: Donors | None = None,
     ) -> None:
         self.names, self.read, self.size, self.label_space = names, read, size, label_space
         self.sources = sources
@@ -100,8 +102,7 @@ class WeakDataset(Dataset[Sample]):
         if mask is not None:
             sample["mask"] = mask_tensor(cut.mask(mask, self.label_space.ignore_index))
         if self.sources.queries is not None:
-            donor = name if self.donors is None else self.donors[name]
-            sample["context"] = torch.from_numpy(read_query(self.sources.queries, donor, self.label_space))
+            sample["context"] = torch.from_numpy(self._context(self.sources.queries, name))
         if self.sources.cams is not None:
             sample["cams"] = torch.from_numpy(read_cams(self.sources.cams, name, self.label_space).maps)
         return sample
@@ -116,6 +117,16 @@ class WeakDataset(Dataset[Sample]):
         if truth is None and self.sources.blank:
             return np.full(size, self.label_space.ignore_index, dtype=np.uint8)
         return truth
+
+    def _context(self, folder: Path, name: str) -> NDArray[np.float32]:
+        donor = name if self.donors is None else self.donors[name]
+        if isinstance(donor, str):
+            return read_query(folder, donor, self.label_space)
+        context = np.zeros_like(read_query(folder, name, self.label_space))
+        for index, other in donor.items():
+            context[index] = read_query(folder, other, self.label_space)[index]
+        context[0] = (1 - context[1:].sum(0)).clip(min=0)
+        return context
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the views of an epoch, in this process and its workers."""

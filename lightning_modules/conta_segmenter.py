@@ -232,9 +232,11 @@ class CONTASegmenter(SegmentationModule):
         return self._count(split, self._loss(logits, batch), prediction, batch)
 
     def on_test_start(self) -> None:
-        """Starts from nothing."""
+        """Starts from nothing; a CRF that is left out is said."""
         super().on_test_start()
         self.scores_without_crf.reset()
+        if not self.crf:
+            self.notice("the test is scored without the dense CRF, which the method has; set --model.crf true")
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores, and says where nothing but background was found."""

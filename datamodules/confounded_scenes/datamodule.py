@@ -20,7 +20,7 @@ from datamodules.confounded_scenes.scene import Picture
 from datamodules.label_spaces import SCENES, VOC
 from datamodules.packed import PackedFile
 from datamodules.views import Views
-from datamodules.weak import Read, WeaklySupervisedDataModule
+from datamodules.weak import ContextOf, Read, WeaklySupervisedDataModule
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -56,7 +56,7 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
         masks: of training: None gives none, `truth` the scenes' own, else a folder of artefacts.
         cams: folder of activation maps, that come along in predictions over a split.
         queries: folder of the last round's class probabilities, which become `context`.
-        context_of: `own`, or `another` image's of the split (the placebo).
+        context_of: `own`, `another` image's of its split (the placebo), or `another_of_class`; see the base class.
         predict_split: predict over a split of the data; instead of `predict_dir`.
         views: how training views are cut.
         others: classes that the label space lacks: `background`, or their images are left out (`leave_out`).
@@ -90,7 +90,7 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
         masks: str | None = None,
         cams: str | None = None,
         queries: str | None = None,
-        context_of: Literal["own", "another"] = "own",
+        context_of: ContextOf = "own",
         predict_split: Split | None = None,
         views: Views = Views(),  # noqa: B008  # likewise
         others: Literal["background", "leave_out"] = "background",

@@ -16,7 +16,8 @@ def mask_pooled(activation: Tensor, masks: Tensor, share: float) -> Tensor:
     M says where the class is: pooled there, the tag is explained by the object. Equation 3 of the paper puts a mean of
     class templates in the place of M, which is next to the same for every image.
 
-    Masks of other images pool over as much and say nothing: the control.
+    The control is each class's mask in another image that has it (`--data.context_of another_of_class`): as many tags
+    are pooled, over as much, at places that are right for the class and not for the image.
 
     Args:
         activation: (N, n, H, W).

@@ -207,6 +207,47 @@ def test_the_placebo_gives_each_image_anothers_context(tmp_path: Path) -> None:
         Halves(train=1, queries=str(folder), context_of="another").dataset("train")
 
 
+def test_another_context_for_each_class_is_of_an_image_that_has_it(tmp_path: Path) -> None:
+    """Queries of image i are i/10 everywhere; each image has cat, dog or both."""
+    names = Halves(train=6).entries("train")
+    folder = folder_of(tmp_path, "queries", names)
+    tags = [{"cat"}, {"dog"}, {"cat", "dog"}, {"cat"}, {"cat", "dog"}, {"dog"}]
+
+    def contexts(**settings) -> list[list[float]]:
+        data = Halves(train=6, truth=False, queries=str(folder), context_of="another_of_class", **settings)
+        data.wrong_tags = {name: frozenset(held) for name, held in zip(names, tags, strict=True)}
+        samples = data.dataset("train")
+        return [(10 * samples[i]["context"].mean((1, 2))).tolist() for i in range(6)]
+
+    found = contexts()
+    for index, cls in ((1, "cat"), (2, "dog")):
+        holders = [i for i in range(6) if cls in tags[i]]
+        assert sorted(round(found[i][index]) for i in holders) == holders, "each gives once"
+        assert all(round(found[i][index]) != i for i in holders)
+        assert all(found[i][index] == 0 for i in range(6) if i not in holders)
+    for background, cat, dog in found:
+        assert background == pytest.approx(max(0, 10 - cat - dog), abs=0.03)
+    assert contexts() == found
+    assert any(contexts(seed=seed) != found for seed in range(1, 4))
+
+
+def test_a_class_of_one_image_has_no_other_that_could_give_it(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "queries", Halves(train=3).entries("train"))
+    data = Halves(train=3, truth=False, queries=str(folder), context_of="another_of_class")
+    data.wrong_tags = {"train_0": frozenset({"cat"}), "train_1": frozenset({"dog"}), "train_2": frozenset({"cat"})}
+    with pytest.warns(UserWarning, match="train_1 alone holds dog of the train images"):
+        sample = data.dataset("train")[1]
+    assert sample["context"][1:].count_nonzero() == 0
+    assert sample["context"][0].min() == 1
+    names = Halves(test=2).entries("test")
+    data = Halves(
+        test=2, truth=False, queries=str(folder_of(tmp_path, "queries", names, stage=1)), context_of="another_of_class"
+    )
+    data.wrong_tags = {"test_1": None}
+    with pytest.raises(ValueError, match="another_of_class needs the tags of all test images; test_1 has none"):
+        data.dataset("test")
+
+
 def test_a_split_can_be_predicted_once_over_all_its_images(tmp_path: Path) -> None:
     names = Halves().entries("train")
     cams, queries = folder_of(tmp_path, "cams", names), folder_of(tmp_path, "queries", names)

@@ -230,7 +230,7 @@ def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
     torch.testing.assert_close(module(batch["image"]), plain)  # validation, maps
     with pytest.raises(ValueError, match=r"mask_pooling needs the last round's segmentation .* set --data.queries"):
         _fit(_made(mask_pooling=0.5), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
-    _fit(_made(mask_pooling=0.5), _Data(_batch(context=True), "another"), tmp_path)  # its control
+    _fit(_made(mask_pooling=0.5), _Data(_batch(context=True), "another_of_class"), tmp_path)  # its control
 
 
 def test_maps_may_be_made_under_the_context_of_other_images(tmp_path):
@@ -246,8 +246,12 @@ def test_the_wrong_source_of_masks_is_refused(tmp_path):
     path = _confounders(tmp_path / "c.npz")
     with pytest.raises(ValueError, match="placebo asks for the masks of another image, the data gives those of own"):
         _fit(_made("placebo", confounders=path), _Data(_batch(context=True)), tmp_path)
-    with pytest.raises(ValueError, match=r"sum asks for the masks of own image, .*another; set --data.context_of own"):
-        _fit(_made("sum", confounders=path), _Data(_batch(context=True), "another"), tmp_path)
+    for given in ("another", "another_of_class"):
+        with pytest.raises(
+            ValueError, match=rf"sum asks for the masks of own image, .*{given}; set --data.context_of own"
+        ):
+            _fit(_made("sum", confounders=path), _Data(_batch(context=True), given), tmp_path)
+    _fit(_made("placebo", confounders=path), _Data(_batch(context=True), "another_of_class"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -256,16 +256,17 @@ class TestEvaluation:
         module.network = MultiScale(Constant((1.0, 0.0, 0.0)))
         trainer = make_trainer(tmp_path, [])
         trainer.test(module, datamodule=TinyDataModule(), verbose=False)
-        assert module.notices == [
+        assert module.notices[0].startswith("the test is scored without the dense CRF")
+        assert module.notices[1:] == [
             "the test predicts background alone, at every pixel of the split; look at the loss, masks and weights"
         ]
         trainer.validate(module, datamodule=TinyDataModule(), verbose=False)
-        assert len(module.notices) == 2
+        assert len(module.notices) == 3
         assert module.make_card()["notices"] == module.notices
         module.network = MultiScale(Constant((1.0, 0.0, 2.0)))
         trainer.test(module, datamodule=TinyDataModule(), verbose=False)
         trainer.validate(module, datamodule=TinyDataModule(), verbose=False)
-        assert module.notices == []
+        assert len(module.notices) == 1
 
     def test_with_the_crf_both_are_scored(self, tmp_path):
         pytest.importorskip("pydensecrf")
@@ -275,6 +276,7 @@ class TestEvaluation:
             module.network = MultiScale(Paint())
             (scores,) = make_trainer(tmp_path, []).test(module, datamodule=data, verbose=False)
             assert scores["test/crf"] == crf
+            assert any("scored without the dense CRF" in text for text in module.notices) != crf
             if not crf:
                 plain = scores
         assert not any("without_crf" in key for key in plain)
