@@ -154,7 +154,7 @@ def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_di
     """The row's stage and those that it builds on, as far as they are not finished: rows of a pipeline share them."""
     more = tuple(args_of_stages(row, device, data))
     session = Session(load_pipeline(ROOT / row.source), seed, Path(runs_dir), more, row.stage)
-    records = session.run(tests=bool(session.pipeline.rounds))
+    records = session.run(tests=bool(session.pipeline.rounds), anew=True)
     rounds, scored = _rounds(session, records)
     best = session.checkpoint(str(row.stage))
     card, config = read_card(best), yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())

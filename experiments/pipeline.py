@@ -152,6 +152,32 @@ class Session:
             yield stage, found, coming
             coming += (stage.name,) if found.fit else ()
 
+    def refuse_others(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Makes sure that no finished prediction would be replaced by one of another configuration.
+
+        A fit has a folder for each configuration, what is predicted has one alone.
+
+        Args:
+            configs: as `configs` gives them.
+
+        Raises:
+            ValueError: one would; the message says what is configured otherwise.
+        """
+        others: dict[str, str] = {}
+        for stage in self.stages:
+            record = read_record(self.folder / stage.name)
+            if record is None:
+                continue
+            own = Inputs.of(configs[stage.name], record.inputs.checkpoints).changes(record.inputs)
+            why = f"{stage.name}: {own}" if own else next((others[name] for name in stage.needs if name in others), "")
+            if why:
+                others[stage.name] = why
+            if why and stage.predicts is not None:
+                raise ValueError(
+                    f"{self.folder / stage.name} is finished, by another configuration ({why}); nothing was run. "
+                    "structseg pipeline --anew replaces it and what builds on it; else take another --runs_dir"
+                )
+
     def survey(self) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
         """What would be done for each stage, with the arguments of its commands."""
         for stage, found, coming in self.standings(self.configs()):
@@ -160,20 +186,23 @@ class Session:
             commands += [self.test_args(stage, test, path) for test in found.tests]
             yield stage, found, commands
 
-    def run(self, tests: bool = True) -> dict[str, Record]:
+    def run(self, tests: bool = True, anew: bool = False) -> dict[str, Record]:
         """Runs what is not finished, stage after stage, and what the stages left, finished before or now.
 
         Args:
             tests: whether to score the stages too.
+            anew: replace finished predictions of another configuration.
 
         Raises:
-            ValueError: a stage's arguments are refused; nothing was run.
+            ValueError: a stage's arguments are refused, or there are such predictions; nothing was run.
             RuntimeError: a stage failed, or another process is at work in the same folder.
             OSError: the rounds to come do not fit on the disk; nothing was run.
         """
         configs = self.configs()
         records: dict[str, Record] = {}
         with alone(self.folder) as lock:
+            if not anew:
+                self.refuse_others(configs)
             say_disk(self.pipeline, self.folder, [stage.name for stage in self.stages])
             for number, stage in enumerate(self.stages, 1):
                 found = self.standing(stage, configs[stage.name])
@@ -312,11 +341,13 @@ def main(args: list[str]) -> None:
         prog="structseg pipeline",
         usage="%(prog)s FILE [options] [-- further arguments of every stage's fit and test]",
         description="Runs fits and predictions that build on each other; a finished stage is skipped, unless what it "
-        "was made from changed. Remove a stage's folder to run it anew.",
+        "was made from changed; a prediction of another configuration is replaced with --anew alone. Remove a stage's "
+        "folder to run it anew.",
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="YAML that names the stages")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run and why, and the commands")
+    parser.add_argument("--anew", action="store_true", help="replace finished predictions of another configuration")
     parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
     parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds")
     parser.add_argument("--seed", type=int, default=0, help="of every stage; default: 0")
@@ -331,7 +362,7 @@ def main(args: list[str]) -> None:
         for stage, found, commands in session.survey():
             print("\n    ".join([f"{stage.name}: {found}", *map(command_line, commands)]))
         return
-    records = session.run()
+    records = session.run(anew=given.anew)
     console = Console() if Console().is_terminal else Console(width=200)
     table, notes = comparison(session, records)
     console.print(table)

@@ -148,6 +148,7 @@ def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> l
     if given.seeds:
         stages = [stage.name for stage in session.stages]
     else:
+        session.refuse_others(configs)
         stages = [stage.name for stage, found, _ in session.standings(configs) if found.fit or found.tests]
     name = given.job_name or _job_name(f"{given.config.resolve().parent.name}_{given.config.stem}")
     found: list[Job] = []

@@ -218,6 +218,35 @@ class TestRunning:
         made.run(tests=False)
         assert len(ran) == 4 + 3
 
+    def test_finished_predictions_of_another_configuration_are_replaced_if_that_is_said(self, session, ran):
+        session(last="round_0/segmenter").run(tests=False)
+        masks = session(last="round_0/segmenter").folder / "round_0/cams/a.png"
+        before = masks.read_text()
+        ran.clear()
+        other = session(last="round_0/segmenter", args=["--data.size", "9"])
+        message = r"round_0/cams is finished, by another configuration \(round_0/cams: args .*--anew replaces it"
+        with pytest.raises(ValueError, match=message):
+            other.run(tests=False)
+        with pytest.raises(ValueError, match=message):
+            other.refuse_others(other.configs())
+        assert (ran, masks.read_text()) == ([], before)
+        ran.fail = "stage round_0/cams"
+        with pytest.raises(RuntimeError):
+            other.run(tests=False, anew=True)
+        with pytest.raises(ValueError, match=r"round_0/cams is finished, by another configuration \(round_0/cams: "):
+            other.run(tests=False)
+        ran.fail = None
+        other.run(tests=False, anew=True)
+        assert [line.split()[1] for line in ran] == ["round_0/classifier", "round_0/cams", "round_0/segmenter"]
+        assert masks.read_text() != before
+        other.run(tests=False)
+        assert len(ran) == 3, "finished, by this configuration"
+
+    def test_a_fit_alone_has_a_folder_for_each_configuration(self, session, ran):
+        session(last="round_0/classifier").run(tests=False)
+        session(last="round_0/classifier", args=["--data.size", "9"]).run(tests=False)
+        assert len(ran) == 2
+
     def test_a_missing_artefact_is_the_next_to_make(self, session, ran):
         made = session(last="round_0/masks")
         made.run(tests=False)
