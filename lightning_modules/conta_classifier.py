@@ -29,9 +29,11 @@ from lightning_modules.trained_module import TrainedModule
 from lightning_modules.upsampling import classes_at
 from losses.balanced_tags import BalancedTagLoss
 
-Context = Literal["none", "sum", "stack", "constant", "placebo"]
+Context = Literal["none", "sum", "stack", "constant", "placebo", "stack_constant", "stack_placebo"]
 
-_ASK_MASKS = ("sum", "stack", "placebo")  # the kinds that stand on masks of the last round
+# Whose masks of the last round the kinds that stand on some ask for.
+_ASK_MASKS = {"sum": "own", "stack": "own", "placebo": "another", "stack_placebo": "another"}
+_AS: dict[str, Any] = {"placebo": "sum", "stack_placebo": "stack"}  # the network is the same
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
 
 
@@ -53,7 +55,8 @@ class CONTAClassifier(TrainedModule):
         batch_norm: `train`: statistics follow each device's batches. `frozen`: they stay; scales and shifts learn.
         frozen_stages: how many of the backbone's five stages, from the first, do not learn; a map that joins one does.
         context: `none` (IRNet), `sum` (equation 3), `stack` (its terms as channels); and two controls with the layers
-            of `sum`: `constant` (a map of ones) and `placebo` (the map of another image: --data.context_of another).
+            of `sum`: `constant` (a map of ones) and `placebo` (the map of another image: --data.context_of another);
+            `stack_constant` and `stack_placebo` have those of `stack`.
         context_position: the backbone's stage, 1..4, whose output the map joins.
         context_query: `foreground` (1 - background) or `classes` (the class maps that the query holds).
         context_size: (h, w) of the confounders and of the last round's queries.
@@ -164,7 +167,7 @@ class CONTAClassifier(TrainedModule):
         network = CAMClassifier(
             Backbone(backbone, output_stride, weights),
             len(label_space) - 1,
-            "sum" if context == "placebo" else context,
+            _AS.get(context, context),
             context_position,
             context_query,
             context_size,
@@ -264,7 +267,7 @@ class CONTAClassifier(TrainedModule):
 
     def _check_source(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        asked = {"placebo": "another", "sum": "own", "stack": "own"}.get(self.context_kind)
+        asked = _ASK_MASKS.get(self.context_kind)
         given = getattr(data, "context_of", "own")
         fits = given in ({"own"} if asked == "own" else {"another", "another_of_class"})
         # A prediction of photographs has no queries at all.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ContextKind = Literal["sum", "stack", "constant"]
+ContextKind = Literal["sum", "stack", "constant", "stack_constant"]
 ContextQuery = Literal["foreground", "classes"]
 
 _SMALLEST_MEAN = 1e-12
@@ -64,8 +64,8 @@ class ContextMap(nn.Module):
     Args:
         classes: n, of the foreground.
         size: (h, w) of the confounders and of the probabilities.
-        kind: `sum` (equation 3, one channel), `stack` (its n terms), or `constant` (ones: a control with the parameters
-            of `sum`, which then stand still).
+        kind: `sum` (equation 3, one channel), `stack` (its n terms), or their controls `constant` and `stack_constant`:
+            ones, with the same channels and parameters, of which W1 and W2 stand still.
         query: `foreground`, x = 1 - p(background); `classes`, W1 on each class map, averaged over the classes that the
             map holds at all: those that the tags allow, where the segmenter knew them. W1 is linear, so this is W1 on
             the average of these maps.
@@ -91,21 +91,21 @@ class ContextMap(nn.Module):
         scale: bool = True,
     ) -> None:
         super().__init__()
-        if kind not in ("sum", "stack", "constant"):
-            raise ValueError(f"kind is {kind!r}, expected sum, stack or constant")
+        if kind not in ("sum", "stack", "constant", "stack_constant"):
+            raise ValueError(f"kind is {kind!r}, expected sum, stack, constant or stack_constant")
         if query not in ("foreground", "classes"):
             raise ValueError(f"query is {query!r}, expected foreground or classes")
         if classes < 1 or min(size) < 1:
             raise ValueError(f"{classes} classes at {tuple(size)}, expected 1 or more of each")
         self.size = (int(size[0]), int(size[1]))
         self.kind, self.query, self.scale = kind, query, scale
-        self.channels = classes if kind == "stack" else 1
+        self.channels = classes if kind in ("stack", "stack_constant") else 1
         cells = self.size[0] * self.size[1]
         self.register_buffer("confounders", torch.zeros(classes, *self.size))
         # x and c_k lie in 0..1, so W1 x and W2 c_k are below 1 then: alpha starts near 1/n, which is P(c), and yet
         # both matrices have a gradient, which zeros would not have.
-        self.w1 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind != "constant")
-        self.w2 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind != "constant")
+        self.w1 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind in ("sum", "stack"))
+        self.w2 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind in ("sum", "stack"))
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """M, whose gradient reaches W1 and W2 alone.
@@ -125,12 +125,13 @@ class ContextMap(nn.Module):
                 f"context has shape {tuple(probabilities.shape)}, expected (N, {classes + 1}, {self.size[0]}, "
                 f"{self.size[1]}): class probabilities, background first, at context_size"
             )
-        if self.kind == "constant":
-            return torch.ones(len(probabilities), 1, *self.size, device=probabilities.device)
+        if self.kind in ("constant", "stack_constant"):
+            return torch.ones(len(probabilities), self.channels, *self.size, device=probabilities.device)
         # In half precision the mean of the small terms is lost.
         with torch.autocast(probabilities.device.type, enabled=False):
             query = self._query_of(probabilities.detach().float()).flatten(1)
-            m = context_map(query, self.confounders.detach(), self.w1, self.w2, self.kind)
+            reduce: Literal["sum", "stack"] = "stack" if self.kind == "stack" else "sum"
+            m = context_map(query, self.confounders.detach(), self.w1, self.w2, reduce)
             return m / m.mean((1, 2, 3), keepdim=True).clamp(min=_SMALLEST_MEAN) if self.scale else m
 
     def _query_of(self, probabilities: Tensor) -> Tensor:

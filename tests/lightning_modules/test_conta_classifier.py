@@ -103,14 +103,14 @@ def test_tag_scores_by_hand():
         scores.update(torch.zeros(2, 2), torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("context", ["none", "sum", "stack", "constant", "placebo"])
+@pytest.mark.parametrize("context", ["none", "sum", "stack", "constant", "placebo", "stack_constant", "stack_placebo"])
 def test_every_context_learns_and_logs_what_it_says(context, tmp_path):
-    asks = context in ("sum", "stack", "placebo")
+    asks = context in ("sum", "stack", "placebo", "stack_placebo")
     path = _confounders(tmp_path / "confounders.npz") if asks else None
     module = _made(context, confounders=path)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     view = torch.tensor([[[-0.5, 0.0, 0.1], [0.0, 0.6, 0.0]]]).expand(2, 2, 3)
-    data = _Data(_batch(context=asks, view=view), "another" if context == "placebo" else "own")
+    data = _Data(_batch(context=asks, view=view), "another" if "placebo" in context else "own")
     trainer = _fit(module, data, tmp_path)
     logged = set(trainer.logged_metrics) | set(trainer.callback_metrics)
     assert logged == module.logged_keys()

@@ -57,7 +57,7 @@ def test_wrong_shapes(change, message):
 def _by_hand(kind="sum", query="foreground", scale=False):
     context = ContextMap(2, (1, 2), kind, query, scale)
     context.confounders.copy_(CONFOUNDERS)
-    if kind != "constant":
+    if "constant" not in kind:
         with torch.no_grad():
             context.w1.copy_(W1)
             context.w2.copy_(W2)
@@ -135,15 +135,16 @@ def test_first_weights_are_near_the_uniform_prior():
     assert (alpha.std(1) < 1e-6).all()  # equal confounders, equal weights
 
 
-def test_constant_is_ones_with_the_parameters_of_sum():
-    constant, as_sum = _by_hand("constant"), _by_hand("sum")
+@pytest.mark.parametrize(("kind", "held_to", "channels"), [("constant", "sum", 1), ("stack_constant", "stack", 2)])
+def test_constants_are_ones_with_channels_and_parameters_of_what_they_control(kind, held_to, channels):
+    constant, other = _by_hand(kind), _by_hand(held_to)
     probabilities = _probabilities([0.7, 0.2], [0.1, 0.3])
-    assert torch.equal(constant(probabilities), torch.ones(1, 1, 1, 2))
-    shapes = [[tuple(p.shape) for p in one.parameters()] for one in (constant, as_sum)]
+    assert torch.equal(constant(probabilities), torch.ones(1, channels, 1, 2))
+    assert constant.channels == other.channels == channels
+    shapes = [[tuple(p.shape) for p in one.parameters()] for one in (constant, other)]
     assert shapes[0] == shapes[1]
     assert not any(p.requires_grad for p in constant.parameters())
-    assert ContextMap(2, (1, 2), "constant").channels == 1
-    assert ContextMap(2, (1, 2), "stack").channels == 2
+    assert all(p.requires_grad for p in other.parameters())
 
 
 def test_without_a_mask_the_map_is_the_mean_of_the_confounders():
@@ -164,7 +165,7 @@ def test_half_precision_does_not_swallow_it():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "mean"}, "kind is 'mean', expected sum, stack or constant"),
+        ({"kind": "mean"}, "kind is 'mean', expected sum, stack, constant or stack_constant"),
         ({"query": "all"}, "query is 'all', expected foreground or classes"),
         ({"classes": 0}, "0 classes at"),
     ],
