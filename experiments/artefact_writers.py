@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from datamodules.artefacts import origin_of, write_cams, write_confounders, write_mask, write_query
+from datamodules.artefacts import origin_of, read_artefact_mask, write_cams, write_confounders, write_mask, write_query
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
 from experiments.artefact_folders import ArtefactWriter, Truths, some
@@ -24,7 +25,7 @@ from lightning_modules.conta_relation import CONTARelationNetwork
 from lightning_modules.conta_segmenter import CONTASegmenter
 from lightning_modules.dense_crf import CRFPool, DenseCRF, workers_here
 from lightning_modules.metrics.cam_thresholds import CAMThresholds
-from lightning_modules.metrics.confounder_set import Confounders, ConfounderSet
+from lightning_modules.metrics.confounder_set import Confounders, ConfounderSet, class_shares
 from lightning_modules.metrics.faults import FAULTS, FaultMetrics, fault_scores
 from lightning_modules.metrics.relation_labels import RelationLabelScores
 from lightning_modules.pictures import as_pixels
@@ -257,14 +258,23 @@ class MaskWriter(LabelMapWriter):
         label_space: the classes.
         pairs: names of classes whose mix-up is counted by itself.
         confounders: whether the images are the training images, which the confounder set is made of.
+        pseudo_masks: a folder of masks that the set is the mean of instead.
     """
 
     kinds: tuple[str, ...] = ("masks", "queries")
     headline: tuple[str, ...] = ("mask_miou", *(f"mask_mean_{fault}" for fault in FAULTS))
     prefix = "mask"
 
-    def __init__(self, out: Path, label_space: LabelSpace, pairs: Pairs = (), confounders: bool = True) -> None:
+    def __init__(
+        self,
+        out: Path,
+        label_space: LabelSpace,
+        pairs: Pairs = (),
+        confounders: bool = True,
+        pseudo_masks: Path | None = None,
+    ) -> None:
         super().__init__(out, label_space, pairs)
+        self.pseudo_masks = pseudo_masks
         self._sum = ConfounderSet(label_space.classes) if confounders else None
         self._found: Confounders | None = None
 
@@ -282,7 +292,14 @@ class MaskWriter(LabelMapWriter):
             probabilities = query.float().clamp(0, 1)  # a softmax may exceed 1 by its last digit
             write_query(self.part("queries"), name, probabilities.cpu().numpy())
             if self._sum is not None:
-                self._sum.update(probabilities.to(self._sum.device), batch["tags"][i].to(self._sum.device))
+                averaged = self._averaged(name, probabilities, self._sum.size).to(self._sum.device)
+                self._sum.update(averaged, batch["tags"][i].to(self._sum.device))
+
+    def _averaged(self, name: str, probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.pseudo_masks is None:
+            return probabilities
+        mask = torch.from_numpy(read_artefact_mask(self.pseudo_masks, name, self.label_space))
+        return class_shares(mask, len(self.label_space), size)
 
     def measured(self, has_truth: bool) -> dict[str, float]:
         """The scores; the confounder set meets here too."""
@@ -329,11 +346,24 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
     if isinstance(model, CONTARelationNetwork):
         return PseudoMaskWriter(out, space, pairs)
     if isinstance(model, CONTASegmenter):
-        return MaskWriter(out, space, pairs, getattr(datamodule, "predict_split", "train") == "train")
+        training = getattr(datamodule, "predict_split", "train") == "train"
+        return MaskWriter(out, space, pairs, training, _pseudo_masks(model, datamodule) if training else None)
     raise ValueError(
         f"{type(model).__name__} makes no artefacts of a split, only CONTAClassifier, CONTARelationNetwork and "
         f"CONTASegmenter do; leave out --data.predict_split"
     )
+
+
+def _pseudo_masks(model: CONTASegmenter, datamodule: SegmentationDataModule) -> Path | None:
+    """The folder that the confounder set is to be made of; None: of the prediction."""
+    if model.confounders_from == "masks":
+        return None
+    masks = getattr(datamodule, "masks", None)
+    if masks in (None, "truth"):
+        raise ValueError(
+            f"confounders_from=pseudo_masks averages --data.masks, which is {masks}; give the folder of pseudo_masks"
+        )
+    return Path(str(masks))
 
 
 def _no_background(kind: str, cases: dict[str, set[str]], images: int) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -17,7 +16,7 @@ from datamodules.artefacts import Confounders, check_folder, read_artefact_mask,
 from datamodules.label_spaces import LabelSpace
 from datamodules.weak import WeaklySupervisedDataModule
 from experiments.parser import nearest
-from lightning_modules.metrics.confounder_set import ConfounderSet
+from lightning_modules.metrics.confounder_set import ConfounderSet, class_shares
 from lightning_modules.pictures import colorize, font_of, legend
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -158,11 +157,7 @@ def true_confounders(data: WeaklySupervisedDataModule, size: tuple[int, int] = (
         _, mask, tags = data.read(name)
         if mask is None or tags is None:
             raise ValueError(f"{name} has no true {'mask' if mask is None else 'tags'}; the true confounders need all")
-        shares = torch.zeros(len(space), *size)
-        for label in set(np.unique(mask).tolist()) - {space.ignore_index}:
-            own = torch.from_numpy(mask == label).float()
-            shares[label] = F.interpolate(own[None, None], size, mode="area")[0, 0]
-        mean.update(shares, torch.from_numpy(tags))
+        mean.update(class_shares(torch.from_numpy(mask), len(space), size), torch.from_numpy(tags))
     found = mean.compute()
     return Confounders(found.confounders.numpy(), found.images.numpy(), space.classes[1:])
 

@@ -68,6 +68,8 @@ class CONTASegmenter(SegmentationModule):
             (`--data.score_at native`) a single core works; None: the cores, shared out; 0: none but this.
         use_tags: predicting the training split (`--data.predict_split train`), rule out the classes that an image's
             tags lack. Tags of other splits are not looked at: nobody knows them there.
+        confounders_from: predicting the training split, what the confounder set is the mean of: `masks`, the class
+            probabilities that are predicted, or `pseudo_masks`, those that the segmenter learned from (--data.masks).
         pairs: names (A, B) of classes whose mix-up is scored by itself, as `on/A/B` and `goes_to/A/B`.
         recipe_batch: images an optimiser step in the recipe that is followed (published: 10), which a fit is held to
             by a notice; None: no recipe.
@@ -96,11 +98,14 @@ class CONTASegmenter(SegmentationModule):
         crf: bool = False,
         crf_workers: int | None = None,
         use_tags: bool = True,
+        confounders_from: Literal["masks", "pseudo_masks"] = "masks",
         pairs: list[tuple[str, str]] | None = None,
         recipe_batch: int | None = None,
     ) -> None:
         if batch_norm not in ("frozen", "sync", "train"):
             raise ValueError(f"batch_norm is {batch_norm!r}; expected frozen, sync or train")
+        if confounders_from not in ("masks", "pseudo_masks"):
+            raise ValueError(f"confounders_from is {confounders_from!r}; expected masks or pseudo_masks")
         if any(not 0 < scale < 1 for scale in scales):
             raise ValueError(f"scales are {tuple(scales)}; each is above 0 and below 1, or none is given: []")
         if not test_scales or min(test_scales) <= 0:
@@ -112,6 +117,7 @@ class CONTASegmenter(SegmentationModule):
         self.batch_norm, self.recipe_batch = batch_norm, recipe_batch
         self.test_scales = tuple(test_scales)
         self.crf, self.crf_workers, self.use_tags = crf, crf_workers, use_tags
+        self.confounders_from = confounders_from
         self.scores_without_crf = self._scores()
         if batch_norm == "frozen":
             for norm in self.norms():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -91,3 +92,23 @@ class ConfounderSet(Metric):
         images = self.images.cpu()
         mean = self.total.cpu().double() / _UNIT / images.clamp(min=1)[:, None, None]
         return Confounders(mean.clamp(max=1).float(), images)
+
+
+def class_shares(mask: Tensor, classes: int, size: tuple[int, int]) -> Tensor:
+    """The share that each class has of each cell of a coarser grid: area averages of its mask.
+
+    Args:
+        mask: (H, W) labels 0..K-1; any other label, such as 255, is of no class.
+        classes: K.
+        size: (h, w) of the result.
+
+    Returns:
+        (K, h, w) float32 in 0..1.
+
+    >>> class_shares(torch.tensor([[0, 1, 1, 255]]), 2, (1, 2)).tolist()
+    [[[0.5, 0.0]], [[0.5, 0.5]]]
+    """
+    shares = torch.zeros(classes, *size, device=mask.device)
+    for label in set(mask.unique().tolist()) & set(range(classes)):
+        shares[label] = F.interpolate((mask == label).float()[None, None], size, mode="area")[0, 0]
+    return shares

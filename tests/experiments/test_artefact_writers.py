@@ -11,7 +11,7 @@ from PIL import Image
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.artefacts import About, read_artefact_mask, read_cams, read_confounders, read_query
+from datamodules.artefacts import About, read_artefact_mask, read_cams, read_confounders, read_query, write_mask
 from datamodules.label_spaces import label_space
 from experiments import artefact_folders, artefact_writers
 from experiments.artefact_writers import CAMWriter, MaskWriter, PseudoMaskWriter, artefact_writer
@@ -176,6 +176,20 @@ def test_masks_queries_and_confounders(tmp_path, monkeypatch):
     with Image.open(out / "masks/a.png") as mask:
         assert mask.mode == "P"
         assert mask.getpalette()[:9] == [value for colour in SPACE.palette for value in colour]
+
+
+def test_confounders_of_pseudo_masks(tmp_path):
+    """By hand: a is a cat in its left half, b a dog in its right half, tagged cat too; 255 is of no class."""
+    run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork())
+    folder = tmp_path / "pseudo_masks"
+    write_mask(folder, "a", np.array([[1, 1, 0, 0]] * 4), SPACE)
+    write_mask(folder, "b", np.array([[1, 255, 2, 2]] * 4), SPACE)
+    run(MaskWriter(tmp_path, SPACE, pseudo_masks=folder), CONTASegmenter())
+    found = read_confounders(tmp_path, SPACE)
+    assert found.images.tolist() == [2, 1]
+    assert found.maps[0][0].tolist() == [1.0] * 8 + [0.5] * 8 + [0.0] * 16
+    assert found.maps[1][0].tolist() == [0.0] * 16 + [1.0] * 16
+    assert read_query(tmp_path / "queries", "a", SPACE)[1, 0, 0] == pytest.approx(191 / 255), "queries are predicted"
 
 
 def test_of_another_split_there_is_no_confounder_set(tmp_path):
@@ -424,8 +438,21 @@ def test_the_writer_follows_the_method(tmp_path):
         is CAMWriter
     )
     assert type(artefact_writer(untrained(conta_relation.CONTARelationNetwork), data)) is PseudoMaskWriter
-    writer = artefact_writer(untrained(Child, pairs=[("cat", "dog")]), data)
+    writer = artefact_writer(untrained(Child, pairs=[("cat", "dog")], confounders_from="masks"), data)
     assert type(writer) is MaskWriter
+    assert writer.pseudo_masks is None
+    other = untrained(Child, confounders_from="pseudo_masks")
+    for masks in (None, "truth"):
+        data.masks = masks
+        with pytest.raises(
+            ValueError, match=f"averages --data.masks, which is {masks}; give the folder of pseudo_masks"
+        ):
+            artefact_writer(other, data)
+    data.masks = "round_0/pseudo_masks"
+    assert artefact_writer(other, data).pseudo_masks == Path("round_0/pseudo_masks")
+    data.predict_split = "val"
+    assert artefact_writer(other, data).pseudo_masks is None
+    data.predict_split = "train"
     assert "on/cat/dog" in writer.metrics["mask"].metric_keys
     assert writer.out == tmp_path
     with pytest.raises(ValueError, match="LightningModule makes no artefacts of a split"):

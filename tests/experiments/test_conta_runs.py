@@ -123,9 +123,9 @@ def test_the_published_settings_run_a_batch_of_each_stage(tmp_path, here, name):
         "1",
     ]
     more += ["--trainer.max_steps", "1", "--data.size", "[81, 81]", "--data.batch_size", "2"]  # fmt: skip
-    made = session(name, tmp_path / "runs", *more, last="round_0/masks")
+    made = session(name, tmp_path / "runs", *more, last="round_1_sum/cams")
     records = made.run(tests=False)
-    assert list(records) == [f"round_0/{stage}" for stage in STAGES]
+    assert list(records) == [*(f"round_0/{stage}" for stage in STAGES), "round_1_sum/classifier", "round_1_sum/cams"]
     notices = {notice for record in records.values() for notice in record.notices}
     assert any("random weights" in notice for notice in notices)
     assert any("the recipe has 16" in notice for notice in notices)
