@@ -49,7 +49,7 @@ class COCODataModule(WeaklySupervisedDataModule):
             pseudo_masks or masks.
         cams: folder of activation maps, that come along in predictions over a split.
         queries: folder of the last round's class probabilities, which become `context`.
-        context_of: `own`, `another` image's of its split (the placebo), or `another_of_class`; see the base class.
+        context_of: `own`, `another` image's (the placebo), `another_of_class` or `displaced`: see the base class.
         predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
         views: how training views are cut.
         others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,

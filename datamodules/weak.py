@@ -26,7 +26,7 @@ from datamodules.samples import Batch, Sample
 from datamodules.views import Views
 from datamodules.weak_dataset import Donors, Sources, WeakDataset
 
-ContextOf = Literal["own", "another", "another_of_class"]
+ContextOf = Literal["own", "another", "another_of_class", "displaced"]
 
 MASK_KINDS = ("relation_labels", "pseudo_masks", "masks")
 _GEOMETRY: dict[str, Any] = {
@@ -68,7 +68,8 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         queries: folder of the last round's class probabilities, which become `context`. Training images must have
             theirs; a split of evaluation has all or goes without.
         context_of: `own`; `another`: each image gets another's of its split (the placebo); `another_of_class`: each of
-            its tags' classes comes from another image that has it, the rest is background. Fixed by `seed`.
+            its tags' classes comes from another image that has it, the rest is background; `displaced`: its own, each
+            class shifted at random, round the edges. Fixed by `seed`.
         predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
         views: how training views are cut.
         others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
@@ -279,6 +280,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         return WeakDataset(
             names, read, None if native else self.size, self.label_space, sources, views, self.mean, run_seed(),
             None if sources.queries is None else self._donors(split, names),
+            self.seed if self.context_of == "displaced" else None,
         )  # fmt: skip
 
     def _all_have_tags(self, split: Split, names: tuple[str, ...]) -> bool:
@@ -291,7 +293,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
 
     def _donors(self, split: Split, names: tuple[str, ...]) -> Donors | None:
         """Whose context each image gets, or each of its classes: in cycles, so that none keeps its own."""
-        if self.context_of == "own":
+        if self.context_of in ("own", "displaced"):
             return None
         random = np.random.default_rng(self.seed)
         if self.context_of == "another":

@@ -54,6 +54,7 @@ class WeakDataset(Dataset[Sample]):
         mean: colour in 0..1 beyond the edge of an image.
         seed: of the views.
         donors: whose context each image, or each of its classes, gets; what no class has is background. None = its own.
+        displace: seed of the shifts that each class of an image's context is given; None = it stays where it is.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class WeakDataset(Dataset[Sample]):
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         seed: int = 0,
         donors: Donors | None = None,
+        displace: int | None = None,
     ) -> None:
         self.names, self.read, self.size, self.label_space = names, read, size, label_space
         self.sources = sources
@@ -76,7 +78,7 @@ class WeakDataset(Dataset[Sample]):
         red, green, blue = (round(255 * value) for value in mean)
         self.fill = (red, green, blue)
         self.seed = seed
-        self.donors = donors
+        self.donors, self.displace = donors, displace
         # Shared, so that workers that outlive an epoch see the next.
         self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -102,7 +104,7 @@ class WeakDataset(Dataset[Sample]):
         if mask is not None:
             sample["mask"] = mask_tensor(cut.mask(mask, self.label_space.ignore_index))
         if self.sources.queries is not None:
-            sample["context"] = torch.from_numpy(self._context(self.sources.queries, name))
+            sample["context"] = torch.from_numpy(self._context(self.sources.queries, index % len(self)))
         if self.sources.cams is not None:
             sample["cams"] = torch.from_numpy(read_cams(self.sources.cams, name, self.label_space).maps)
         return sample
@@ -118,13 +120,20 @@ class WeakDataset(Dataset[Sample]):
             return np.full(size, self.label_space.ignore_index, dtype=np.uint8)
         return truth
 
-    def _context(self, folder: Path, name: str) -> NDArray[np.float32]:
+    def _context(self, folder: Path, index: int) -> NDArray[np.float32]:
+        name = self.names[index]
         donor = name if self.donors is None else self.donors[name]
-        if isinstance(donor, str):
-            return read_query(folder, donor, self.label_space)
-        context = np.zeros_like(read_query(folder, name, self.label_space))
-        for index, other in donor.items():
-            context[index] = read_query(folder, other, self.label_space)[index]
+        if not isinstance(donor, str):
+            context = np.zeros_like(read_query(folder, name, self.label_space))
+            for k, other in donor.items():
+                context[k] = read_query(folder, other, self.label_space)[k]
+        else:
+            context = read_query(folder, donor, self.label_space)
+            if self.displace is None:
+                return context
+            random = np.random.default_rng([self.displace, index])
+            for k in range(1, len(context)):
+                context[k] = np.roll(context[k], random.integers(context.shape[1:]), (0, 1))
         context[0] = (1 - context[1:].sum(0)).clip(min=0)
         return context
 

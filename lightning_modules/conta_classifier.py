@@ -65,7 +65,7 @@ class CONTAClassifier(TrainedModule):
         adjustment: `none`, or `c2am`: see `CAMClassifier`.
         mask_pooling: how much of a training logit is averaged over where the last round's segmentation of the image
             (--data.queries) sees the class, and not over the whole view: see `mask_pooled`; 0..1. Maps and tags are
-            predicted without it. The control is --data.context_of another_of_class.
+            predicted without it. The controls are --data.context_of another_of_class and displaced.
         decouple: share of the training views into which an object of another view is pasted, cut out by masks of the
             last round (--data.masks): see `paste_objects`; 0..1.
         decouple_shuffled: cut out by the mask of another image of the batch: the control.
@@ -269,7 +269,7 @@ class CONTAClassifier(TrainedModule):
         data = getattr(self.trainer, "datamodule", None)
         asked = _ASK_MASKS.get(self.context_kind)
         given = getattr(data, "context_of", "own")
-        fits = given in ({"own"} if asked == "own" else {"another", "another_of_class"})
+        fits = (given == "own") == (asked == "own")
         # A prediction of photographs has no queries at all.
         if asked == "own" and not fits and not self.trainer.training:
             self.notice(f"context {self.context_kind} is given the masks of other images: what the maps owe to it")

@@ -56,7 +56,7 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
         masks: of training: None gives none, `truth` the scenes' own, else a folder of artefacts.
         cams: folder of activation maps, that come along in predictions over a split.
         queries: folder of the last round's class probabilities, which become `context`.
-        context_of: `own`, `another` image's of its split (the placebo), or `another_of_class`; see the base class.
+        context_of: `own`, `another` image's (the placebo), `another_of_class` or `displaced`: see the base class.
         predict_split: predict over a split of the data; instead of `predict_dir`.
         views: how training views are cut.
         others: classes that the label space lacks: `background`, or their images are left out (`leave_out`).

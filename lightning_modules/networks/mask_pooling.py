@@ -16,8 +16,9 @@ def mask_pooled(activation: Tensor, masks: Tensor, share: float) -> Tensor:
     M says where the class is: pooled there, the tag is explained by the object. Equation 3 of the paper puts a mean of
     class templates in the place of M, which is next to the same for every image.
 
-    The control is each class's mask in another image that has it (`--data.context_of another_of_class`): as many tags
-    are pooled, over as much, at places that are right for the class and not for the image.
+    Two controls pool as many tags over as much: over each class's mask in another image that has it
+    (`--data.context_of another_of_class`), at places that are right for the class and not for the image; and over the
+    image's own masks, shifted at random (`displaced`), at places that are right for neither.
 
     Args:
         activation: (N, n, H, W).

@@ -231,6 +231,37 @@ def test_another_context_for_each_class_is_of_an_image_that_has_it(tmp_path: Pat
     assert any(contexts(seed=seed) != found for seed in range(1, 4))
 
 
+def test_a_displaced_context_is_its_own_at_another_place(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "queries", ())
+    names = Halves(train=6).entries("train")
+    mark = np.zeros((3, 8, 8))
+    mark[1, 2:4, 3] = 0.8  # a cat of two cells, a dog of three, that do not overlap
+    mark[2, 6, 0:3] = 0.4
+    mark[0] = 1 - mark[1:].sum(0)
+    for name in names:
+        write_query(folder, name, mark)
+    about = About.read(folder)
+    replace(about, images=6).write(folder)
+
+    def contexts(**settings) -> list[torch.Tensor]:
+        data = Halves(train=6, queries=str(folder), context_of="displaced", **settings).dataset("train")
+        return [data[index]["context"] for index in range(6)]
+
+    found = contexts()
+    places = set()
+    for context in found:
+        assert context[1].sum().item() == pytest.approx(1.6, abs=0.02)
+        assert context[2].sum().item() == pytest.approx(1.2, abs=0.02)
+        assert torch.allclose(context[0], (1 - context[1:].sum(0)).clamp(min=0))
+        (rows, columns) = context[1].nonzero(as_tuple=True)
+        assert columns.unique().numel() == 1
+        assert (rows[1] - rows[0]).item() in (1, 7), "one above the other, round the edge"
+        places |= {(*context[1].nonzero()[0].tolist(), *context[2].nonzero()[0].tolist())}
+    assert len(places) > 3
+    assert all(torch.equal(a, b) for a, b in zip(contexts(), found, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(contexts(seed=1), found, strict=True))
+
+
 def test_a_class_of_one_image_has_no_other_that_could_give_it(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", Halves(train=3).entries("train"))
     data = Halves(train=3, truth=False, queries=str(folder), context_of="another_of_class")
