@@ -24,7 +24,7 @@ from lightning_modules.metrics.tag_scores import TagScores
 from lightning_modules.networks.backbones import STAGES, Backbone, Weights
 from lightning_modules.networks.cam_classifier import GLOBAL_CAM_SIZE, Adjustment, CAMClassifier, freeze_stages
 from lightning_modules.networks.context import ContextQuery, seen_through
-from lightning_modules.networks.mask_pooling import mask_pooled
+from lightning_modules.networks.mask_pooling import mask_pooled, mask_teaching_loss
 from lightning_modules.trained_module import TrainedModule
 from lightning_modules.upsampling import classes_at
 from losses.balanced_tags import BalancedTagLoss
@@ -66,6 +66,7 @@ class CONTAClassifier(TrainedModule):
         mask_pooling: how much of a training logit is averaged over where the last round's segmentation of the image
             (--data.queries) sees the class, and not over the whole view: see `mask_pooled`; 0..1. Maps and tags are
             predicted without it. The controls are --data.context_of another_of_class and displaced.
+        mask_teaching: weight of a loss by which each position is held to that segmentation: see `mask_teaching_loss`.
         decouple: share of the training views into which an object of another view is pasted, cut out by masks of the
             last round (--data.masks): see `paste_objects`; 0..1.
         decouple_shuffled: cut out by the mask of another image of the batch: the control.
@@ -112,6 +113,7 @@ class CONTAClassifier(TrainedModule):
         confounders: str | None = None,
         adjustment: Adjustment = "none",
         mask_pooling: float = 0.0,
+        mask_teaching: float = 0.0,
         decouple: float = 0.0,
         decouple_shuffled: bool = False,
         loss: nn.Module | None = None,
@@ -150,9 +152,12 @@ class CONTAClassifier(TrainedModule):
             problems.append(f"confounders with context={context} (which uses none)")
         if not 0 <= mask_pooling <= 1:
             problems.append(f"mask_pooling={mask_pooling} (a share, 0 to 1)")
+        if mask_teaching < 0:
+            problems.append(f"mask_teaching={mask_teaching} (a weight, 0 or more)")
+        masked = "mask_pooling" if mask_pooling else "mask_teaching" if mask_teaching else ""
         for name, value in (("context", context), ("adjustment", adjustment), ("decouple", decouple)):
-            if mask_pooling and value not in ("none", 0):
-                problems.append(f"mask_pooling with {name}={value} (one of them at a time)")
+            if masked and value not in ("none", 0):
+                problems.append(f"{masked} with {name}={value} (one of them at a time)")
         if not 0 <= decouple <= 1:
             problems.append(f"decouple={decouple} (a share, 0 to 1)")
         if decouple_shuffled and not decouple:
@@ -194,7 +199,8 @@ class CONTAClassifier(TrainedModule):
         self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
         self.relation_thresholds = relation_thresholds
         self.pairs = [(first, second) for first, second in pairs or ()]
-        self.mask_pooling, self.decouple, self.decouple_shuffled = mask_pooling, decouple, decouple_shuffled
+        self.mask_pooling, self.mask_teaching = mask_pooling, mask_teaching
+        self.decouple, self.decouple_shuffled = decouple, decouple_shuffled
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
@@ -292,12 +298,18 @@ class CONTAClassifier(TrainedModule):
         logits: Tensor = self.network(self.normalized(image), context, view)
         return logits
 
-    def _pooled(self, batch: dict[str, Any]) -> Tensor:
-        """Logits (N, n) of training views, in part over the last round's masks."""
-        queries, view = self._queries(batch, "mask_pooling"), batch.get("view")
-        activation = self.network.activation(self.normalized(batch["image"]))
-        masks = seen_through(queries.float(), view, (activation.shape[-2], activation.shape[-1]))
-        return mask_pooled(activation.float(), masks[:, 1:], self.mask_pooling)
+    def _under_masks(self, batch: dict[str, Any], tags: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, n) of training views, in part over the last round's masks, and the loss of what these teach."""
+        queries, view = (
+            self._queries(batch, "mask_pooling" if self.mask_pooling else "mask_teaching"),
+            batch.get("view"),
+        )
+        activation = self.network.activation(self.normalized(batch["image"])).float()
+        masks = seen_through(queries.float(), view, (activation.shape[-2], activation.shape[-1]))[:, 1:]
+        logits = mask_pooled(activation, masks, self.mask_pooling)
+        if not self.mask_teaching:
+            return logits, logits.new_zeros(())
+        return logits, self.mask_teaching * mask_teaching_loss(activation, masks, tags)
 
     def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
         known: Tensor | None = batch.get("context")
@@ -346,12 +358,14 @@ class CONTAClassifier(TrainedModule):
             mask = self._masks(batch)
             shapes = mask.roll(1, 0) if self.decouple_shuffled else None
             image, tags = paste_objects(image, tags, mask, self.decouple, shapes)
-        if train and self.mask_pooling:
-            logits = self._pooled(batch)
+        taught: Tensor | float = 0.0
+        if train and (self.mask_pooling or self.mask_teaching):
+            logits, taught = self._under_masks(batch, tags)
         else:
             logits = self(image, self._context(batch, train), batch.get("view")).float()
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:
+            loss = loss + taught
             self._log_train_loss(loss, image)
             return {"loss": loss}
         mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)

@@ -17,7 +17,7 @@ from lightning_modules.class_activation import class_activation_maps
 from lightning_modules.conta_classifier import CONTAClassifier
 from lightning_modules.metrics.tag_scores import TagScores
 from lightning_modules.networks.context import seen_through
-from lightning_modules.networks.mask_pooling import mask_pooled
+from lightning_modules.networks.mask_pooling import mask_pooled, mask_teaching_loss
 from losses import BalancedTagLoss
 
 SPACE = LabelSpace("pets", ("background", "cat", "dog", "cow"), ((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9)))
@@ -231,6 +231,25 @@ def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
     with pytest.raises(ValueError, match=r"mask_pooling needs the last round's segmentation .* set --data.queries"):
         _fit(_made(mask_pooling=0.5), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
     _fit(_made(mask_pooling=0.5), _Data(_batch(context=True), "another_of_class"), tmp_path)  # its control
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75])
+def test_each_position_of_a_fit_is_held_to_the_images_own_masks(share, tmp_path):
+    module, seen = _made(mask_pooling=share, mask_teaching=2.0), torch.zeros(2, 4, *SIZE)
+    seen[:, 0], seen[0, 0, :2], seen[0, 1, :2] = 1, 0, 1
+    batch = {**_batch(), "context": seen}
+    activation = module.network.activation(module.normalized(batch["image"])).detach()
+    masks = seen_through(seen, None, tuple(activation.shape[2:]))[:, 1:]
+    taught = mask_teaching_loss(activation, masks, batch["tags"])
+    tags_alone = module.loss(mask_pooled(activation, masks, share), batch["tags"])
+    module.log = lambda *args, **kwargs: None
+    assert taught > 0.01
+    torch.testing.assert_close(module.training_step(batch, 0)["loss"].detach(), tags_alone + 2 * taught)
+    with pytest.raises(ValueError, match=r"mask_\w+ needs the last round's segmentation .* set --data.queries"):
+        _fit(_made(mask_pooling=share, mask_teaching=2.0), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
+    _fit(
+        _made(mask_pooling=share, mask_teaching=2.0), _Data(_batch(context=True), "displaced"), tmp_path
+    )  # its control
 
 
 def test_maps_may_be_made_under_the_context_of_other_images(tmp_path):
@@ -507,6 +526,8 @@ def test_objects_are_pasted_in_training_alone(tmp_path):
     [
         ({"decouple": 1.5}, r"decouple=1.5 \(a share, 0 to 1\)"),
         ({"mask_pooling": -0.5}, r"mask_pooling=-0.5 \(a share, 0 to 1\)"),
+        ({"mask_teaching": -1.0}, r"mask_teaching=-1.0 \(a weight, 0 or more\)"),
+        ({"mask_teaching": 1.0, "decouple": 0.5}, "mask_teaching with decouple=0.5"),
         ({"mask_pooling": 0.5, "context": "stack"}, "mask_pooling with context=stack"),
         ({"mask_pooling": 0.5, "adjustment": "c2am"}, "mask_pooling with adjustment=c2am"),
         ({"mask_pooling": 0.5, "decouple": 0.5}, "mask_pooling with decouple=0.5"),
