@@ -14,12 +14,11 @@ def mask_pooled(activation: Tensor, masks: Tensor, share: float) -> Tensor:
 
     In the causal graph of CONTA the context C acts on the label Y past the image, X <- C -> M -> Y, M being what C
     makes of this image. The plain mean over all positions lets all of X answer for a tag, company and ground as well.
-    M says where the class is: pooled there, the tag is explained by the object. Equation 3 of the paper puts a mean of
-    class templates in the place of M, which is next to the same for every image.
-
-    Two controls pool as many tags over as much: over each class's mask in another image that has it
-    (`--data.context_of another_of_class`), at places that are right for the class and not for the image; and over the
-    image's own masks, shifted at random (`displaced`), at places that are right for neither.
+    Whose masks these are decides what is estimated. The image's own (`--data.context_of own`) condition on M, which
+    has the faults of the last round. Each class's mask in another image that has it (`another_of_class`) is a c drawn
+    from the class's confounders whatever the image, as the sum over c in equation 2 is: over an epoch's images a
+    position counts as often as the class is found there. The image's own masks shifted at random (`displaced`) pool as
+    many tags over as much and know no place: the control of both.
 
     Args:
         activation: (N, n, H, W).
