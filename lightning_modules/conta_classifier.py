@@ -300,12 +300,9 @@ class CONTAClassifier(TrainedModule):
 
     def _under_masks(self, batch: dict[str, Any], tags: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, n) of training views, in part over the last round's masks, and the loss of what these teach."""
-        queries, view = (
-            self._queries(batch, "mask_pooling" if self.mask_pooling else "mask_teaching"),
-            batch.get("view"),
-        )
+        queries = self._queries(batch, "mask_pooling" if self.mask_pooling else "mask_teaching").float()
         activation = self.network.activation(self.normalized(batch["image"])).float()
-        masks = seen_through(queries.float(), view, (activation.shape[-2], activation.shape[-1]))[:, 1:]
+        masks = seen_through(queries, batch.get("view"), (activation.shape[-2], activation.shape[-1]))[:, 1:]
         logits = mask_pooled(activation, masks, self.mask_pooling)
         if not self.mask_teaching:
             return logits, logits.new_zeros(())
