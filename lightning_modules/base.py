@@ -106,18 +106,26 @@ class SegmentationModule(TrainedModule):
         mirrored = self(image.flip(-1)).float().flip(-1)[:, self.mirrored_classes]
         return torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
 
+    def evaluated(self, batch: dict[str, Any]) -> Tensor:
+        """`evaluate` of a batch's images.
+
+        Raises:
+            ValueError: logits are nan or infinite, which would pass for a class; the message names the images.
+        """
+        return require_finite(self.evaluate(batch["image"]), batch)
+
     def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         loss: Tensor = self.loss(logits, batch["mask"])
         return loss
 
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
-        image = batch["image"]
         if split == "train":
+            image = batch["image"]
             loss = self._loss(self(image), batch)
             self._log_train_loss(loss, image)
             return {"loss": loss}
         mask = batch["mask"]
-        logits = resize_logits(self.evaluate(image), (mask.shape[-2], mask.shape[-1]))
+        logits = resize_logits(self.evaluated(batch), (mask.shape[-2], mask.shape[-1]))
         return self._count(split, self._loss(logits, batch), logits.argmax(1), batch)
 
     def _count(self, split: Split, loss: Tensor, prediction: Tensor, batch: dict[str, Any]) -> StepOutput:
@@ -147,7 +155,7 @@ class SegmentationModule(TrainedModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:  # noqa: ARG002  # Lightning's hook
         """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
-        logits = self.evaluate(batch["image"])
+        logits = self.evaluated(batch)
         sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]
         return [classes_at(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
 
@@ -178,3 +186,24 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if (logits.shape[-2], logits.shape[-1]) == tuple(size):
         return logits
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def require_finite(logits: Tensor, batch: dict[str, Any]) -> Tensor:
+    """The logits (N, K, H, W) of a batch in evaluation, each pixel of which has a largest one.
+
+    Args:
+        logits: a class that is ruled out may be -inf.
+        batch: that of the N images, with their `name`.
+
+    Raises:
+        ValueError: nan, inf, or -inf for all classes at some pixel; the message names the images.
+    """
+    good = logits.amax(1).isfinite().flatten(1).all(1)
+    if not good.all():
+        names = batch.get("name", range(len(good)))
+        wrong = ", ".join(str(name) for name, fine in zip(names, good.tolist(), strict=True) if not fine)
+        raise ValueError(
+            f"the logits of {wrong} are not finite; the training has diverged: take an earlier checkpoint, or train "
+            "with a lower rate"
+        )
+    return logits

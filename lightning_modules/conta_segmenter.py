@@ -231,7 +231,7 @@ class CONTASegmenter(SegmentationModule):
             return super()._step(batch, split)
         mask = batch["mask"]
         size = (mask.shape[-2], mask.shape[-1])
-        logits = resize_logits(self.evaluate(batch["image"]), size)
+        logits = resize_logits(self.evaluated(batch), size)
         self.scores_without_crf.update(logits.argmax(1), mask)
         images = resize_logits(batch["image"], size)
         prediction = torch.stack([one.argmax(0) for one in self._refined(images, list(logits.softmax(1)))])
@@ -281,7 +281,7 @@ class CONTASegmenter(SegmentationModule):
             uint8 at the size that is evaluated, and `queries`, (K, 32, 32) float32 class probabilities, area averages.
             Both are after the CRF where there is one.
         """
-        logits = self.evaluate(batch["image"])
+        logits = self.evaluated(batch)
         if "original" in batch:
             self._foreground = True  # a photograph may well have none
             originals: Sequence[Tensor] = batch["original"]

@@ -17,7 +17,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from datamodules.label_spaces import STN, LabelSpace
-from lightning_modules.base import SegmentationModule, Split, StepOutput
+from lightning_modules.base import SegmentationModule, Split, StepOutput, require_finite
 from lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
 from lightning_modules.card import KEY as CARD
 from lightning_modules.earlier_stages import take_over
@@ -355,30 +355,30 @@ class STNiCNN(SegmentationModule):
 
     def _evaluate_batch(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if self.stage == "coarse":
-            coarse = self(batch["image"]).float()
+            coarse = self.evaluated(batch)
             loss = self._labelled_loss(coarse, small_labels(batch))
             return self._count(split, loss, enlarged(coarse, batch), batch)
         frame, labels, sizes, truth, present = self._framed(batch)
         if self.cropper == "true":
-            scores, loss = self._parse(frame, truth, labels, present)
+            scores, loss = self._parse(batch, frame, truth, labels, present)
             return self._count(split, loss, at_mask(scores, batch), batch)
-        coarse = self(batch["image"]).float()
+        coarse = self.evaluated(batch)
         theta = self._found_theta(coarse, sizes, size_of(frame))
         (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
         if self.stage == "localizer":
             loss = self._theta_loss(theta, truth, present, sizes, frame)
             return self._count(split, loss, enlarged(coarse, batch), batch)
         if split == "test":
-            scores, _ = self._parse(frame, truth, labels, present)
+            scores, _ = self._parse(batch, frame, truth, labels, present)
             self.subset_scores[TRUE_WINDOWS].update(at_mask(scores, batch), batch["mask"])  # type: ignore[operator]
-        scores, loss = self._parse(frame, theta, labels)
+        scores, loss = self._parse(batch, frame, theta, labels)
         return self._count(split, loss, at_mask(scores, batch), batch)
 
     def _parse(
-        self, frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
+        self, batch: dict[str, Any], frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The class scores (N, 9, H, W) of the frame, and the windows' loss; without those not `counted` (N, 6)."""
-        logits = self._label(frame, theta)
+        logits = [require_finite(one, batch) for one in self._label(frame, theta)]
         windows = window_probabilities(logits)
         if counted is not None:
             windows = windows * counted[..., None, None, None]
@@ -476,8 +476,8 @@ class STNiCNN(SegmentationModule):
         own = [size_of(image) for image in batch["original"]]
         batch = {**batch, "original": [self._at_scale(image) for image in batch["original"]]}
         frame, sizes = frame_of(batch, self.window)
-        theta = self._found_theta(self(batch["image"]).float(), sizes, size_of(frame))
-        windows = window_probabilities(self._label(frame, theta))
+        theta = self._found_theta(self.evaluated(batch), sizes, size_of(frame))
+        windows = window_probabilities([require_finite(one, batch) for one in self._label(frame, theta)])
         if [size_of(image) for image in batch["original"]] == own:
             classes = paste_labels(windows, theta, size_of(frame), self.paste_to)
             return [one[:height, :width].byte() for one, (height, width) in zip(classes, own, strict=True)]

@@ -6,7 +6,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 from datamodules.label_spaces import HELEN, PARTS
-from lightning_modules.base import SegmentationModule, resize_logits
+from lightning_modules.base import SegmentationModule, require_finite, resize_logits
 from lightning_modules.card import describe_space, space_of
 from lightning_modules.fasseg_unet import FASSEGUNet
 from lightning_modules.networks.readme_unet import ReadmeUNet
@@ -69,6 +69,40 @@ def test_the_average_is_of_probabilities():
     lit, dark = math.e / (math.e + 2), 1 / 3
     # Each pixel meets itself: a pixel-wise network does not change under the mirror.
     torch.testing.assert_close(found.exp(), torch.tensor([lit, dark]))
+
+
+class TestFiniteLogits:
+    """Logits that are no numbers would pass for the first class."""
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_one_pixel_is_enough(self, value):
+        logits = torch.zeros(3, 2, 4, 4)
+        logits[1, 1, 2, 3] = value
+        with pytest.raises(ValueError, match=r"^the logits of b are not finite; .*earlier checkpoint"):
+            require_finite(logits, {"name": ["a", "b", "c"]})
+        with pytest.raises(ValueError, match=r"^the logits of 1 are not finite"):
+            require_finite(logits, {})
+
+    def test_classes_may_be_ruled_out_but_not_all_of_them(self):
+        logits = torch.zeros(2, 2, 4, 4)
+        logits[:, 0] = -math.inf
+        assert require_finite(logits, {"name": ["a", "b"]}) is logits
+        logits[0, 1, 0, 0] = -math.inf
+        with pytest.raises(ValueError, match=r"^the logits of a are"):
+            require_finite(logits, {"name": ["a", "b"]})
+
+    @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+    def test_a_diverged_network_is_not_scored_and_predicts_nothing(self, tmp_path, verb):
+        data = TinyDataModule()
+        diverged = module(TinyNetwork(3), data.label_space)
+        next(diverged.network.parameters()).data[0] = math.nan
+        if verb == "predict":
+            batch = {"image": torch.rand(1, 3, 8, 8), "original": [torch.rand(3, 8, 8)], "name": ["photo"]}
+            with pytest.raises(ValueError, match=r"^the logits of photo are not finite"):
+                diverged.eval().predict_step(batch, 0)
+            return
+        with pytest.raises(ValueError, match=r"^the logits of (val|test)_.* are not finite"):
+            getattr(trainer(tmp_path), verb)(diverged, data, verbose=False)
 
 
 def test_weights_that_expect_another_normalisation_are_refused():

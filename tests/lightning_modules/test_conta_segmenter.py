@@ -379,6 +379,19 @@ class TestPrediction:
             assert found[i].dtype == torch.uint8
             assert torch.equal(found[i].long(), expected)
 
+    @pytest.mark.parametrize("crf", [False, True])
+    def test_logits_that_are_no_numbers_are_no_background(self, module, crf):
+        class Diverged(nn.Module):
+            def forward(self, image):
+                return torch.full((len(image), 3, 4, 4), torch.nan)
+
+        module.network, module.crf = Diverged(), crf
+        batch = batch_of(2)
+        photograph = {"image": batch["image"], "original": [*batch["image"]], "name": ["0", "1"]}
+        for step, given in ((module.predict_step, batch), (module.predict_step, photograph), (module.test_step, batch)):
+            with pytest.raises(ValueError, match=r"^the logits of 0, 1 are not finite"):
+                step(given, 0)
+
     def test_the_crf_works_on_the_photograph(self, module):
         pytest.importorskip("pydensecrf")
         module.crf = True

@@ -519,6 +519,17 @@ def test_prediction_is_the_evaluations() -> None:
     assert torch.equal(torch.stack(lean).long(), evaluated(stn, batch)["prediction"])
 
 
+@pytest.mark.parametrize("broken", ["network", "parts"])
+def test_logits_that_are_no_numbers_are_no_background(broken: str) -> None:
+    batch = collate([sample(), sample("b", shift=4)])
+    stn = module().eval()
+    weight: Any = stn.network.weight if broken == "network" else stn.parts["nose"].weight
+    weight.data.fill_(torch.nan)
+    for step in (lambda: stn.predict_step(dict(batch), 0), lambda: evaluated(stn, batch)):
+        with torch.no_grad(), pytest.raises(ValueError, match=r"^the logits of a, b are not finite"):
+            step()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

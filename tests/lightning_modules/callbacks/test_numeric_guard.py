@@ -177,7 +177,10 @@ SCRIPT = """
     loss = None if consensus else nn.CrossEntropyLoss(ignore_index=255)
     module = ConsensusSegmenter(data.label_space, Breaks, loss)
     more = dict(devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=3)
-    make_trainer(folder, [NumericGuard()], **more).fit(module, data)
+    try:
+        make_trainer(folder, [NumericGuard()], **more).fit(module, data)
+    finally:  # gloo's threads, if left to the interpreter's end, now and then abort it
+        torch.distributed.destroy_process_group()
 """
 
 
