@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from datamodules.artefacts import About, place_of
+from datamodules.artefacts import ABOUT, About, place_of
 from datamodules.label_spaces import LabelSpace
 from lightning_modules.callbacks.image_scores import gathered, image_columns, image_rows, write_table
 
@@ -100,8 +100,17 @@ class ArtefactWriter(Callback):
         """Makes empty folders beside the final ones.
 
         Raises:
-            OSError: they cannot be made.
+            ValueError: there are artefacts of another split, which would be lost.
+            OSError: the folders cannot be made.
         """
+        split = _split(trainer)
+        for kind in self.kinds:
+            whole = self.out / kind
+            if (whole / ABOUT).is_file() and (theirs := About.read(whole).split) not in ("", split):
+                raise ValueError(
+                    f"{whole} holds the {kind} of the {theirs} images, in whose place those of {split} would come; set "
+                    f"--data.predict_out to another folder, or remove this one"
+                )
         trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
         self._cases, self._rows = {"images": set(), "with truth": set()}, []
         for metric in self.metrics.values():
@@ -200,7 +209,7 @@ class ArtefactWriter(Callback):
                     images=images,
                     scores=scores,
                     notices=tuple(dict.fromkeys([*said, *own])),
-                    split=getattr(_datamodule(trainer), "predict_split", None) or "",
+                    split=_split(trainer),
                     origin=origin,
                 ).write(self.part(kind))
             if self._rows:
@@ -272,3 +281,7 @@ def _replace(part: Path, final: Path) -> None:
 
 def _datamodule(trainer: Trainer) -> Any:
     return getattr(trainer, "datamodule", None)
+
+
+def _split(trainer: Trainer) -> str:
+    return getattr(_datamodule(trainer), "predict_split", None) or ""

@@ -15,9 +15,18 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from datamodules.artefacts import origin_of, read_artefact_mask, write_cams, write_confounders, write_mask, write_query
+from datamodules.artefacts import (
+    check_folder,
+    origin_of,
+    read_artefact_mask,
+    write_cams,
+    write_confounders,
+    write_mask,
+    write_query,
+)
 from datamodules.base import SegmentationDataModule
 from datamodules.label_spaces import LabelSpace
+from datamodules.weak import WeaklySupervisedDataModule
 from experiments.artefact_folders import ArtefactWriter, Truths, some
 from lightning_modules.confounder_picture import confounder_figure
 from lightning_modules.conta_classifier import CONTAClassifier
@@ -26,7 +35,7 @@ from lightning_modules.conta_segmenter import CONTASegmenter
 from lightning_modules.dense_crf import CRFPool, DenseCRF, workers_here
 from lightning_modules.metrics.cam_thresholds import CAMThresholds
 from lightning_modules.metrics.confounder_set import Confounders, ConfounderSet, class_shares
-from lightning_modules.metrics.faults import FAULTS, FaultMetrics, fault_scores
+from lightning_modules.metrics.faults import FAULTS, FaultMetrics, checked_pairs, fault_scores
 from lightning_modules.metrics.relation_labels import RelationLabelScores
 from lightning_modules.pictures import as_pixels
 from lightning_modules.relation_labels import combine, seed_maps
@@ -70,7 +79,7 @@ class CAMWriter(ArtefactWriter):
         super().__init__(out, label_space)
         seed_maps(np.zeros((1, 1, 1)), (1, 1), foreground, background)  # so that wrong thresholds are found at once
         self.crf, self.foreground, self.background, self.workers = crf, foreground, background, workers
-        self.pairs = pairs
+        self.pairs = checked_pairs(pairs, label_space.classes)
         classes, ignored = label_space.classes, label_space.ignore_index
         self.metrics = {"cam": CAMThresholds(classes, ignored), "relation": RelationLabelScores(classes, ignored)}
         self._stack = ExitStack()
@@ -298,7 +307,7 @@ class MaskWriter(LabelMapWriter):
     def _averaged(self, name: str, probabilities: Tensor, size: tuple[int, int]) -> Tensor:
         if self.pseudo_masks is None:
             return probabilities
-        mask = torch.from_numpy(read_artefact_mask(self.pseudo_masks, name, self.label_space))
+        mask = torch.tensor(read_artefact_mask(self.pseudo_masks, name, self.label_space))
         return class_shares(mask, len(self.label_space), size)
 
     def measured(self, has_truth: bool) -> dict[str, float]:
@@ -355,7 +364,7 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
 
 
 def _pseudo_masks(model: CONTASegmenter, datamodule: SegmentationDataModule) -> Path | None:
-    """The folder that the confounder set is to be made of; None: of the prediction."""
+    """The folder that the confounder set is to be made of, checked as training would; None: of the prediction."""
     if model.confounders_from == "masks":
         return None
     masks = getattr(datamodule, "masks", None)
@@ -363,7 +372,10 @@ def _pseudo_masks(model: CONTASegmenter, datamodule: SegmentationDataModule) -> 
         raise ValueError(
             f"confounders_from=pseudo_masks averages --data.masks, which is {masks}; give the folder of pseudo_masks"
         )
-    return Path(str(masks))
+    folder = Path(str(masks))
+    names = datamodule.names("train") if isinstance(datamodule, WeaklySupervisedDataModule) else ()
+    check_folder(folder, ("pseudo_masks",), names, datamodule.label_space, "train")
+    return folder
 
 
 def _no_background(kind: str, cases: dict[str, set[str]], images: int) -> list[str]:

@@ -238,8 +238,8 @@ class StructsegCLI(LightningCLI):
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.folder.notices.unlink(missing_ok=True)
-        if self.model.notices:
-            self.folder.notices.write_text("".join(f"{notice}\n" for notice in self.model.notices))
+        if notices := self.model.all_notices():
+            self.folder.notices.write_text("".join(f"{notice}\n" for notice in notices))
 
     def _begin(self, *splits: Split) -> None:
         if not self.datamodule.download:  # what is yet to be fetched cannot be looked at

@@ -23,7 +23,7 @@ from experiments.parser import fail, nearest
 from experiments.pipeline_file import argument_faults, load_pipeline
 from experiments.processes import alone, command_line, run_structseg
 from experiments.result_files import commit
-from experiments.rounds import leave_report, say_disk
+from experiments.rounds import drop_report, leave_report, say_disk
 from experiments.run_folder import NOTICES_NAME
 from experiments.stage_record import (
     Inputs,
@@ -38,6 +38,7 @@ from experiments.stage_record import (
 )
 from experiments.stages import RUN_ID, Pipeline, Stage, pipeline_folder
 from lightning_modules.card import read_card
+from lightning_modules.dense_crf import require_pydensecrf
 
 _SPLIT = ("--data.predict_split", "train")  # unless a stage says otherwise
 _SEEDS_A_ROUND = 100  # rounds are trained anew, with random numbers of their own
@@ -178,9 +179,15 @@ class Session:
                     "structseg pipeline --anew replaces it and what builds on it; else take another --runs_dir"
                 )
 
-    def survey(self) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
-        """What would be done for each stage, with the arguments of its commands."""
-        for stage, found, coming in self.standings(self.configs()):
+    def survey(
+        self, configs: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
+        """What would be done for each stage, with the arguments of its commands.
+
+        Args:
+            configs: as `configs` gives them; None asks it.
+        """
+        for stage, found, coming in self.standings(configs or self.configs()):
             commands = [self.args(stage, coming)] if found.fit else []
             path = self._best(stage.name, [stage.name] if found.fit else [])
             commands += [self.test_args(stage, test, path) for test in found.tests]
@@ -194,11 +201,14 @@ class Session:
             anew: replace finished predictions of another configuration.
 
         Raises:
-            ValueError: a stage's arguments are refused, or there are such predictions; nothing was run.
+            ValueError: a stage's arguments are refused, there are such predictions, or the CRF that makes relation
+                labels is not installed; nothing was run.
             RuntimeError: a stage failed, or another process is at work in the same folder.
             OSError: the rounds to come do not fit on the disk; nothing was run.
         """
         configs = self.configs()
+        if any(Path(made).name == "relation_labels" for stage in self.stages for made in stage.makes):
+            require_pydensecrf()
         records: dict[str, Record] = {}
         with alone(self.folder) as lock:
             if not anew:
@@ -222,6 +232,7 @@ class Session:
 
     def _do(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
         inputs, (head, dirty) = self._inputs(stage, config), commit()
+        drop_report(self.pipeline, self.folder, stage.name)
         before = _written(self.folder / stage.name)
         args, own = self.args(stage), inputs.fingerprint[:8]
         if stage.predicts is None and read_record(self.folder / stage.name) is None:
@@ -359,8 +370,14 @@ def main(args: list[str]) -> None:
     pipeline = pipeline if given.arm is None else pipeline.of_arm(given.arm)
     session = Session(pipeline, given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
     if given.dry_run:
-        for stage, found, commands in session.survey():
+        configs = session.configs()
+        for stage, found, commands in session.survey(configs):
             print("\n    ".join([f"{stage.name}: {found}", *map(command_line, commands)]))
+        if not given.anew:
+            try:
+                session.refuse_others(configs)
+            except ValueError as error:
+                print(f"without --dry-run: {error}")
         return
     records = session.run(anew=given.anew)
     console = Console() if Console().is_terminal else Console(width=200)

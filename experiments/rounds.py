@@ -22,6 +22,13 @@ def leave_report(pipeline: Pipeline, folder: Path, stage: str, records: Mapping[
             write_result(folder / name / REPORT, round_report(name, {stage: records[stage] for stage in members}))
 
 
+def drop_report(pipeline: Pipeline, folder: Path, stage: str) -> None:
+    """Removes the report of a round whose stage is about to run anew: it speaks of what will be gone."""
+    for name, members in pipeline.rounds.items():
+        if stage in members:
+            (folder / name / REPORT).unlink(missing_ok=True)
+
+
 def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
     """What the stages of a round measured and noticed, by the stage's name; of several tests, each by its own."""
     stages = {}
@@ -60,9 +67,11 @@ def say_disk(pipeline: Pipeline, folder: Path, stages: Collection[str]) -> None:
     each = max((size(folder / name) / _MB for name in done), default=pipeline.round_megabytes)
     coming = [name for name, members in pipeline.rounds.items() if name not in done and set(members) & set(stages)]
     needed = sum(max(each - size(folder / name) / _MB, 0) for name in coming)
+    free = shutil.disk_usage(folder).free / _MB
+    if coming and not each:
+        print(f"disk: round_megabytes is not set, the need is unknown; {free:.0f} MB free at {folder}", flush=True)
     if not needed:
         return
-    free = shutil.disk_usage(folder).free / _MB
     print(f"disk: about {needed:.0f} MB for {len(coming)} rounds; {free:.0f} MB are free at {folder}", flush=True)
     if needed > free:
         raise OSError(f"{needed:.0f} MB are needed at {folder}, {free:.0f} MB are free; set --runs_dir")

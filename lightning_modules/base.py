@@ -20,6 +20,8 @@ from losses.cross_entropy import CrossEntropyLoss
 
 Split = Literal["train", "val", "test"]
 
+NO_TRUTH = "images of this split have no true mask; give a split or a list of images that have one"
+
 
 class StepOutput(TypedDict, total=False):
     """What a step hands to Lightning and to the callbacks: the scalar loss, and the (N, H, W) classes in evaluation."""
@@ -189,16 +191,16 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def require_finite(logits: Tensor, batch: dict[str, Any]) -> Tensor:
-    """The logits (N, K, H, W) of a batch in evaluation, each pixel of which has a largest one.
+    """The logits of a batch in evaluation, each pixel of which has a largest one.
 
     Args:
-        logits: a class that is ruled out may be -inf.
+        logits: (N, K, H, W), or (N, K) of whole images; a class that is ruled out may be -inf.
         batch: that of the N images, with their `name`.
 
     Raises:
         ValueError: nan, inf, or -inf for all classes at some pixel; the message names the images.
     """
-    good = logits.amax(1).isfinite().flatten(1).all(1)
+    good = logits.amax(1).isfinite().reshape(len(logits), -1).all(1)
     if not good.all():
         names = batch.get("name", range(len(good)))
         wrong = ", ".join(str(name) for name, fine in zip(names, good.tolist(), strict=True) if not fine)

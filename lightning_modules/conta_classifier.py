@@ -15,11 +15,12 @@ from torchmetrics import MeanMetric
 
 from datamodules.label_spaces import LabelSpace
 from lightning_modules import card
-from lightning_modules.base import Split, StepOutput
+from lightning_modules.base import Split, StepOutput, require_finite
 from lightning_modules.class_activation import class_activation_maps
 from lightning_modules.context_decoupling import paste_objects
 from lightning_modules.earlier_rounds import check_origin, global_mean_cams, listed, load_confounders
 from lightning_modules.earlier_stages import take_over
+from lightning_modules.metrics.faults import checked_pairs
 from lightning_modules.metrics.tag_scores import TagScores
 from lightning_modules.networks.backbones import STAGES, Backbone, Weights
 from lightning_modules.networks.cam_classifier import GLOBAL_CAM_SIZE, Adjustment, CAMClassifier, freeze_stages
@@ -198,7 +199,7 @@ class CONTAClassifier(TrainedModule):
         self.confounders, self.global_cams, self.init_from = confounders, global_cams, init_from
         self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
         self.relation_thresholds = relation_thresholds
-        self.pairs = [(first, second) for first, second in pairs or ()]
+        self.pairs = checked_pairs(pairs or (), label_space.classes)
         self.mask_pooling, self.mask_teaching = mask_pooling, mask_teaching
         self.decouple, self.decouple_shuffled = decouple, decouple_shuffled
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
@@ -344,7 +345,7 @@ class CONTAClassifier(TrainedModule):
             found = "has no tags" if tags is None else f"has tags of shape {tuple(tags.shape)}"
             raise ValueError(
                 f"the batch {found}, CONTAClassifier needs {len(self.classes)} an image, one for each foreground "
-                "class; use a data module for weak supervision, such as VOCDataModule"
+                "class; use a data module for weak supervision, such as VOCDataModule, and images that all have tags"
             )
         return tags
 
@@ -360,6 +361,7 @@ class CONTAClassifier(TrainedModule):
             logits, taught = self._under_masks(batch, tags)
         else:
             logits = self(image, self._context(batch, train), batch.get("view")).float()
+            logits = logits if train else require_finite(logits, batch)
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:
             loss = loss + taught
@@ -436,7 +438,7 @@ class CONTAClassifier(TrainedModule):
 
     def _shown(self, batch: dict[str, Any]) -> list[Tensor]:
         context = self._context(batch, False)
-        told = self(batch["image"], context).float().sigmoid() > 0.5
+        told = require_finite(self(batch["image"], context).float(), batch).sigmoid() > 0.5
         cams = self.class_activation(batch, context) * told[:, :, None, None]
         background = torch.full_like(cams[:, :1], self.cam_threshold)
         scores = torch.cat([background, cams], 1)

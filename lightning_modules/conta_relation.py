@@ -14,8 +14,9 @@ from torch.optim import Adam
 from torchmetrics import MeanMetric
 
 from datamodules.label_spaces import LabelSpace
-from lightning_modules.base import Split, StepOutput, resize_logits
+from lightning_modules.base import NO_TRUTH, Split, StepOutput, require_finite, resize_logits
 from lightning_modules.card import KEY, read_card
+from lightning_modules.metrics.faults import checked_pairs
 from lightning_modules.networks.backbones import Backbone, Weights
 from lightning_modules.networks.relation_net import RelationNet
 from lightning_modules.random_walk import random_walk, walk_scores
@@ -109,7 +110,7 @@ class CONTARelationNetwork(TrainedModule):
         self.radius, self.walk_radius, self.beta, self.log2_steps = radius, walk_radius, beta, log2_steps
         self.walk_background, self.displacement_lr_factor = walk_background, displacement_lr_factor
         self.recipe_batch = recipe_batch
-        self.pairs = [(first, second) for first, second in pairs or ()]
+        self.pairs = checked_pairs(pairs or (), label_space.classes)
         self._resumed = False  # whether the weights are a checkpoint's
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         # This rank's epoch so far: summed dy, summed dx, pixels of the maps, foreground pixels of the labels.
@@ -172,10 +173,8 @@ class CONTARelationNetwork(TrainedModule):
         loss: Callable[[Tensor, Tensor, Tensor], AffinityDisplacement],
     ) -> AffinityDisplacement:
         if "mask" not in batch:
-            raise ValueError(
-                f"the {split} batch has no masks, which CONTARelationNetwork learns from; set --data.masks to the "
-                "folder of relation_labels"
-            )
+            remedy = "set --data.masks to the folder of relation_labels" if split == "train" else NO_TRUTH
+            raise ValueError(f"the {split} batch has no masks, which CONTARelationNetwork is held to; {remedy}")
         edges, displacement = found
         height, width = edges.shape[-2:]
         if height < self.radius or width < 2 * self.radius - 1:
@@ -241,7 +240,8 @@ class CONTARelationNetwork(TrainedModule):
     # Evaluation
 
     def _evaluate(self, batch: dict[str, Any], split: Split) -> StepOutput:
-        terms = self._terms(batch, split, self(batch["image"]), self._plain_loss)
+        edges, displacement = (require_finite(found.float(), batch) for found in self(batch["image"]))
+        terms = self._terms(batch, split, (edges, displacement), self._plain_loss)
         (self.val_loss if split == "val" else self.test_loss).update(terms.total, len(batch["image"]))
         return {"loss": terms.total}
 
@@ -303,7 +303,7 @@ class CONTARelationNetwork(TrainedModule):
             if key not in batch:
                 raise ValueError(f"the batch has no {key}, which pseudo-masks are made from; {remedy}")
         image, tags = batch["image"], batch["tags"] > 0
-        edges = self.edges(image)
+        edges = require_finite(self.edges(image)[:, None], batch)[:, 0]
         size = (edges.shape[-2], edges.shape[-1])
         for name, cam in zip(batch["name"], batch["cams"], strict=True):
             if len(cam) != len(self.label_space) - 1:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from datamodules.label_spaces import LabelSpace
-from lightning_modules.base import SegmentationModule, Split, StepOutput, resize_logits
+from lightning_modules.base import NO_TRUTH, SegmentationModule, Split, StepOutput, resize_logits
 from lightning_modules.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
-from lightning_modules.metrics.faults import FaultMetrics
+from lightning_modules.metrics.faults import FaultMetrics, checked_pairs
 from lightning_modules.metrics.segmentation import SegmentationMetrics
 from lightning_modules.networks.deeplab_v2 import RESNET101, SCALES, DeepLabV2, MultiScale
 from lightning_modules.pictures import as_pixels
@@ -110,7 +110,7 @@ class CONTASegmenter(SegmentationModule):
             raise ValueError(f"scales are {tuple(scales)}; each is above 0 and below 1, or none is given: []")
         if not test_scales or min(test_scales) <= 0:
             raise ValueError(f"test_scales are {tuple(test_scales)}; give one factor or more, each above 0")
-        self.pairs = [(first, second) for first, second in pairs or ()]  # the parent makes the scores
+        self.pairs = checked_pairs(pairs or (), label_space.classes)  # the parent makes the scores
         network = MultiScale(DeepLabV2(len(label_space), backbone, weights, output_stride), tuple(scales))
         loss = MultiScaleCrossEntropy(label_space.ignore_index)
         super().__init__(network, loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
@@ -124,7 +124,8 @@ class CONTASegmenter(SegmentationModule):
                 norm.requires_grad_(False)
         self.train()  # the trainer leaves each part in the mode in which it finds it
         self._resumed = False  # whether the weights are a checkpoint's
-        self._foreground = False  # whether a prediction of a split has found any
+        self._foreground = False  # whether a prediction has found any
+        self._photographs = 0  # that were predicted
         self._losses: list[Tensor] = []  # of the batches since the last optimiser step
         self._last_losses: deque[Tensor] = deque(maxlen=AVERAGED_STEPS)
         self._open = ExitStack()
@@ -223,10 +224,8 @@ class CONTASegmenter(SegmentationModule):
 
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if "mask" not in batch:
-            raise ValueError(
-                f"the {split} batch has no masks, which CONTASegmenter learns from; set --data.masks to the folder of "
-                "pseudo_masks, or to truth"
-            )
+            remedy = "set --data.masks to the folder of pseudo_masks, or to truth" if split == "train" else NO_TRUTH
+            raise ValueError(f"the {split} batch has no masks, which CONTASegmenter is held to; {remedy}")
         if split != "test" or not self.crf:
             return super()._step(batch, split)
         mask = batch["mask"]
@@ -271,7 +270,7 @@ class CONTASegmenter(SegmentationModule):
 
     def on_predict_start(self) -> None:
         """Starts from nothing."""
-        self._foreground = False
+        self._foreground, self._photographs = False, 0
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:  # noqa: ARG002  # Lightning's hook
         """The classes of photographs, or what the next round starts from.
@@ -283,13 +282,16 @@ class CONTASegmenter(SegmentationModule):
         """
         logits = self.evaluated(batch)
         if "original" in batch:
-            self._foreground = True  # a photograph may well have none
             originals: Sequence[Tensor] = batch["original"]
             sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
-            if not self.crf:
-                return [classes_at(one[None], size)[0] for one, size in zip(logits, sizes, strict=True)]
-            each = [resize_logits(one[None], size)[0].softmax(0) for one, size in zip(logits, sizes, strict=True)]
-            return [one.argmax(0).to(torch.uint8) for one in self._refined(originals, each)]
+            if self.crf:
+                each = [resize_logits(one[None], size)[0].softmax(0) for one, size in zip(logits, sizes, strict=True)]
+                shown = [one.argmax(0).to(torch.uint8) for one in self._refined(originals, each)]
+            else:
+                shown = [classes_at(one[None], size)[0] for one, size in zip(logits, sizes, strict=True)]
+            self._photographs += len(shown)
+            self._foreground = self._foreground or any(bool(one.any()) for one in shown)
+            return shown
         height, width = batch.get("mask", batch["image"]).shape[-2:]
         allowed = self._allowed(batch)
         logits = resize_logits(logits, (height, width))
@@ -313,8 +315,11 @@ class CONTASegmenter(SegmentationModule):
 
     def on_predict_epoch_end(self) -> None:
         """Says where nothing but background was found."""
-        if not self.trainer.strategy.reduce_boolean_decision(self._foreground, all=False):
-            self.notice("the prediction finds background alone in the whole split; look at the training and its masks")
+        strategy = self.trainer.strategy
+        single = self._photographs == 1 and self.trainer.world_size == 1  # it may well show none of the classes
+        if not strategy.reduce_boolean_decision(self._foreground, all=False) and not single:
+            what = "all photographs" if self._photographs else "the whole split"
+            self.notice(f"the prediction finds background alone in {what}; look at the training and its masks")
 
     def _refined(self, images: Sequence[Tensor] | Tensor, probabilities: list[Tensor]) -> list[Tensor]:
         """(k, H, W) probabilities, background first, after the CRF on images (3, H, W) in 0..1.

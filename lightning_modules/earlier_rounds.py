@@ -96,7 +96,8 @@ def global_mean_cams(folder: Path, classes: Sequence[str], size: tuple[int, int]
     """
     about, paths = folder / "about.json", sorted(folder.glob("*.npz"))
     if not about.is_file() or not paths:
-        raise FileNotFoundError(f"{folder} holds no finished cams; run the stage that writes them")
+        round_ = folder.absolute().parent.name
+        raise FileNotFoundError(f"{folder} holds no finished cams; run structseg pipeline FILE --until {round_}/cams")
     try:
         content = json.loads(about.read_text())
         found = (content.get("kind"), [str(name) for name in content.get("classes", ())][1:])
@@ -134,7 +135,9 @@ def listed(names: Sequence[str]) -> str:
 
 def _read(path: Path, *names: str, optional: bool = False) -> dict[str, NDArray[Any]]:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; run the stage of the earlier round that writes it")
+        stage = "cams" if path.parent.name == "cams" else "masks"
+        round_ = (path.parent if stage == "cams" else path).absolute().parent.name
+        raise FileNotFoundError(f"no file {path}; run structseg pipeline FILE --until {round_}/{stage}")
     try:
         with zipfile.ZipFile(path) as packed:
             there = packed.namelist()

@@ -30,6 +30,8 @@ def take_over(networks: Mapping[str, nn.Module], paths: Sequence[Path], fits: Ma
     """
     origin: dict[str, Path] = {}
     for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}; fit the earlier stage, or correct --model.init_from")
         card = read_card(path)
         for key, wanted in fits.items():
             indifferent = key == "window" and set(card.get("trained", ())) <= {"network"}

@@ -85,7 +85,7 @@ class TrainedModule(LightningModule):
         """Where the network's first weights came from, in words."""
         return str(getattr(self.network, "initial_weights", "random"))
 
-    def _all_notices(self) -> list[str]:
+    def all_notices(self) -> list[str]:
         """The module's, and those of the data that it is trained with."""
         trainer = self._trainer
         data = getattr(getattr(trainer, "datamodule", None), "notices", ()) if trainer is not None else ()
@@ -202,7 +202,7 @@ class TrainedModule(LightningModule):
             "std": [float(v) for v in self.std.flatten()],
             "size": list(self.input_size) if self.input_size else None,
             "initial_weights": self.initial_weights,
-            "notices": self._all_notices(),
+            "notices": self.all_notices(),
             "config": self.resolved_config,
         }
 

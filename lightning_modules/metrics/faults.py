@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -51,13 +51,7 @@ class FaultMetrics(SegmentationMetrics):
         pairs: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__(classes, ignore_index, groups)
-        self.pairs = tuple((first, second) for first, second in pairs)
-        known = set(self.classes)
-        for pair in self.pairs:
-            if len(set(pair)) < 2 or not set(pair) <= known or self.pairs.count(pair) > 1:
-                raise ValueError(
-                    f"pair {' / '.join(pair)} is not two of {', '.join(self.classes)}, or is given twice; set pairs"
-                )
+        self.pairs = checked_pairs(pairs, self.classes)
 
     @property
     def metric_keys(self) -> tuple[str, ...]:
@@ -69,6 +63,21 @@ class FaultMetrics(SegmentationMetrics):
     def compute(self) -> dict[str, Tensor]:
         """All values as float32 scalars on the CPU."""
         return {**super().compute(), **fault_scores(self.confusion.cpu(), self.classes, self.pairs)}
+
+
+def checked_pairs(pairs: Iterable[Sequence[str]], classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names of classes, whose mix-up is counted.
+
+    Raises:
+        ValueError: a pair of unknown names, of one class twice, or given twice.
+    """
+    found = [tuple(pair) for pair in pairs]
+    for pair in found:
+        if len(pair) != 2 or len(set(pair)) < 2 or not set(pair) <= set(classes) or found.count(pair) > 1:
+            raise ValueError(
+                f"pair {' / '.join(pair)} is not two of {', '.join(classes)}, or is given twice; set pairs"
+            )
+    return tuple((first, second) for first, second in found)
 
 
 def fault_scores(confusion: Tensor, classes: Sequence[str], pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Tensor]:

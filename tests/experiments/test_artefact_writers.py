@@ -448,8 +448,15 @@ def test_the_writer_follows_the_method(tmp_path):
             ValueError, match=f"averages --data.masks, which is {masks}; give the folder of pseudo_masks"
         ):
             artefact_writer(other, data)
-    data.masks = "round_0/pseudo_masks"
-    assert artefact_writer(other, data).pseudo_masks == Path("round_0/pseudo_masks")
+    data.masks = str(tmp_path / "round_0/pseudo_masks")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*--until round_0/pseudo_masks"):
+        artefact_writer(other, data)
+    run(PseudoMaskWriter(tmp_path / "round_0", SPACE), CONTARelationNetwork())
+    assert artefact_writer(other, data).pseudo_masks == tmp_path / "round_0/pseudo_masks"
+    (tmp_path / "round_0").rename(tmp_path / "round_1")
+    data.masks = str(tmp_path / "round_1/pseudo_masks")
+    with pytest.raises(ValueError, match=r"made as round_0/pseudo_masks, of another round"):
+        artefact_writer(other, data)
     data.predict_split = "val"
     assert artefact_writer(other, data).pseudo_masks is None
     data.predict_split = "train"
@@ -464,6 +471,29 @@ def test_the_confounder_set_is_of_the_training_split(tmp_path):
     data.predict_split = "val"
     run(artefact_writer(untrained(conta_segmenter.CONTASegmenter), data), CONTASegmenter())
     assert sorted(path.name for path in (tmp_path / "val").iterdir()) == ["masks", "queries"]
+
+
+def test_artefacts_of_another_split_are_not_replaced(tmp_path):
+    class Data(LightningDataModule):
+        def predict_dataloader(self):
+            return DataLoader(Split(), batch_size=2, collate_fn=collate)
+
+    def split_of(name):
+        data = Data()
+        data.predict_split = name
+        return data
+
+    run(MaskWriter(tmp_path, SPACE), CONTASegmenter(), datamodule=split_of("train"))
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    with pytest.raises(ValueError, match=r"masks holds the masks of the train images, in whose place those of val"):
+        run(MaskWriter(tmp_path, SPACE, confounders=False), CONTASegmenter(), datamodule=split_of("val"))
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+    run(MaskWriter(tmp_path, SPACE), CONTASegmenter(), datamodule=split_of("train"))  # its own are
+
+
+def test_pairs_are_checked_before_anything_runs(tmp_path):
+    with pytest.raises(ValueError, match="pair cat / mouse is not two of"):
+        CAMWriter(tmp_path, SPACE, pairs=[("cat", "mouse")])
 
 
 def test_thresholds_are_checked_before_anything_runs(tmp_path):

@@ -276,6 +276,46 @@ class TestRunning:
         assert report["stages"]["segmenter"]["scores"] == {"plain": plain, "crf": plain}
         assert not (made.folder / "round_1_sum/report.json").exists()
 
+    def test_a_round_that_is_made_anew_has_no_report_until_it_is_whole(self, session, ran):
+        made = session(last="round_0/masks")
+        made.run()
+        report = made.folder / "round_0/report.json"
+        before = report.read_text()
+        (made.folder / "round_0/masks/a.png").unlink()
+        ran.fail = "stage round_0/masks"
+        with pytest.raises(RuntimeError):
+            made.run()
+        assert not report.exists(), "it spoke of masks that are gone"
+        ran.fail = None
+        made.run()
+        assert report.read_text() == before
+
+    def test_a_dry_run_says_what_the_real_one_refuses(self, session, ran, tmp_path, monkeypatch, capsys):
+        session(last="round_0/cams").run(tests=False)
+        write(tmp_path, args=["--data.size", "9"])
+        monkeypatch.chdir(tmp_path)
+        given = ["p.yaml", "--arm", "sum", "--until", "round_0/cams", "--seed", "7", "--runs_dir", "runs", "--dry-run"]
+        main(given)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("without --dry-run: ")
+        assert "round_0/cams is finished, by another configuration" in last
+        main([*given, "--anew"])
+        assert "without --dry-run" not in capsys.readouterr().out
+
+    def test_the_crf_is_asked_for_before_anything_runs(self, session, ran, monkeypatch):
+        def missing():
+            raise ValueError("no pydensecrf")
+
+        monkeypatch.setattr(pipeline, "require_pydensecrf", missing)
+        stages = {
+            "classifier": {},
+            "cams": {"predict": "classifier", "makes": ["cams", "relation_labels"]},
+        }
+        with pytest.raises(ValueError, match="no pydensecrf"):
+            session(stages=stages, arms={"sum": None}).run()
+        assert ran == []
+        session().run(tests=False)  # which makes none
+
     def test_stages_of_different_commits_are_noticed(self, session, monkeypatch):
         session(last="round_0/segmenter").run(tests=False)
         monkeypatch.setattr(pipeline, "commit", lambda: ("deadbeef", True))
@@ -316,6 +356,10 @@ class TestRunning:
         assert "disk: about 20 MB for 1 rounds; 100 MB are free" in capsys.readouterr().out
         session(round_megabytes=20).run(tests=False)
         assert "disk: about 0 MB for 2 rounds" in capsys.readouterr().out, "as round 0 was measured"
+
+    def test_a_need_that_nobody_knows_is_said(self, session, capsys):
+        session(last="round_0/classifier").run(tests=False)
+        assert "disk: round_megabytes is not set, the need is unknown" in capsys.readouterr().out
 
     def test_an_arm_of_the_command_line(self, tmp_path, monkeypatch, ran, capsys):
         write(tmp_path)

@@ -317,7 +317,7 @@ def test_confounders_that_do_not_fit(given, message, tmp_path):
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*c\.npz; run the stage"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*c\.npz; run structseg pipeline FILE --until .*/masks$"):
         _made("sum", confounders=str(tmp_path / "c.npz")).setup("fit")
     (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(ValueError, match=r"c\.npz is damaged"):
@@ -353,6 +353,23 @@ def test_cams_of_a_split_are_those_of_the_tags():
         for klass, tag in enumerate(tags):
             torch.testing.assert_close(cams[klass], expected[klass] * tag)
     assert found[0][0].max() == 1
+
+
+@pytest.mark.parametrize("verb", ["validation", "test"])
+def test_logits_that_are_no_numbers_are_not_scored(verb):
+    module = _made().eval()
+    with torch.no_grad():
+        module.network.head.weight[0] = torch.nan
+        with pytest.raises(ValueError, match=r"^the logits of a, b are not finite; .* lower rate$"):
+            getattr(module, f"{verb}_step")(_batch(), 0)
+        with pytest.raises(ValueError, match=r"^the logits of a, b are not finite"):
+            module.predict_step({**_batch(), "original": [torch.rand(3, 9, 9)] * 2}, 0)
+
+
+def test_pairs_are_checked_before_anything_runs():
+    with pytest.raises(ValueError, match="pair cat / mouse is not two of background, cat, dog, cow"):
+        _made(pairs=[("cat", "mouse")])
+    assert _made(pairs=[["cat", "dog"]]).pairs == (("cat", "dog"),)
 
 
 def test_maps_that_are_not_finite_stop_the_prediction():

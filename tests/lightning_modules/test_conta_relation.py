@@ -335,7 +335,10 @@ def test_a_real_network_predicts(tmp_path):
         ({"cams": None}, "no cams, .*set --data.cams"),
         ({"tags": None}, "no tags"),
         ({"cams": [torch.zeros(20, 24, 28)]}, "cams of a are of 20 classes, .* has 2 beside"),
-        ({"image": torch.full((1, 3, 96, 112), torch.nan)}, "nan"),
+        (
+            {"image": torch.full((1, 3, 96, 112), torch.nan)},
+            "^the logits of a are not finite; the training has diverged",
+        ),
     ],
 )
 def test_predictions_that_are_refused(change, message):
@@ -371,3 +374,22 @@ def test_batches_that_are_refused(tmp_path):
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*{next(iter(wrong.values()))}"):
         module(**wrong)
+
+
+@pytest.mark.parametrize("verb", ["validation", "test"])
+def test_an_evaluation_that_is_no_number_is_refused(verb):
+    with pytest.raises(ValueError, match=r"^the logits of a are not finite"):
+        getattr(drawn(), f"{verb}_step")({**ring(), "image": torch.full((1, 3, 96, 112), torch.nan)}, 0)
+
+
+def test_masks_that_are_missing_have_the_remedy_of_their_split():
+    batch = {key: value for key, value in ring().items() if key != "mask"}
+    with pytest.raises(ValueError, match=r"the train batch has no masks.*folder of relation_labels"):
+        drawn().training_step(batch, 0)
+    with pytest.raises(ValueError, match=r"the test batch has no masks.*give a split or a list of images that have"):
+        drawn().test_step(batch, 0)
+
+
+def test_pairs_of_unknown_classes():
+    with pytest.raises(ValueError, match="pair cat / mouse is not two of"):
+        module(pairs=[("cat", "mouse")])

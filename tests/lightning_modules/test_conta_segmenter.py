@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
+from torch.utils.data import DataLoader
 
 from datamodules.label_spaces import HELEN, PARTS, VOC
 from lightning_modules import conta_segmenter, dense_crf
@@ -479,6 +480,19 @@ class TestPrediction:
         module.notices.clear()
         trainer.predict(module, dataloaders=data.test_dataloader())
         assert module.notices == []
+
+    @pytest.mark.parametrize(("count", "crf", "said"), [(1, False, False), (2, False, True), (2, True, True)])
+    def test_photographs_of_background_alone_are_noticed_unless_it_is_one(self, tmp_path, count, crf, said):
+        if crf:
+            pytest.importorskip("pydensecrf")
+        module = make(crf=crf, crf_workers=0)
+        module.network = MultiScale(nn.Conv2d(3, 3, 1))
+        nn.init.zeros_(module.network.network.weight)
+        module.network.network.bias.data = torch.tensor([9.0, 0.0, 0.0])
+        image = batch_of(count)["image"]
+        batch = {"image": image, "original": [*image], "name": ["a", "b"][:count]}
+        make_trainer(tmp_path, []).predict(module, DataLoader([batch], batch_size=None))
+        assert any("background alone in all photographs" in text for text in module.notices) is said
 
     def test_the_pool_is_closed(self, tmp_path):
         pytest.importorskip("pydensecrf")
