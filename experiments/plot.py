@@ -16,6 +16,9 @@ from experiments.result_files import Result
 from experiments.round_results import ROUND, Rounds, measured_of
 
 
+_BESIDE = 0.03  # of a round, between the points of two rows
+
+
 def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequence[str], png_path: Path) -> None:
     """Draws a panel for each metric: a point for each seed, a line through the rows' means.
 
@@ -73,12 +76,15 @@ def plot_rounds(rounds: Rounds, png_path: Path) -> None:
     for axes, (metric, rows) in zip(figure.axes, rounds.values.items(), strict=True):
         for number, (name, curve) in enumerate(rows.items()):
             axes.plot(list(curve), list(map(statistics.fmean, curve.values())), color=f"C{number}", label=name)
+            beside = _BESIDE * (number - (len(rows) - 1) / 2)  # equal scores of several rows do not hide each other
             for value, scores in curve.items():
-                axes.plot([value] * len(scores), scores, ".", color=f"C{number}")
+                axes.plot([value + beside] * len(scores), scores, ".", color=f"C{number}")
         axes.set(xlabel=ROUND, ylabel=metric)
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False, title=f"seeds {', '.join(map(str, rounds.seeds))}")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    title = f"mean, and each of the seeds {', '.join(map(str, rounds.seeds))}"
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, title=title)
     if rounds.apart:
         figure.suptitle(rounds.apart, fontsize="small", wrap=True)
     _save(figure, png_path)

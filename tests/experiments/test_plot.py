@@ -128,7 +128,11 @@ def test_over_the_rounds_of_each_row(tmp_path, drawn):
         ("b", [0, 1, 2]),
     ]
     assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([0.5, 0.5]), pytest.approx([0.3, 0.2, 0.3])]
-    assert axes.get_legend().get_title().get_text() == "seeds 0, 1"
+    points = [line for line in axes.lines if line.get_linestyle() == "None"]
+    assert len({(x, y) for line in points for x, y in zip(*line.get_data(), strict=True)}) == 7, "no row hides another"
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    assert legend.get_title().get_text() == "mean, and each of the seeds 0, 1"
     for y, message in (
         ("cams.mio", r"no metric cams.mio in any round \(did you mean cams.miou\?\)"),
         ("miou", "no metric"),
