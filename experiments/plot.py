@@ -15,7 +15,6 @@ from experiments.parser import nearest
 from experiments.result_files import Result
 from experiments.round_results import ROUND, Rounds, measured_of
 
-
 _BESIDE = 0.03  # of a round, between the points of two rows
 
 
