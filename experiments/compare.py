@@ -54,6 +54,10 @@ class Images:
         iou = _ratio(hits, hits + extra + missed)
         return {"miou": _nanmean(_nanmean(iou, 2), 1)} | self._named(_nanmean(iou, 1), self._means(weights))
 
+    def same(self, other: Images) -> bool:
+        """Whether each image scored the same, as where two rows share a round."""
+        return np.array_equal(self.pixels, other.pixels) and np.array_equal(self.values, other.values, equal_nan=True)
+
     def _means(self, weights: Floats) -> Floats:
         """(3, R) of the values, over images and then seeds."""
         sums = np.einsum("rn,vsn->vrs", weights, np.nan_to_num(self.values), optimize=True)
@@ -123,18 +127,21 @@ class Comparison:
     images: int
     lines: tuple[Line, ...]
     apart: str = ""  # what `began_apart` says
+    alike: tuple[str, ...] = ()  # tests left out, as each image scored the same in both
 
     def _texts(self) -> tuple[str, tuple[str, ...], str]:
         """Title, header and note."""
         first, second = self.rows
-        title = f"{first} and {second}{f', test {self.test}' if self.test else ''}"
+        test = self.test if "." in self.test else f"test {self.test}"  # the masks of a round are of training images
+        title = f"{first} and {second}{f', {test}' if self.test else ''}"
         interval = ("95 % interval", "excludes 0", "relative", f"{first} better", f"{second} better")
         note = (
             f"All {self.images} images; means over the seeds {', '.join(map(str, self.seeds))}. The interval is of the "
             f"difference, by {RESAMPLES:,} resamples of the images; what another training would change is not in it. "
             f"Better: share of the images; the others are even."
         )
-        note = " ".join(filter(None, (note, self.apart and f"{self.apart}.")))
+        alike = f"Each image the same in both: {', '.join(self.alike)}." if self.alike else ""
+        note = " ".join(filter(None, (note, self.apart and f"{self.apart}.", alike)))
         return title, ("metric", first, second, "difference", *interval), note
 
     def rich_table(self) -> Table:
@@ -177,12 +184,17 @@ def compare_rows(first: Row, second: Row, results: Sequence[Result]) -> list[Com
     apart = began_apart(
         [(row, own[seed]) for row, own in zip((first, second), measured, strict=True) for seed in seeds]
     )
-    found = []
     for test in tests:
         _check_paired((first.name, one[test]), (second.name, other[test]))
-        lines = tuple(_compare(one[test], other[test]))
-        found.append(Comparison((first.name, second.name), test, seeds, len(one[test].names), lines, apart))
-    return found
+    alike = tuple(test for test in tests if one[test].same(other[test]))
+    shown = [test for test in tests if test not in alike] or tests
+    return [
+        Comparison(
+            (first.name, second.name), test, seeds, len(one[test].names), tuple(_compare(one[test], other[test])),
+            apart, alike if len(shown) < len(tests) else (),
+        )
+        for test in shown
+    ]  # fmt: skip
 
 
 def _compare(first: Images, second: Images) -> Iterator[Line]:

@@ -167,6 +167,19 @@ def test_each_common_test_has_its_block(tmp_path):
     ]
 
 
+def test_what_two_rows_share_is_named_and_not_shown(tmp_path):
+    """Round 0 of two arms of a pipeline."""
+    shared, own = "round_0.masks", "round_1.masks"
+    for name, error in (("a", 1), ("b", 2)):
+        measured(tmp_path, name, {shared: [line("x", f1="nan")], own: [line("x", error=error)]})
+    (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
+    assert (found.test, found.alike) == (own, (shared,))
+    assert found.markdown().startswith("**a and b, round_1.masks**")
+    assert found.markdown().endswith("Each image the same in both: round_0.masks.")
+    both = compare_rows(row("a"), row("a"), read_results(tmp_path))
+    assert [(each.test, each.alike) for each in both] == [(shared, ()), (own, ())], "something is to be shown"
+
+
 class TestRefused:
     def refuse(self, tmp_path, message, first=None, second=None):
         with pytest.raises(ValueError, match=message) as error:
