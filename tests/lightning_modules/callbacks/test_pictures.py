@@ -184,12 +184,14 @@ def test_a_fast_development_run_leaves_nothing(tmp_path):
     assert not (tmp_path / "pictures").exists()
 
 
-def test_a_network_that_has_gone_to_nan_is_drawn(tmp_path):
+def test_a_network_that_has_gone_to_nan_is_not_drawn(tmp_path):
+    """Its classes would look like background: validation stops the fit instead."""
     data = TinyDataModule()
     module = make_module(data, lr=float("inf"))
-    make_trainer(tmp_path, [Pictures(1)], max_epochs=2).fit(module, data)
+    with pytest.raises(ValueError, match=r"^the logits of val_\d.* are not finite"):
+        make_trainer(tmp_path, [Pictures(1)], max_epochs=2).fit(module, data)
     assert module.network.layers[0].weight.isnan().all()
-    assert _drawn(tmp_path) == ["loss.png", "val_epoch_0001.png"]
+    assert _drawn(tmp_path) == []
 
 
 def test_a_full_disk_does_not_end_a_training(tmp_path, monkeypatch):
