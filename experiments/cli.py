@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn
 import wandb
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
@@ -31,6 +32,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules.base import SegmentationDataModule, Split
 from experiments.artefact_writers import artefact_writer
+from experiments.freed_memory import keep_freed_memory
 from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order, fail, import_rooms, shorten
 from experiments.processes import alone
 from experiments.resume import check_id, id_of, is_finished, mark_finished, where_to_go_on
@@ -192,6 +194,8 @@ class StructsegCLI(LightningCLI):
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # Lightning's own order
             config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # `Interruption` does it, between two steps
         trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.accelerator, CPUAccelerator):
+            keep_freed_memory()
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             callback.dirpath = str(self.folder.checkpoints.resolve())  # type: ignore[attr-defined]

@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
+from experiments.freed_memory import keep_freed_memory
+
+keep_freed_memory()  # as the command does
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers are the threads
 os.environ.setdefault("WANDB_MODE", "offline")
