@@ -13,7 +13,7 @@ from rich.table import Table
 from experiments.manifest import Row
 from experiments.result_files import Result, images_path, sha256
 from experiments.results_table import markdown_table
-from experiments.round_results import began_apart
+from experiments.round_results import ROUND, began_apart, other_rounds
 from lightning_modules.callbacks.image_scores import PIXELS, VALUES, read_table
 
 RESAMPLES = 10_000
@@ -126,7 +126,7 @@ class Comparison:
     seeds: tuple[int, ...]
     images: int
     lines: tuple[Line, ...]
-    apart: str = ""  # what `began_apart` says
+    apart: str = ""  # what `began_apart` and `other_rounds` say
     alike: tuple[str, ...] = ()  # tests left out, as each image scored the same in both
 
     def _texts(self) -> tuple[str, tuple[str, ...], str]:
@@ -188,10 +188,11 @@ def compare_rows(first: Row, second: Row, results: Sequence[Result]) -> list[Com
         _check_paired((first.name, one[test]), (second.name, other[test]))
     alike = tuple(test for test in tests if one[test].same(other[test]))
     shown = [test for test in tests if test not in alike] or tests
+    said = ". ".join(filter(None, (other_rounds(first, second), apart)))
     return [
         Comparison(
             (first.name, second.name), test, seeds, len(one[test].names), tuple(_compare(one[test], other[test])),
-            apart, alike if len(shown) < len(tests) else (),
+            apart if test.startswith(ROUND) else said, alike if len(shown) < len(tests) else (),
         )
         for test in shown
     ]  # fmt: skip

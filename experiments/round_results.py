@@ -104,6 +104,15 @@ def began_apart(measured: Sequence[tuple[Row, Result]]) -> str:
     return f"{'; '.join(said)}: other settings, code or hardware" if said else ""
 
 
+def other_rounds(first: Row, second: Row) -> str:
+    """Whether two rows are tested after different rounds: a sentence; "" where they are not, or are none of rounds."""
+    found = [re.match(rf"{ROUND}_(\d+)", row.stage or "") for row in (first, second)]
+    after = [match[1] for match in found if match]
+    if len(set(after)) < 2:
+        return ""
+    return f"{first.name} is tested after round {after[0]}, {second.name} after round {after[1]}"
+
+
 def _start(result: Result) -> dict[str, str]:
     scores = flat_metrics(result.content["metrics"])
     return {key: str(value) for key, value in scores.items() if key.startswith(f"{ROUND}_0.") and key != _NOTICES}

@@ -136,6 +136,18 @@ def test_another_round_0_is_said(tmp_path):
     assert "began" not in compare_rows(row("a"), row("c"), read_results(tmp_path))[0].markdown()
 
 
+def test_tests_after_other_rounds_are_said(tmp_path):
+    for name in "abc":
+        measured(
+            tmp_path, name, {test: [line(i, error=len(name + test)) for i in NAMES] for test in ("", "round_1.masks")}
+        )
+    two, one = row("a", stage="round_2_a/segmenter"), row("b", stage="round_1_b/segmenter")
+    tests = compare_rows(two, one, read_results(tmp_path))
+    assert ["a is tested after round 2, b after round 1." in found.markdown() for found in tests] == [True, False]
+    for other in (row("c", stage="round_2_c/segmenter"), row("c")):
+        assert "is tested after" not in compare_rows(two, other, read_results(tmp_path))[0].markdown()
+
+
 def test_other_truth_is_not_paired(tmp_path):
     measured(tmp_path, "a", {"": [line("x"), line("y")]})
     measured(tmp_path, "b", {"": [line("x"), line("y", fn=(11, 10))]})
