@@ -188,11 +188,11 @@ def compare_rows(first: Row, second: Row, results: Sequence[Result]) -> list[Com
         _check_paired((first.name, one[test]), (second.name, other[test]))
     alike = tuple(test for test in tests if one[test].same(other[test]))
     shown = [test for test in tests if test not in alike] or tests
-    said = ". ".join(filter(None, (other_rounds(first, second), apart)))
+    remarks = ". ".join(filter(None, (other_rounds(first, second), apart)))
     return [
         Comparison(
             (first.name, second.name), test, seeds, len(one[test].names), tuple(_compare(one[test], other[test])),
-            apart if test.startswith(ROUND) else said, alike if len(shown) < len(tests) else (),
+            apart if test.startswith(ROUND) else remarks, alike if len(shown) < len(tests) else (),
         )
         for test in shown
     ]  # fmt: skip
