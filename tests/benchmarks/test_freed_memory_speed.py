@@ -1,11 +1,12 @@
 """What a training step on a CPU takes when freed memory stays with the process, beside one when it goes back each time."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.experiments.test_freed_memory import plain_environment
 
 _STEPS = """
 import json, resource, sys, time, torch
@@ -29,11 +30,11 @@ print(json.dumps([kept, min(seconds), resource.getrusage(resource.RUSAGE_SELF).r
 
 @pytest.mark.slow
 def test_a_training_step_beside_one_that_has_its_memory_cleared(benchmark, capsys) -> None:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
-
     def step(what: str) -> tuple[bool | None, float, float]:
         run = [sys.executable, "-c", _STEPS, what]
-        return tuple(json.loads(subprocess.run(run, env=own, capture_output=True, text=True, check=True).stdout))
+        return tuple(
+            json.loads(subprocess.run(run, env=plain_environment(), capture_output=True, text=True, check=True).stdout)
+        )
 
     kept, ours, memory = benchmark.pedantic(step, args=("keep",))
     if not kept:

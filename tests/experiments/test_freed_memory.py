@@ -10,7 +10,7 @@ import experiments.cli
 from experiments.cli import run
 
 _PAGES = """
-import ctypes, resource, sys, torch
+import resource, sys, torch
 from experiments.freed_memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,11 +23,15 @@ print(kept, (faults() - before) * resource.getpagesize() / 2**26)
 """
 
 
+def plain_environment() -> dict[str, str]:
+    """This process's, without what sets malloc up."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+
+
 def _tensors_cleared(what: str, **more: str) -> tuple[str, float]:
     """What `keep_freed_memory` returned, and how many of ten tensors' pages were handed out anew."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
-    run = [sys.executable, "-c", _PAGES, what]
-    kept, cleared = subprocess.run(run, env={**own, **more}, capture_output=True, text=True, check=True).stdout.split()
+    run, own = [sys.executable, "-c", _PAGES, what], {**plain_environment(), **more}
+    kept, cleared = subprocess.run(run, env=own, capture_output=True, text=True, check=True).stdout.split()
     return kept, float(cleared)
 
 
