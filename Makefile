@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test check links install clean
 
 install: .venv/installed
 
@@ -15,9 +15,14 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python -m experiments.demo
+	$(BIN)/structseg demo
 
-check: install
+# The rooms below one name, as in the installed package: mypy and editors do not see through package-dir.
+links:
+	rm -rf build/links && mkdir -p build/links/structseg
+	ln -s $(CURDIR)/structseg/* $(CURDIR)/losses $(CURDIR)/datamodules $(CURDIR)/lightning_modules build/links/structseg/
+
+check: install links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -10,8 +10,8 @@ import torch
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor, nn
 
-from datamodules.label_spaces import LabelSpace
-from datamodules.samples import Batch
+from structseg.datamodules.batch import Batch
+from structseg.datamodules.label_spaces import LabelSpace
 
 
 @dataclass

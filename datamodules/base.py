@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,39 +12,18 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from datamodules.augmentation import Augmentation, AugmentationPipeline
-from datamodules.blobs import BlobDataset, BlobKind
-from datamodules.evaluation_sampler import EvaluationSampler
-from datamodules.hidden_parts import HiddenPartsDataset
-from datamodules.label_spaces import LabelSpace
-from datamodules.label_spaces import label_space as find_label_space
-from datamodules.originals import Originals
-from datamodules.predict_inputs import predict_inputs
-from datamodules.samples import Batch, Sample, collate, pad_masks
-from datamodules.versions import VersionsDataset
+from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
+from structseg.datamodules.batch import Batch, Sample, collate, pad_masks
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.label_spaces import label_space as find_label_space
+from structseg.datamodules.predict.inputs import predict_inputs
+from structseg.datamodules.samplers import EpochSampler, EvaluationSampler, run_seed
+from structseg.datamodules.wrappers.blobs import BlobDataset, BlobKind
+from structseg.datamodules.wrappers.full_size import Originals
+from structseg.datamodules.wrappers.hidden_parts import HiddenPartsDataset
+from structseg.datamodules.wrappers.repeated import VersionsDataset
 
 Split = Literal["train", "val", "test"]
-
-
-class EpochSampler(DistributedSampler[Sample]):
-    """A DistributedSampler that tells its data set the epoch, for samples that are varied in the workers.
-
-    Attributes:
-        seen: (epoch, samples): how many of this process's samples a resumed fit has seen of the epoch that it is in.
-    """
-
-    seen: tuple[int, int] = (0, 0)
-
-    def __iter__(self) -> Iterator[Any]:
-        """The indices of this process, in the epoch's order, without those that have been seen."""
-        return itertools.islice(super().__iter__(), self.seen[1] if self.epoch == self.seen[0] else 0, None)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch, while no worker reads."""
-        super().set_epoch(epoch)
-        tell = getattr(self.dataset, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -228,8 +205,3 @@ class SegmentationDataModule(LightningDataModule):
         batch["image"], batch["original"] = torch.cat(images), varied
         batch["mask"] = pad_masks(masks, self.label_space.ignore_index)
         return batch
-
-
-def run_seed() -> int:
-    """What `--seed_everything` was set to; Lightning keeps it in the environment, where children of DDP find it."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.text_files import read_json
+from structseg.datamodules.files.text import read_json
 
 MARKER = "packed.json"
 _LARGEST = 65535  # pixels a side

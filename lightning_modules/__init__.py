@@ -1,1 +1,1 @@
-import torchvision_fallback as torchvision_fallback
+from structseg import torchvision_fallback as torchvision_fallback

@@ -1,211 +1,233 @@
-"""What all methods that label pixels share: the steps and the scores."""
+"""What every module of the suite shares: normalisation, optimiser, schedule, notices, the card of its checkpoints."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, TypedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
+from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
-from torchmetrics import MeanMetric
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torchmetrics import MeanMetric, Metric
 
-from datamodules.label_spaces import LabelSpace
-from lightning_modules.metrics.segmentation import SegmentationMetrics
-from lightning_modules.trained_module import TrainedModule
-from lightning_modules.upsampling import classes_at
-from losses.cross_entropy import CrossEntropyLoss
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.checkpoints import card
+from structseg.lightning_modules.schedules import OneCycle, PolyLR
 
-Split = Literal["train", "val", "test"]
-
-NO_TRUTH = "images of this split have no true mask; give a split or a list of images that have one"
+_SHOWN = ("val/miou", "val/map")  # in the progress bar
 
 
-class StepOutput(TypedDict, total=False):
-    """What a step hands to Lightning and to the callbacks: the scalar loss, and the (N, H, W) classes in evaluation."""
-
-    loss: Tensor
-    prediction: Tensor
-
-
-class SegmentationModule(TrainedModule):
-    """A network that labels pixels, trained with a loss, scored by one confusion matrix over each data set.
+class TrainedModule(LightningModule):
+    """A network with the classes that it knows, and all that does not depend on what it is trained for.
 
     Args:
-        network: images (N, 3, H, W), normalised, to logits (N, K, H, W).
-        loss: logits (N, K, H, W) and target (N, H, W) to a scalar. Those of the suite, and torch's cross-entropy, are
-            of the whole batch over all processes; of any other several processes take the mean of their own.
-        label_space: the K classes.
+        network: on normalised images (N, 3, H, W).
+        label_space: the classes.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes the schedule from the optimiser. `PolyLR`, `OneCycle` and torch's `OneCycleLR` step each
             batch, every other schedule each epoch.
         mean: of each channel, on images in 0..1.
         std: deviation of each channel, on images in 0..1.
-        flip_test: average the class probabilities of each image and its mirror image in evaluation and prediction.
+
+    Attributes:
+        notices: what a reader of the figures has to know; they travel in the checkpoint's card.
+        wants_weights: whether the method stands on pre-trained weights, so that random ones are noticed.
+        batch_norm: `frozen`: the statistics of every batch norm stay as they are; a child that may ask for it calls
+            `train()` when it is made, as the trainer leaves each part in the mode in which it finds it.
+        recipe_batch: images an optimiser step in the recipe that is followed, all devices and accumulated batches
+            together; None = no recipe.
     """
 
-    scores_class: type[SegmentationMetrics] = SegmentationMetrics  # a child may ask for one that counts more
-
-    mirrored_classes: Tensor
+    mean: Tensor
+    std: Tensor
+    wants_weights: bool = False
+    batch_norm: str = "train"
+    recipe_batch: int | None = None
 
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
         label_space: LabelSpace,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        flip_test: bool = False,
     ) -> None:
-        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
-        self.loss = CrossEntropyLoss.like(loss) if type(loss) is nn.CrossEntropyLoss else loss
-        self.flip_test = flip_test
-        ignored = getattr(loss, "ignore_index", label_space.ignore_index)
-        if ignored != label_space.ignore_index:
-            raise ValueError(
-                f"{type(loss).__name__} ignores {ignored}, the labels' unlabelled pixels are "
-                f"{label_space.ignore_index}; set --model.loss.ignore_index {label_space.ignore_index}"
-            )
-        mirrored = label_space.flip_lookup()[: len(label_space)]
-        self.register_buffer("mirrored_classes", mirrored, persistent=False)
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.val_scores, self.test_scores = self._scores(), self._scores()
-        self.subset_scores = nn.ModuleDict()
-        self._subsets: dict[str, frozenset[str]] = {}
+        super().__init__()
+        # Channels last halves the time of a bf16 step on a CPU.
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.label_space = label_space
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self._check_normalization(tuple(mean), tuple(std))
+        self.input_size: tuple[int, int] | None = None  # of the last training batch, for the checkpoint's card
+        self.resolved_config: dict[str, Any] = {}  # set by the command line, for the checkpoint's card
+        self.notices: list[str] = []
 
-    def _scores(self) -> SegmentationMetrics:
-        space = self.label_space
-        return self.scores_class(space.classes, space.ignore_index, space.groups)
+    def _check_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        wanted = (getattr(self.network, "mean", None), getattr(self.network, "std", None))
+        if wanted[0] is not None and wanted != (mean, std):
+            raise ValueError(
+                f"the network's initial weights ({self.initial_weights}) expect mean {wanted[0]} and std {wanted[1]}, "
+                f"not {mean} and {std}; set --data.mean and --data.std to them"
+            )
 
     @property
-    def _of_all_ranks(self) -> bool:
-        """Whether the loss is one of the suite's, which are of the batches of all processes together."""
-        return type(self.loss).__module__.startswith("losses.")
+    def initial_weights(self) -> str:
+        """Where the network's first weights came from, in words."""
+        return str(getattr(self.network, "initial_weights", "random"))
+
+    def all_notices(self) -> list[str]:
+        """The module's, and those of the data that it is trained with."""
+        trainer = self._trainer
+        data = getattr(getattr(trainer, "datamodule", None), "notices", ()) if trainer is not None else ()
+        return list(dict.fromkeys([*self.notices, *data]))
+
+    def notice(self, text: str) -> None:
+        """Warns, and keeps the text for the card; once for each text."""
+        if text not in self.notices:
+            self.notices.append(text)
+            rank_zero_warn(text)
 
     def on_fit_start(self) -> None:
-        """Also notices a loss that several processes make another one of."""
-        super().on_fit_start()
-        if self.trainer.world_size > 1 and not self._of_all_ranks:
+        """Notices what fails in silence: random weights, a batch that is not the recipe's."""
+        if self.wants_weights and self.initial_weights.startswith("random"):
+            self.notice("the network starts from random weights, the method from pre-trained ones; set --model.weights")
+        if self.recipe_batch is None:
+            return
+        each = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if each is None:
+            return
+        steps, devices = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if each * steps * devices != self.recipe_batch:
             self.notice(
-                f"{type(self.loss).__name__} sees the batch of each of {self.trainer.world_size} processes by itself: "
-                "where it divides by what a batch holds, or is no mean over images, one process learns another thing"
+                f"{each * steps * devices} images an optimiser step ({each} a batch, {steps} batches, {devices} "
+                f"devices), the recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the rate"
             )
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""
-        logits: Tensor = self.network(self.normalized(image))
-        return logits
+    def on_validation_start(self) -> None:
+        """Takes the first process's buffers (batch statistics) on all, as DDP does at the first batch that each sees.
 
-    def evaluate(self, image: Tensor) -> Tensor:
-        """As `forward`, in float32; with `flip_test`, log-probabilities of the image and its mirror image, averaged."""
-        logits: Tensor = self(image).float()
-        if not self.flip_test:
-            return logits
-        mirrored = self(image.flip(-1)).float().flip(-1)[:, self.mirrored_classes]
-        return torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
-
-    def evaluated(self, batch: dict[str, Any]) -> Tensor:
-        """`evaluate` of a batch's images.
-
-        Raises:
-            ValueError: logits are nan or infinite, which would pass for a class; the message names the images.
+        A process without a validation image sees none, and the others would wait for it.
         """
-        return require_finite(self.evaluate(batch["image"]), batch)
+        wrapped = self.trainer.model
+        if isinstance(wrapped, DistributedDataParallel) and wrapped.broadcast_buffers:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+            wrapped.require_forward_param_sync = False
 
-    def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
-        loss: Tensor = self.loss(logits, batch["mask"])
-        return loss
+    def norms(self) -> Iterator[nn.Module]:
+        """The batch norms of the network."""
+        return (module for module in self.network.modules() if isinstance(module, _BatchNorm))
 
-    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
-        if split == "train":
-            image = batch["image"]
-            loss = self._loss(self(image), batch)
-            self._log_train_loss(loss, image)
-            return {"loss": loss}
-        mask = batch["mask"]
-        logits = resize_logits(self.evaluated(batch), (mask.shape[-2], mask.shape[-1]))
-        return self._count(split, self._loss(logits, batch), logits.argmax(1), batch)
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but that a frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for norm in self.norms():
+                norm.eval()
+        return self
 
-    def _count(self, split: Split, loss: Tensor, prediction: Tensor, batch: dict[str, Any]) -> StepOutput:
-        """Counts the (N, H, W) classes of an evaluated batch."""
-        mask = batch["mask"]
-        mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
-        mean.update(loss, len(prediction))
-        scores.update(prediction, mask)
-        if split == "test":
-            for subset, members in self._subsets.items():
-                inside = [i for i, name in enumerate(batch["name"]) if name in members]
-                if inside:
-                    self.subset_scores[subset].update(prediction[inside], mask[inside])  # type: ignore[operator]
-        return {"loss": loss, "prediction": prediction}
+    def normalized(self, image: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in 0..1 as the network takes them."""
+        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """The loss of an augmented batch."""
-        return self._step(batch, "train")
+    def _log_train_loss(self, loss: Tensor, image: Tensor) -> None:
+        """Logs `train/loss` of a batch of images (N, 3, H, W), and keeps their size for the card."""
+        self.input_size = (image.shape[-2], image.shape[-1])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(image), sync_dist=True)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """Scores a validation batch."""
-        return self._step(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """Scores a test batch."""
-        return self._step(batch, "test")
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:  # noqa: ARG002  # Lightning's hook
-        """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
-        logits = self.evaluated(batch)
-        sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]
-        return [classes_at(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs `val/loss` and every score as `val/...`."""
-        self._log_scores("val/", self.val_scores, self.val_loss)
-
-    def on_test_start(self) -> None:
-        """Starts from nothing, with a set of scores for each named part of the test set."""
-        self.test_scores.reset()
-        self.test_loss.reset()
-        self._subsets = dict(getattr(getattr(self.trainer, "datamodule", None), "test_subsets", {}))
-        self.subset_scores = nn.ModuleDict({name: self._scores() for name in self._subsets}).to(self.device)
-
-    def on_test_epoch_end(self) -> None:
-        """Logs `test/loss`, every score as `test/...`, and as `test/PART/...` for each named part."""
-        self._log_scores("test/", self.test_scores, self.test_loss)
-        for name, scores in self.subset_scores.items():
-            self._log_scores(f"test/{name}/", scores)  # type: ignore[arg-type]
+    def _log_scores(self, prefix: str, scores: Metric, loss: MeanMetric | None = None) -> None:
+        """Logs all that a metric computes, and starts it anew where there will be another epoch."""
+        values = {prefix + key: value.float() for key, value in scores.compute().items()}
+        if loss is not None:
+            values[prefix + "loss"] = loss.compute()
+        # The metrics have already met over the ranks: every rank logs the same numbers.
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key in _SHOWN)
+        for metric in (scores, loss):
+            if metric is not None and not self.trainer.testing:
+                metric.reset()
 
     def logged_keys(self) -> set[str]:
         """Every key that a fit logs, so that a watched key can be checked before it starts."""
-        return super().logged_keys() | {f"val/{key}" for key in self.val_scores.metric_keys}
+        return {"train/loss", "train/loss_step", "train/loss_epoch", "val/loss"}
 
+    def _parameter_groups(self) -> Iterable[Any]:
+        """What the optimiser is made from: parameters, or groups of them; `rate` of a group multiplies its rate."""
+        return self.parameters()
 
-def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (N, K, H, W) brought to (N, K, *size), bilinear; as they are where the size already fits."""
-    if (logits.shape[-2], logits.shape[-1]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser, and the schedule with the interval that it needs."""
+        optimizer = self.optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * group.get("rate", 1.0)
+        if self.lr_scheduler is None:
+            return optimizer
+        try:
+            schedule = self.lr_scheduler(optimizer)
+        except ValueError as error:
+            raise ValueError(
+                f"lr_scheduler: {error}; PolyLR and OneCycle find the number of steps themselves"
+            ) from None
+        if isinstance(schedule, PolyLR | OneCycle) and schedule.total_steps is None:
+            schedule.total_steps = int(self.trainer.estimated_stepping_batches)
+        by_step = isinstance(schedule, PolyLR | OneCycle | OneCycleLR)
+        config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config["monitor"] = getattr(schedule, "monitor", "val/loss")
+            held_out = getattr(getattr(self.trainer, "datamodule", None), "has_validation", True)
+            known = {key for key in self.logged_keys() if held_out or key.startswith("train/")}
+            if config["monitor"] not in known:
+                raise ValueError(
+                    f"lr_scheduler watches {config['monitor']}, which no step logs here; "
+                    f"set --model.lr_scheduler.monitor, such as to {'val/loss' if held_out else 'train/loss'}"
+                )
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
+    def make_card(self) -> dict[str, Any]:
+        """What this module is, in plain values."""
+        return {
+            "method": type(self).__name__,
+            **card.describe_space(self.label_space),
+            "mean": [float(v) for v in self.mean.flatten()],
+            "std": [float(v) for v in self.std.flatten()],
+            "size": list(self.input_size) if self.input_size else None,
+            "initial_weights": self.initial_weights,
+            "notices": self.all_notices(),
+            "config": self.resolved_config,
+        }
 
-def require_finite(logits: Tensor, batch: dict[str, Any]) -> Tensor:
-    """The logits of a batch in evaluation, each pixel of which has a largest one.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the card into the checkpoint."""
+        checkpoint[card.KEY] = self.make_card()
 
-    Args:
-        logits: (N, K, H, W), or (N, K) of whole images; a class that is ruled out may be -inf.
-        batch: that of the N images, with their `name`.
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another method or of other classes.
 
-    Raises:
-        ValueError: nan, inf, or -inf for all classes at some pixel; the message names the images.
-    """
-    good = logits.amax(1).isfinite().reshape(len(logits), -1).all(1)
-    if not good.all():
-        names = batch.get("name", range(len(good)))
-        wrong = ", ".join(str(name) for name, fine in zip(names, good.tolist(), strict=True) if not fine)
-        raise ValueError(
-            f"the logits of {wrong} are not finite; the training has diverged: take an earlier checkpoint, or train "
-            "with a lower rate"
-        )
-    return logits
+        Raises:
+            ValueError: it does not fit; the message says how.
+        """
+        found = checkpoint.get(card.KEY)
+        if found is None:
+            raise ValueError("the checkpoint has no card of structseg; use one that `structseg fit` wrote")
+        if found["method"] != type(self).__name__:
+            raise ValueError(
+                f"the checkpoint is of method {found['method']}, the model is {type(self).__name__}; "
+                f"use --model {found['method']} or another checkpoint"
+            )
+        if tuple(found["classes"]) != self.label_space.classes:
+            raise ValueError(
+                f"the checkpoint has the classes of {found['label_space']} ({', '.join(found['classes'])}), the data "
+                f"those of {self.label_space.name} ({', '.join(self.label_space.classes)}); set --data.label_space"
+            )
+        if found["size"]:
+            self.input_size = (found["size"][0], found["size"][1])

@@ -11,13 +11,13 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from datamodules.label_spaces import LabelSpace
-from lightning_modules.base import SegmentationModule, Split, StepOutput
-from lightning_modules.metrics.structure import SuperpixelAccuracy
-from lightning_modules.metrics.structured import StructuredMetrics
-from lightning_modules.networks.face_occ_net import FaceOccNet
-from lightning_modules.teacher import load_teacher
-from losses.consensus import ConsensusLoss
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.checkpoints.teacher import load_teacher
+from structseg.lightning_modules.metrics.structure import SuperpixelAccuracy
+from structseg.lightning_modules.metrics.structured import StructuredMetrics
+from structseg.lightning_modules.networks.face_occ_net import FaceOccNet
+from structseg.lightning_modules.segmentation import SegmentationModule, Split, StepOutput
+from structseg.losses.consensus import ConsensusLoss
 
 
 class ConsensusSegmenter(SegmentationModule):

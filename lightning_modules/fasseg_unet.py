@@ -8,9 +8,9 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim import Adam
 
-from datamodules.label_spaces import LabelSpace
-from lightning_modules.base import SegmentationModule
-from lightning_modules.networks.readme_unet import ReadmeUNet
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.networks.readme_unet import ReadmeUNet
+from structseg.lightning_modules.segmentation import SegmentationModule
 
 
 class FASSEGUNet(SegmentationModule):

@@ -1,13 +1,17 @@
 """Loss functions: tensors in, a scalar out."""
 
-from losses.affinity_displacement import AffinityDisplacement, AffinityDisplacementLoss, affinity_displacement_loss
-from losses.affinity_paths import AffinityPath, affinity_paths
-from losses.balanced_tags import BalancedTagLoss
-from losses.consensus import ConsensusLoss, consensus_loss
-from losses.cross_entropy import CrossEntropyLoss
-from losses.cross_entropy_dice import CrossEntropyDiceLoss, cross_entropy_dice
-from losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
-from losses.windows import pasted_loss, theta_loss
+from structseg.losses.affinity_displacement import (
+    AffinityDisplacement,
+    AffinityDisplacementLoss,
+    affinity_displacement_loss,
+)
+from structseg.losses.affinity_paths import AffinityPath, affinity_paths
+from structseg.losses.balanced_tags import BalancedTagLoss
+from structseg.losses.consensus import ConsensusLoss, consensus_loss
+from structseg.losses.cross_entropy import CrossEntropyLoss
+from structseg.losses.cross_entropy_dice import CrossEntropyDiceLoss, cross_entropy_dice
+from structseg.losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
+from structseg.losses.windows import pasted_loss, theta_loss
 
 __all__ = [
     "AffinityDisplacement",

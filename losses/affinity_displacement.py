@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from losses.affinity_paths import affinity_paths
-from losses.ranks import ranks_of, total_over_ranks
+from structseg.losses.affinity_paths import affinity_paths
+from structseg.losses.ranks import ranks_of, total_over_ranks
 
 _EPSILON = 1e-5  # of the published code: in the logarithms and in the numbers of pairs
 _BACKGROUND, _FOREGROUND, _DIFFERENT, _IGNORED = range(4)  # what a pair is

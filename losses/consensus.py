@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.consensus_checks import check_shapes, refuse_conflict, refuse_logits
-from losses.ranks import divisor, ranks_of, total_over_ranks
-from losses.region_sums import images_at_once, region_sum, spread, spread_two, sum_two
-from losses.regions import Regions, find_regions
+from structseg.losses.consensus_checks import check_shapes, refuse_conflict, refuse_logits
+from structseg.losses.ranks import divisor, ranks_of, total_over_ranks
+from structseg.losses.region_sums import images_at_once, region_sum, spread, spread_two, sum_two
+from structseg.losses.regions import Regions, find_regions
 
 Normalization = Literal["blob", "published"]
 Reduction = Literal["blob", "image"]

@@ -7,7 +7,7 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.ranks import ranks_of, total_over_ranks
+from structseg.losses.ranks import ranks_of, total_over_ranks
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.ranks import divisor, sum_over_ranks
+from structseg.losses.ranks import divisor, sum_over_ranks
 
 
 def cross_entropy_dice(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.ranks import divisor
+from structseg.losses.ranks import divisor
 
 
 def one_hot_binary_cross_entropy(

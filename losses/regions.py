@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from losses.consensus_checks import check_probabilities, check_range
-from losses.region_sums import region_sum
+from structseg.losses.consensus_checks import check_probabilities, check_range
+from structseg.losses.region_sums import region_sum
 
 
 class Regions(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.ranks import divisor
+from structseg.losses.ranks import divisor
 
 _LEAST_LIKELIHOOD = 1e-6  # a pixel of a part that no window covers costs 13.8
 

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: several workers share the cores
 
-import torchvision_fallback  # noqa: F401  # isort: skip  before anything that imports torchvision
+from structseg import torchvision_fallback  # noqa: F401  # isort: skip  before anything that imports torchvision
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
-from experiments.freed_memory import keep_freed_memory
+from structseg.command.freed_memory import keep_freed_memory
 
 keep_freed_memory()  # as the command does
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -2,14 +2,15 @@
 
 import doctest
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("losses", "datamodules", "lightning_modules", "experiments")
+from structseg.files import ROOT
+from tests.test_arrows import module_name
+
+ROOMS = ("losses", "datamodules", "lightning_modules", "structseg")
 MODULES = [
-    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    module_name(str(path.relative_to(ROOT)))
     for room in ROOMS
     for path in sorted((ROOT / room).rglob("*.py"))
     if ">>>" in path.read_text()

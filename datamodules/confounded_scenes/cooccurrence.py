@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from datamodules.label_spaces import SCENES
-from datamodules.synthetic_faces.dice import Dice
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.label_spaces import SCENES
 
 GROUNDS = ("night", "water", "meadow", "pavement", "sand", "cloth")
 FREQUENCY = 0.3

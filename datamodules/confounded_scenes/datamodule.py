@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.augmentation import Augmentation
-from datamodules.base import Split
-from datamodules.blobs import BlobKind
-from datamodules.confounded_scenes.cooccurrence import base_probability
-from datamodules.confounded_scenes.dataset import ConfoundedScenes
-from datamodules.confounded_scenes.layouts import PaintedLayouts, choose_layouts
-from datamodules.confounded_scenes.scene import Picture
-from datamodules.label_spaces import SCENES, VOC
-from datamodules.packed import PackedFile
-from datamodules.views import Views
-from datamodules.weak import ContextOf, Read, WeaklySupervisedDataModule
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import Split
+from structseg.datamodules.confounded_scenes.cooccurrence import base_probability
+from structseg.datamodules.confounded_scenes.dataset import ConfoundedScenes
+from structseg.datamodules.confounded_scenes.layouts import PaintedLayouts, choose_layouts
+from structseg.datamodules.confounded_scenes.scene import Picture
+from structseg.datamodules.label_spaces import SCENES, VOC
+from structseg.datamodules.packed import PackedFile
+from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.weak.datamodule import ContextOf, Read, WeaklySupervisedDataModule
+from structseg.datamodules.wrappers.blobs import BlobKind
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.confounded_scenes.cooccurrence import base_probability
-from datamodules.confounded_scenes.scene import Canvas, Picture, Thing, compose
-from datamodules.synthetic_faces.dice import Dice
+from structseg.datamodules.confounded_scenes.cooccurrence import base_probability
+from structseg.datamodules.confounded_scenes.scene import Canvas, Picture, Thing, compose
+from structseg.datamodules.drawing.dice import Dice
 
 _SMALLEST, _LARGEST = 32, 1024
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from datamodules.base import Split
-from datamodules.confounded_scenes.cooccurrence import base_probability, draw_ground
-from datamodules.confounded_scenes.scene import Canvas, Picture
-from datamodules.confounded_scenes.textures import Coat, ground
-from datamodules.label_spaces import VOC
-from datamodules.samples import read_mask, resize_mask
-from datamodules.synthetic_faces.dice import Dice
+from structseg.datamodules.base import Split
+from structseg.datamodules.confounded_scenes.cooccurrence import base_probability, draw_ground
+from structseg.datamodules.confounded_scenes.scene import Canvas, Picture
+from structseg.datamodules.confounded_scenes.textures import Coat, ground
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.images import read_mask, resize_mask
+from structseg.datamodules.label_spaces import VOC
 
 _REGIONS = 8  # of a class that wear coats of their own, the largest; the rest are painted in the last one's
 _KEPT_BYTES = 128 << 20

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.confounded_scenes.cooccurrence import draw_classes, draw_ground, partner
-from datamodules.confounded_scenes.shapes import outline
-from datamodules.confounded_scenes.textures import Coat, ground
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array, Frame
-from datamodules.synthetic_faces.texture import noise
+from structseg.datamodules.confounded_scenes.cooccurrence import draw_classes, draw_ground, partner
+from structseg.datamodules.confounded_scenes.shapes import outline
+from structseg.datamodules.confounded_scenes.textures import Coat, ground
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array, Frame
+from structseg.datamodules.drawing.texture import noise
 
 _LARGEST = (1.2, 1.0, 0.85, 0.75, 0.65)  # the size of things by how many there are
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.synthetic_faces.geometry import Array, box, capsule, ellipse
+from structseg.datamodules.drawing.geometry import Array, box, capsule, ellipse
 
 Shape = Callable[[Array, Array], tuple[Array, Array]]
 """(h, w) coordinates u, v, both within about -1..1, v downwards -> distances to the outline and to the telling part."""

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
-from datamodules.confounded_scenes.cooccurrence import GROUNDS
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array
-from datamodules.synthetic_faces.texture import noise
+from structseg.datamodules.confounded_scenes.cooccurrence import GROUNDS
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array
+from structseg.datamodules.drawing.texture import noise
 
 PATTERNS = ("dots", "rings", "scales", "stripes", "checks", "zigzag", "bricks", "grid", "crosses", "diamonds")
 _GOLDEN = 0.6180339887

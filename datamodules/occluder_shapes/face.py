@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.label_spaces import CELEBAMASK_HQ
-from datamodules.occluder_shapes.scene import Grid
-from datamodules.synthetic_faces.geometry import Array, Frame
+from structseg.datamodules.drawing.geometry import Array, Frame
+from structseg.datamodules.drawing.scene import Grid
+from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 _EARS = ("l_ear", "r_ear")
 _ON_FACE = ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")

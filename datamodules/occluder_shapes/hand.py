@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.occluder_shapes.face import FacePlace
-from datamodules.occluder_shapes.scene import Patch, Thing, coloured
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array, box, bump, capsule, ellipse, fade, smooth_min
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array, box, bump, capsule, ellipse, fade, smooth_min
+from structseg.datamodules.drawing.scene import Patch, Thing, coloured
+from structseg.datamodules.occluder_shapes.face import FacePlace
 
 # A hand is about as long as a face is high: wrist to finger tip, in units of `FacePlace`.
 _LENGTH = 2.6

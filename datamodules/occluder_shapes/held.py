@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.occluder_shapes.face import FacePlace
-from datamodules.occluder_shapes.scene import Patch, Thing, coloured
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array, box, bump, capsule, ellipse, fade, ridge, smooth_max
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array, box, bump, capsule, ellipse, fade, ridge, smooth_max
+from structseg.datamodules.drawing.scene import Patch, Thing, coloured
+from structseg.datamodules.occluder_shapes.face import FacePlace
 
 
 def cup(face: FacePlace, dice: Dice) -> Thing:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from datamodules.label_spaces import CELEBAMASK_HQ
-from datamodules.occluder_shapes.scene import Grid, Patch
-from datamodules.synthetic_faces.geometry import Array
+from structseg.datamodules.drawing.geometry import Array
+from structseg.datamodules.drawing.scene import Grid, Patch
+from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _USUAL_CAST = np.array([1.2, 0.96, 0.84], np.float32)  # mean colour over mean brightness of CelebAMask-HQ's photographs

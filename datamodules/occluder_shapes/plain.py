@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.occluder_shapes.face import FacePlace
-from datamodules.occluder_shapes.scene import Patch, Thing, coloured, mixed
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array, box, capsule, ellipse, fade
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array, box, capsule, ellipse, fade
+from structseg.datamodules.drawing.scene import Patch, Thing, coloured, mixed
+from structseg.datamodules.occluder_shapes.face import FacePlace
 
 Texture = Callable[[Patch], Array]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.occluder_shapes.face import FacePlace
-from datamodules.occluder_shapes.plain import texture
-from datamodules.occluder_shapes.scene import Patch, Thing, coloured
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array, Outline, box, bump, capsule, ellipse, fade, smooth_max
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array, Outline, box, bump, capsule, ellipse, fade, smooth_max
+from structseg.datamodules.drawing.scene import Patch, Thing, coloured
+from structseg.datamodules.occluder_shapes.face import FacePlace
+from structseg.datamodules.occluder_shapes.plain import texture
 
 
 def glasses(face: FacePlace, dice: Dice, dark: bool) -> Thing:

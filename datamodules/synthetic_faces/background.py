@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import Canvas
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array, Frame, ellipse, fade
-from datamodules.synthetic_faces.texture import noise
+from structseg.datamodules.drawing.canvas import Canvas
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array, Frame, ellipse, fade
+from structseg.datamodules.drawing.texture import noise
 
 _PICTURE = Frame.upright((0.0, 0.0), 1.0)
 

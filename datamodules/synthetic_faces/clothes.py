@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import LABEL, Canvas
-from datamodules.synthetic_faces.geometry import Array, fade
-from datamodules.synthetic_faces.head import Rig, shoulder_line
-from datamodules.synthetic_faces.parameters import Body
-from datamodules.synthetic_faces.texture import noise
+from structseg.datamodules.drawing.canvas import LABEL, Canvas
+from structseg.datamodules.drawing.geometry import Array, fade
+from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.head import Rig, shoulder_line
+from structseg.datamodules.synthetic_faces.parameters import Body
 
 _WHITE = np.array([0.93, 0.93, 0.94], np.float32)
 

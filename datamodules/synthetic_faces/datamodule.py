@@ -6,14 +6,14 @@ from typing import Literal
 
 from torch.utils.data import Dataset
 
-from datamodules.augmentation import Augmentation
-from datamodules.base import SegmentationDataModule, Split
-from datamodules.blobs import BlobKind
-from datamodules.label_spaces import CELEBAMASK_HQ
-from datamodules.occluders import OCCLUDED, OccludedDataset, Occluders, check_space
-from datamodules.originals import Originals, originals_problems
-from datamodules.samples import Sample
-from datamodules.synthetic_faces.dataset import SyntheticFacesDataset
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.batch import Sample
+from structseg.datamodules.label_spaces import CELEBAMASK_HQ
+from structseg.datamodules.synthetic_faces.dataset import SyntheticFacesDataset
+from structseg.datamodules.wrappers.blobs import BlobKind
+from structseg.datamodules.wrappers.full_size import Originals, originals_problems
+from structseg.datamodules.wrappers.occluders import OCCLUDED, OccludedDataset, Occluders, check_space
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 

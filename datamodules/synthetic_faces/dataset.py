@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
-from datamodules.originals import sample_with_original
-from datamodules.samples import Sample
-from datamodules.synthetic_faces.render import check_size, render_face
+from structseg.datamodules.batch import Sample
+from structseg.datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
+from structseg.datamodules.synthetic_faces.render import check_size, render_face
+from structseg.datamodules.wrappers.full_size import sample_with_original
 
 
 class SyntheticFacesDataset(Dataset[Sample]):

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import Canvas
-from datamodules.synthetic_faces.geometry import Array, Frame, bump, ellipse, fade, ridge, smooth_min
-from datamodules.synthetic_faces.head import DEPTH, Rig
+from structseg.datamodules.drawing.canvas import Canvas
+from structseg.datamodules.drawing.geometry import Array, Frame, bump, ellipse, fade, ridge, smooth_min
+from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
 
 _WHITE = np.array([0.93, 0.91, 0.89], np.float32)
 _DARK = np.array([0.07, 0.05, 0.05], np.float32)

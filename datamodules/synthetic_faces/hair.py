@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import Canvas, Patch
-from datamodules.synthetic_faces.geometry import Array, Outline, bump, ellipse, fade, smooth_max
-from datamodules.synthetic_faces.head import DEPTH, Rig
-from datamodules.synthetic_faces.texture import Strands, noise
+from structseg.datamodules.drawing.canvas import Canvas, Patch
+from structseg.datamodules.drawing.geometry import Array, Outline, bump, ellipse, fade, smooth_max
+from structseg.datamodules.drawing.texture import Strands, noise
+from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
 
 
 class HairPainter:

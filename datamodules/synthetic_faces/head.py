@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import Canvas, Patch
-from datamodules.synthetic_faces.geometry import Array, Frame, Outline, bump, ellipse, fade, smooth_max
-from datamodules.synthetic_faces.parameters import Beard, Body, Face, Light
-from datamodules.synthetic_faces.texture import noise
+from structseg.datamodules.drawing.canvas import Canvas, Patch
+from structseg.datamodules.drawing.geometry import Array, Frame, Outline, bump, ellipse, fade, smooth_max
+from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.parameters import Beard, Body, Face, Light
 
 # Depth of the parts before the head's axis, in head units; with the yaw it moves them sideways.
 DEPTH = {"eye": 0.58, "brow": 0.62, "nose": 0.66, "tip": 0.90, "mouth": 0.64, "hairline": 0.42, "ear": -0.08}

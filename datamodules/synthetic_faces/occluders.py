@@ -6,11 +6,21 @@ import math
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import Canvas, Patch
-from datamodules.synthetic_faces.geometry import Array, box, bump, capsule, ellipse, fade, ridge, smooth_max, smooth_min
-from datamodules.synthetic_faces.head import DEPTH, Rig
-from datamodules.synthetic_faces.parameters import Occluder
-from datamodules.synthetic_faces.texture import noise
+from structseg.datamodules.drawing.canvas import Canvas, Patch
+from structseg.datamodules.drawing.geometry import (
+    Array,
+    box,
+    bump,
+    capsule,
+    ellipse,
+    fade,
+    ridge,
+    smooth_max,
+    smooth_min,
+)
+from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
+from structseg.datamodules.synthetic_faces.parameters import Occluder
 
 
 def paint_occluder(canvas: Canvas, rig: Rig, thing: Occluder, numbers: Array) -> None:

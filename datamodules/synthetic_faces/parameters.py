@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datamodules.synthetic_faces.geometry import Array
+from structseg.datamodules.drawing.geometry import Array
 
 # Lengths are in head units: half the height of the head from crown to chin. Angles are radians.
 

@@ -8,18 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from datamodules.synthetic_faces.background import paint_background
-from datamodules.synthetic_faces.canvas import Canvas
-from datamodules.synthetic_faces.clothes import paint_clothes, paint_necklace
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.features import paint_brow, paint_eye, paint_mouth, paint_nose
-from datamodules.synthetic_faces.geometry import Array
-from datamodules.synthetic_faces.hair import HairPainter
-from datamodules.synthetic_faces.head import Rig, cast_light, model_face, paint_beard, paint_ear, paint_neck, paint_skin
-from datamodules.synthetic_faces.occluders import paint_occluder
-from datamodules.synthetic_faces.parameters import Camera, Face, Light
-from datamodules.synthetic_faces.sampling import sample_face
-from datamodules.synthetic_faces.wear import ear_shows, paint_earring, paint_glasses, paint_hat
+from structseg.datamodules.drawing.canvas import Canvas
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array
+from structseg.datamodules.synthetic_faces.background import paint_background
+from structseg.datamodules.synthetic_faces.clothes import paint_clothes, paint_necklace
+from structseg.datamodules.synthetic_faces.features import paint_brow, paint_eye, paint_mouth, paint_nose
+from structseg.datamodules.synthetic_faces.hair import HairPainter
+from structseg.datamodules.synthetic_faces.head import (
+    Rig,
+    cast_light,
+    model_face,
+    paint_beard,
+    paint_ear,
+    paint_neck,
+    paint_skin,
+)
+from structseg.datamodules.synthetic_faces.occluders import paint_occluder
+from structseg.datamodules.synthetic_faces.parameters import Camera, Face, Light
+from structseg.datamodules.synthetic_faces.sampling import sample_face
+from structseg.datamodules.synthetic_faces.wear import ear_shows, paint_earring, paint_glasses, paint_hat
 
 SMALLEST, LARGEST = 32, 1024
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.synthetic_faces.dice import Dice
-from datamodules.synthetic_faces.geometry import Array
-from datamodules.synthetic_faces.parameters import (
+from structseg.datamodules.drawing.dice import Dice
+from structseg.datamodules.drawing.geometry import Array
+from structseg.datamodules.synthetic_faces.parameters import (
     Beard,
     Body,
     Brows,

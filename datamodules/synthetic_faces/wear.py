@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from datamodules.synthetic_faces.canvas import Canvas
-from datamodules.synthetic_faces.geometry import Array, Frame, Outline, box, bump, capsule, ellipse, fade
-from datamodules.synthetic_faces.head import DEPTH, Rig
-from datamodules.synthetic_faces.parameters import Glasses, Hat
-from datamodules.synthetic_faces.texture import noise
+from structseg.datamodules.drawing.canvas import Canvas
+from structseg.datamodules.drawing.geometry import Array, Frame, Outline, box, bump, capsule, ellipse, fade
+from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
+from structseg.datamodules.synthetic_faces.parameters import Glasses, Hat
 
 
 def paint_glasses(canvas: Canvas, rig: Rig, glasses: Glasses) -> None:

@@ -16,8 +16,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.label_spaces import LabelSpace
-from lightning_modules.metrics.structure import boundary_f1, component_errors
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.metrics.structure import boundary_f1, component_errors
 
 PIXELS = ("tp", "fp", "fn")
 VALUES = ("component_error", "component_error_relative", "boundary_f1")

@@ -15,7 +15,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from lightning_modules.callbacks.checkpoints import BestAndLast
+from structseg.lightning_modules.callbacks.checkpoints import BestAndLast
 
 REQUEUE = signal.SIGUSR1  # what `#SBATCH --signal=USR1@120` sends before the time is over
 _SIGNALS = (signal.SIGTERM, REQUEUE)

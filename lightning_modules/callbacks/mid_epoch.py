@@ -6,7 +6,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_modules.callbacks.image_scores import gathered
+from structseg.lightning_modules.callbacks.image_scores import gathered
 
 _KEY = "epoch_means"
 

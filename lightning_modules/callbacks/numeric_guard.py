@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lightning_modules.callbacks.image_scores import gathered
-from lightning_modules.failed_batch import save_failed_batch
+from structseg.lightning_modules.callbacks.image_scores import gathered
+from structseg.lightning_modules.checkpoints.failed_batch import save_failed_batch
 
 FAILED_BATCH = "failed_batch.pt"
 
@@ -130,7 +130,7 @@ class NumericGuard(Callback):
             save_failed_batch(path, trainer, module, *self._step, what)
         except OSError as error:
             return f"the batch was not kept ({error})"
-        return f"the batch is kept: python -m lightning_modules.failed_batch {path}"
+        return f"the batch is kept: python -m structseg.lightning_modules.checkpoints.failed_batch {path}"
 
 
 def _file_name(rank: int) -> str:

@@ -10,9 +10,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.label_spaces import LabelSpace
-from lightning_modules.charts import Curve, loss_curves, read_curves
-from lightning_modules.pictures import Example, make_example, sheet
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.drawing.charts import Curve, loss_curves, read_curves
+from structseg.lightning_modules.drawing.label_sheets import Example, make_example, sheet
 
 
 class Pictures(Callback):

@@ -14,9 +14,9 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from datamodules.label_spaces import LabelSpace
-from lightning_modules.callbacks.overlay_video import OverlayVideo
-from lightning_modules.pictures import as_pixels, overlay
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.callbacks.overlay_video import OverlayVideo
+from structseg.lightning_modules.drawing.label_sheets import as_pixels, overlay
 
 SUMMARY = "summary.csv"
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lightning_modules.charts import confusion_figure
-from lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.lightning_modules.drawing.charts import confusion_figure
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 
 _SCORES = ("iou", "precision", "recall", "f1")
 _STRUCTURE = {

@@ -11,8 +11,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.label_spaces import LabelSpace
-from lightning_modules.pictures import as_pixels, colorize, legend, overlay
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.drawing.label_sheets import as_pixels, colorize, legend, overlay
 
 _SIDE = 288  # pixels of the large panels
 _GAP = 6

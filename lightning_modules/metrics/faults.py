@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 
 FAULTS = ("fp_object", "fp_background", "miss", "swap")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 
 # The windows of STN-iCNN, in their order, and the classes of the label space `stn` that each one holds.
 FACE_PARTS = {

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_modules.metrics.segmentation import SegmentationMetrics
-from lightning_modules.metrics.structure import BoundaryF1, ComponentError
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.lightning_modules.metrics.structure import BoundaryF1, ComponentError
 
 
 class StructuredMetrics(SegmentationMetrics):

@@ -13,8 +13,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightning_modules.networks.pretrained import MEAN, STD, load_packaged, packaged_label
-from lightning_modules.networks.smp import reachable
+from structseg.lightning_modules.networks.pretrained import MEAN, STD, load_packaged, packaged_label
+from structseg.lightning_modules.networks.smp import reachable
 
 Triple = tuple[float, float, float]
 Weights = Literal["packaged", "pretrained", "random"]

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.networks.backbones import Backbone
-from lightning_modules.networks.context import ContextFusion, ContextKind, ContextMap, ContextQuery
+from structseg.lightning_modules.networks.backbones import Backbone
+from structseg.lightning_modules.networks.context import ContextFusion, ContextKind, ContextMap, ContextQuery
 
 Adjustment = Literal["none", "c2am"]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet101_Weights
 
-from lightning_modules.networks.backbones import Backbone, Triple
+from structseg.lightning_modules.networks.backbones import Backbone, Triple
 
 RESNET101 = "resnet101"
 ASPP_DILATIONS = (6, 12, 18, 24)

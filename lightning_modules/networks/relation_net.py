@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.networks.backbones import Backbone, Triple
+from structseg.lightning_modules.networks.backbones import Backbone, Triple
 
 _STRIDE = 4  # of both results
 _EDGE_WIDTH = 32

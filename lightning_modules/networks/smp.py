@@ -17,7 +17,7 @@ import timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.networks.pretrained import MEAN, STD, load_packaged, packaged_label
+from structseg.lightning_modules.networks.pretrained import MEAN, STD, load_packaged, packaged_label
 
 Triple = tuple[float, float, float]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.networks.window_checks import (
+from structseg.lightning_modules.networks.window_checks import (
     Size,
     check_paste,
     check_shape,

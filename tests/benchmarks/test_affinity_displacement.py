@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from losses import affinity_displacement_loss, affinity_paths
+from structseg.losses import affinity_displacement_loss, affinity_paths
 
 _SHAPE = (4, 80, 80)
 _ROUNDS = 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.blobs import BlobKind, make_blobs
+from structseg.datamodules.wrappers.blobs import BlobKind, make_blobs
 from tests.data.lfw import face_classes, photograph
 
 _ROUNDS, _EACH = 7, 24

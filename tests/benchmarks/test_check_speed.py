@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.celebamask_hq import CelebAMaskHQDataModule
-from datamodules.file_samples import FileSample, Listed
-from datamodules.lfw_parts import LFWPartsDataModule
-from experiments.check import GROUP, SPLITS, check
+from structseg.audit.command import GROUP, SPLITS, check
+from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModule
+from structseg.datamodules.files.listing import FileSample, Listed
+from structseg.datamodules.lfw_parts.datamodule import LFWPartsDataModule
 
 _ROUNDS = 3
 _KINDS: dict[str, Callable[[Path], Listed]] = {

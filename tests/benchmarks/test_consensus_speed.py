@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from losses import consensus_loss
+from structseg.losses import consensus_loss
 
 _ROUNDS = 60
 _SHAPE = (16, 3, 128, 128)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from lightning_modules.random_walk import random_walk
-from losses import affinity_paths
+from structseg.lightning_modules.conta.random_walk import random_walk
+from structseg.losses import affinity_paths
 
 _ROUNDS = 5
 

@@ -7,12 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.label_spaces import STN
-from lightning_modules.face_windows import window_probabilities
-from lightning_modules.frames import frame_of
-from lightning_modules.networks.icnn import ICNN
-from lightning_modules.networks.spatial_transformer import crop_parts, paste_labels, paste_parts, theta_from_centers
-from lightning_modules.stn_icnn import STNiCNN
+from structseg.datamodules.label_spaces import STN
+from structseg.lightning_modules.networks.icnn import ICNN
+from structseg.lightning_modules.networks.spatial_transformer import (
+    crop_parts,
+    paste_labels,
+    paste_parts,
+    theta_from_centers,
+)
+from structseg.lightning_modules.stn.face_windows import window_probabilities
+from structseg.lightning_modules.stn.padded_originals import frame_of
+from structseg.lightning_modules.stn.stn_icnn import STNiCNN
 
 _ROUNDS = 20
 # brows, eyes, nose, mouth of a face that fills most of the image, as shares of its sides

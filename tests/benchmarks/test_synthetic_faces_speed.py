@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.synthetic_faces.render import render_face
+from structseg.datamodules.synthetic_faces.render import render_face
 
 _ROUNDS, _EACH = 5, 24
 

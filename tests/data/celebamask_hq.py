@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.label_spaces import CELEBAMASK_HQ
+from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 # Both sides look alike, as on a photograph.
 LOOKS = np.array(CELEBAMASK_HQ.palette, dtype=np.float64)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.label_spaces import COCO
+from structseg.datamodules.label_spaces import COCO
 
 SIZE = (20, 30)  # (h, w) of every image
 # COCO's category ids have gaps; these are those of the classes used here.

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.fasseg_files import UNLABELLED_TEST_POSES
-from datamodules.label_spaces import FASSEG
+from structseg.datamodules.fasseg.files import UNLABELLED_TEST_POSES
+from structseg.datamodules.label_spaces import FASSEG
 
 POSES = ("-90", "-30", "0", "+30")
 NUMBER = {"-90": 40, "-30": 44, "0": 46, "+30": 48}  # the last part of a name in V3 counts the poses

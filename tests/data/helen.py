@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from datamodules.helen_files import IMAGES, LABELS, LISTS, mask_names
-from datamodules.label_spaces import HELEN
+from structseg.datamodules.helen.files import IMAGES, LABELS, LISTS, mask_names
+from structseg.datamodules.label_spaces import HELEN
 
 # Both sides look alike, as on a photograph.
 LOOKS = np.array(HELEN.palette, dtype=np.float64)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from experiments.cli import run
-from experiments.resume import where_to_go_on
+from structseg.command.lightning import run
+from structseg.command.resume import where_to_go_on
 
 EARLY, AFTER = 0.1, 1.0  # share of kills before a start has saved anything; most seconds after its first saving
 PATIENCE = 120.0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.label_spaces import VOC
+from structseg.datamodules.label_spaces import VOC
 
 NAMES = [f"2007_{number:06d}" for number in range(10)]
 

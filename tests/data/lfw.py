@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.label_spaces import PARTS
+from structseg.datamodules.label_spaces import PARTS
 
 LOOKS = np.array([(70, 110, 90), (210, 165, 140), (60, 40, 30)], dtype=np.float64)
 _FILES = {"train": "parts_train.txt", "val": "parts_validation.txt", "test": "parts_test.txt"}

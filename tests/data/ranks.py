@@ -5,7 +5,9 @@ python -m tests.data.ranks FOLDER WORLD PLAN [CASE ...]
 
 from __future__ import annotations
 
-import torchvision_fallback  # noqa: F401  # isort: skip
+from structseg.files import ROOT
+
+from structseg import torchvision_fallback  # noqa: F401  # isort: skip
 
 import json
 import os
@@ -24,19 +26,18 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.optim import SGD
 
-from datamodules.base import Split
-from datamodules.label_spaces import PARTS, STN, label_space
-from lightning_modules.consensus import ConsensusSegmenter
-from lightning_modules.conta_classifier import CONTAClassifier
-from lightning_modules.conta_relation import CONTARelationNetwork
-from lightning_modules.conta_segmenter import CONTASegmenter
-from lightning_modules.fasseg_unet import FASSEGUNet
-from lightning_modules.stn_icnn import STNiCNN
-from lightning_modules.trained_module import TrainedModule
-from losses import BalancedTagLoss, ConsensusLoss, CrossEntropyDiceLoss, OneHotBCELoss
+from structseg.datamodules.base import Split
+from structseg.datamodules.label_spaces import PARTS, STN, label_space
+from structseg.lightning_modules.base import TrainedModule
+from structseg.lightning_modules.consensus import ConsensusSegmenter
+from structseg.lightning_modules.conta.classifier import CONTAClassifier
+from structseg.lightning_modules.conta.relation_network import CONTARelationNetwork
+from structseg.lightning_modules.conta.segmenter import CONTASegmenter
+from structseg.lightning_modules.fasseg_unet import FASSEGUNet
+from structseg.lightning_modules.stn.stn_icnn import STNiCNN
+from structseg.losses import BalancedTagLoss, ConsensusLoss, CrossEntropyDiceLoss, OneHotBCELoss
 from tests.data.tiny import TinyDataModule, TinyNetwork
 
-ROOT = Path(__file__).parents[2]
 PETS = label_space("voc[cat,dog]")
 _BOXES = {1: (50, 20), 2: (20, 20), 3: (50, 30), 4: (20, 30), 5: (35, 42), 6: (35, 54), 7: (35, 57), 8: (35, 60)}
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from datamodules.augmentation import Augmentation
-from datamodules.base import SegmentationDataModule, Split
-from datamodules.samples import Sample, image_tensor, mask_tensor, resize_mask
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.images import resize_mask
 
 NATIVE = (48, 40)  # (h, w) of evaluation masks with `score_at="native"`
 

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import nn
 
-from lightning_modules.base import SegmentationModule
+from structseg.lightning_modules.segmentation import SegmentationModule
 from tests.data.tiny import TinyNetwork
 
 

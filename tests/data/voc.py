@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.label_spaces import VOC
+from structseg.datamodules.label_spaces import VOC
 
 # Objects of the made images: class, top, left, bottom, right in shares of the height and width; later ones on top.
 Objects = tuple[tuple[str, float, float, float, float], ...]

@@ -4,8 +4,8 @@ import kornia.augmentation as K
 import pytest
 import torch
 
-from datamodules.augmentation import Augmentation, AugmentationPipeline
-from datamodules.label_spaces import HELEN, LabelSpace
+from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
+from structseg.datamodules.label_spaces import HELEN, LabelSpace
 
 GREYS = LabelSpace("greys", tuple(f"c{i}" for i in range(16)), tuple((16 * i, 16 * i, 16 * i) for i in range(16)))
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.augmentation import Augmentation
-from datamodules.base import SegmentationDataModule
-from datamodules.originals import Originals
-from datamodules.samples import collate
-from datamodules.synthetic_faces.datamodule import SyntheticFacesDataModule
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import collate
+from structseg.datamodules.synthetic_faces.datamodule import SyntheticFacesDataModule
+from structseg.datamodules.wrappers.full_size import Originals
 from tests.data.tiny import TinyDataModule
 
 

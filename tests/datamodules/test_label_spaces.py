@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from datamodules.label_spaces import CELEBAMASK_HQ, COCO, FASSEG, HELEN, MAPS, SPACES, STN, VOC, LabelSpace, label_space
+from structseg.datamodules.label_spaces import (
+    CELEBAMASK_HQ,
+    COCO,
+    FASSEG,
+    HELEN,
+    MAPS,
+    SPACES,
+    STN,
+    VOC,
+    LabelSpace,
+    label_space,
+)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.archives import unpack
-from datamodules.predict_inputs import predict_inputs
+from structseg.datamodules.files.download import unpack
+from structseg.datamodules.predict.inputs import predict_inputs
 from tests.fuzz.harm import Damage, Wreck, cut, fault_of, flip, put, ruin, template
 
 OUT = "out"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.artefacts import (
+from structseg.datamodules.label_spaces import label_space
+from structseg.datamodules.round_files import (
     About,
     check_folder,
     origin_of,
@@ -29,8 +30,7 @@ from datamodules.artefacts import (
     write_mask,
     write_query,
 )
-from datamodules.label_spaces import label_space
-from lightning_modules.earlier_rounds import check_origin, global_mean_cams, load_confounders
+from structseg.lightning_modules.conta.previous_round import check_origin, global_mean_cams, load_confounders
 from tests.fuzz.harm import Damage, Wreck, fault_of, flip, put, ruin, spoil, template
 
 SPACE = label_space("voc[cat,dog]")

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.label_spaces import label_space
-from lightning_modules.base import SegmentationModule
-from lightning_modules.card import read_card
-from lightning_modules.earlier_stages import take_over
-from lightning_modules.fasseg_unet import FASSEGUNet
-from lightning_modules.networks.deeplab_v2 import _tensors
-from lightning_modules.teacher import load_teacher
+from structseg.datamodules.label_spaces import label_space
+from structseg.lightning_modules.checkpoints.card import read_card
+from structseg.lightning_modules.checkpoints.teacher import load_teacher
+from structseg.lightning_modules.checkpoints.warm_start import take_over
+from structseg.lightning_modules.fasseg_unet import FASSEGUNet
+from structseg.lightning_modules.networks.deeplab_v2 import _tensors
+from structseg.lightning_modules.segmentation import SegmentationModule
 from tests.data.tiny import TinyNetwork
 from tests.fuzz.harm import Damage, fault_of, flip, ruin, template
 from tests.fuzz.test_artefacts import Payload

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from datamodules.base import SegmentationDataModule, Split
-from datamodules.celebamask_hq import CelebAMaskHQDataModule
-from datamodules.coco import COCODataModule
-from datamodules.coco_files import read_instances
-from datamodules.fasseg import FASSEGDataModule
-from datamodules.helen import HelenDataModule
-from datamodules.lfw_parts import LFWPartsDataModule
-from datamodules.packed import packed_copy
-from datamodules.voc import VOCDataModule
-from datamodules.voc_files import read_tags
+from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModule
+from structseg.datamodules.coco.datamodule import COCODataModule
+from structseg.datamodules.coco.files import read_instances
+from structseg.datamodules.fasseg.datamodule import FASSEGDataModule
+from structseg.datamodules.helen.datamodule import HelenDataModule
+from structseg.datamodules.lfw_parts.datamodule import LFWPartsDataModule
+from structseg.datamodules.packed import packed_copy
+from structseg.datamodules.voc.datamodule import VOCDataModule
+from structseg.datamodules.voc.files import read_tags
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.coco import make_coco
 from tests.data.fasseg import make_fasseg

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.predict_inputs import PredictImages
-from datamodules.samples import check_image, image_size, read_image, read_mask
+from structseg.datamodules.images import check_image, image_size, read_image, read_mask
+from structseg.datamodules.predict.inputs import PredictImages
 from tests.fuzz.harm import Damage, Lay, Wreck, cut, fault_of, flip, ruin, swap, template
 
 FORMATS = ("png", "jpg", "bmp", "gif", "tif", "webp", "avif", "jp2", "ppm")

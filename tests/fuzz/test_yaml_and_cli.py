@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import main
-from experiments.manifest import load_manifest
-from experiments.pipeline_file import load_pipeline
+from structseg.command.main import main
+from structseg.files import ROOT
+from structseg.pipelines.file import load_pipeline
+from structseg.results.manifest import load_manifest
 from tests.fuzz.harm import NOISE, Damage, cut, fault_of
 from tests.fuzz.test_checkpoints import BUILT, OTHER, TAMPERED, lay
 from tests.fuzz.test_images import png, whole
-
-ROOT = Path(__file__).parents[2]
 
 
 def _laughs(levels: int = 9) -> str:
@@ -219,7 +218,7 @@ def test_a_process_of_its_own_says_one_line(
 ) -> None:
     (tmp_path / name).write_bytes(content(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *(arg.replace("PATH", str(tmp_path / name)) for arg in args)],
+        [sys.executable, "-m", "structseg", *(arg.replace("PATH", str(tmp_path / name)) for arg in args)],
         capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode in (1, 2)

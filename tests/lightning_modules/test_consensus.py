@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.label_spaces import OCCLUSION, PARTS
-from lightning_modules.consensus import ConsensusSegmenter
-from lightning_modules.teacher import load_teacher
-from losses import ConsensusLoss
+from structseg.datamodules.label_spaces import OCCLUSION, PARTS
+from structseg.lightning_modules.checkpoints.teacher import load_teacher
+from structseg.lightning_modules.consensus import ConsensusSegmenter
+from structseg.losses import ConsensusLoss
 from tests.data.tiny import TinyDataModule, TinyNetwork
 from tests.data.tiny_runs import make_trainer
 
@@ -87,7 +87,7 @@ class TestTeacher:
         module = make_module()
         module.resolved_config = {
             "model": {
-                "class_path": "lightning_modules.consensus.ConsensusSegmenter",
+                "class_path": "structseg.lightning_modules.consensus.ConsensusSegmenter",
                 "init_args": {"network": "tests.data.tiny.TinyNetwork", "label_space": None, "loss": None},
             }
         }

@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from datamodules.base import EpochSampler
-from datamodules.evaluation_sampler import EvaluationSampler
-from lightning_modules.metrics.tag_scores import TagScores
+from structseg.datamodules.samplers import EpochSampler, EvaluationSampler
+from structseg.lightning_modules.metrics.tag_scores import TagScores
 from tests.data.ranks import CASES, start
 
 METHODS = ("cross_entropy", "consensus", "stn_end_to_end", "classifier", "relation", "segmenter")

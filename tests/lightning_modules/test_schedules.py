@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from lightning_modules.schedules import OneCycle, PolyLR
+from structseg.lightning_modules.schedules import OneCycle, PolyLR
 
 
 def _rates(total_steps: int, steps: int, lr: float = 1.0, kind=PolyLR, **settings) -> list[float]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import AffinityDisplacementLoss, affinity_displacement_loss, affinity_paths
+from structseg.files import ROOT
+from structseg.losses import AffinityDisplacementLoss, affinity_displacement_loss, affinity_paths
 
 TERMS = ("total", "pos_aff", "neg_aff", "dp_fg", "dp_bg")
-ROOT = Path(__file__).parents[2]
 
 
 def maps(n: int = 2, h: int = 6, w: int = 9, dtype: torch.dtype = torch.float64, seed: int = 0):
@@ -226,7 +226,7 @@ def test_memory_does_not_grow_with_the_pairs() -> None:
 
 RANK = """
 import sys, torch, torch.distributed as dist
-from losses import affinity_displacement_loss
+from structseg.losses import affinity_displacement_loss
 rank, meeting, where = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
 edges, displacement, labels = torch.load(where, weights_only=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from losses import affinity_paths
+from structseg.losses import affinity_paths
 
 
 @pytest.mark.data

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from losses import BalancedTagLoss
+from structseg.losses import BalancedTagLoss
 
 # 100 images: horse and person together 30, horse alone 10, person alone 20, neither 40.
 TABLE = torch.tensor([[1.0, 1.0]] * 30 + [[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 20 + [[0.0, 0.0]] * 40)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import ConsensusLoss, consensus_loss
+from structseg.losses import ConsensusLoss, consensus_loss
 
 PUBLISHED = {"idx": "blob", "all": "image"}
 LONG = {"dtype": torch.long}

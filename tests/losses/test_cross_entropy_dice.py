@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import CrossEntropyDiceLoss, cross_entropy_dice
+from structseg.losses import CrossEntropyDiceLoss, cross_entropy_dice
 
 
 def test_a_number_worked_by_hand():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from losses.multi_scale import MultiScaleCrossEntropy, multi_scale_cross_entropy, resized_labels
+from structseg.losses.multi_scale import MultiScaleCrossEntropy, multi_scale_cross_entropy, resized_labels
 
 
 def logits_of(probabilities):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
+from structseg.losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
 
 
 def _logit(p):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from losses import pasted_loss, theta_loss
+from structseg.losses import pasted_loss, theta_loss
 
 
 def window(sx: float = 0.3, sy: float = 0.2, tx: float = 0.1, ty: float = -0.4) -> torch.Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.manifest import ROOT
+from structseg.files import ROOT
 from tests.slurm.cluster import Cluster, NoCluster, install
 
 

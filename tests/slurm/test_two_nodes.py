@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import submit
+from structseg.cluster import submit
 from tests.data.tiny import config_text
 from tests.slurm.cluster import NODES, Cluster
 

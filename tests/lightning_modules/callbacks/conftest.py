@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from lightning_modules.base import SegmentationModule
-from lightning_modules.callbacks.pictures import Pictures
-from lightning_modules.callbacks.tables import ScoreTables
+from structseg.lightning_modules.callbacks.pictures import Pictures
+from structseg.lightning_modules.callbacks.tables import ScoreTables
+from structseg.lightning_modules.segmentation import SegmentationModule
 from tests.data.tiny import TinyDataModule
 from tests.data.tiny_runs import make_module, make_trainer
 from tests.data.wandb_file import WandbRun, read_wandb_file

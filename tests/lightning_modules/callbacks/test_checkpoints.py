@@ -3,7 +3,7 @@ import errno
 import pytest
 import torch
 
-from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
+from structseg.lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):

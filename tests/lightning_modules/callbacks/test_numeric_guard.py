@@ -4,21 +4,19 @@ import sys
 import textwrap
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_modules.callbacks.checkpoints import BestAndLast
-from lightning_modules.callbacks.numeric_guard import NumericGuard
-from lightning_modules.callbacks.step_seed import StepSeed
-from lightning_modules.consensus import ConsensusSegmenter
-from lightning_modules.failed_batch import failed_loss
+from structseg.files import ROOT
+from structseg.lightning_modules.callbacks.checkpoints import BestAndLast
+from structseg.lightning_modules.callbacks.numeric_guard import NumericGuard
+from structseg.lightning_modules.callbacks.step_seed import StepSeed
+from structseg.lightning_modules.checkpoints.failed_batch import failed_loss
+from structseg.lightning_modules.consensus import ConsensusSegmenter
 from tests.data.tiny import TinyDataModule, TinyNetwork
 from tests.data.tiny_runs import make_module, make_trainer
-
-ROOT = Path(__file__).parents[3]
 
 
 class Breaks(nn.Module):
@@ -64,7 +62,9 @@ def test_a_loss_that_is_no_number_stops_before_the_optimiser_steps(tmp_path, val
         ValueError, match=rf"the loss is {value} in epoch 0, batch 2, step 2 \(train_\d+, train_\d+\); "
     ) as error:
         fit(tmp_path, Breaks(value), callbacks=[keep], enable_checkpointing=True)
-    assert str(error.value).endswith(f"python -m lightning_modules.failed_batch {tmp_path / 'failed_batch.pt'}")
+    assert str(error.value).endswith(
+        f"python -m structseg.lightning_modules.checkpoints.failed_batch {tmp_path / 'failed_batch.pt'}"
+    )
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 2
     failed = torch.load(tmp_path / "failed_batch.pt", weights_only=True)
@@ -156,8 +156,8 @@ SCRIPT = """
     import torchvision_fallback
     import torch
     from torch import nn
-    from lightning_modules.callbacks.numeric_guard import NumericGuard
-    from lightning_modules.consensus import ConsensusSegmenter
+    from structseg.lightning_modules.callbacks.numeric_guard import NumericGuard
+    from structseg.lightning_modules.consensus import ConsensusSegmenter
     from tests.data.tiny import TinyDataModule, TinyNetwork
     from tests.data.tiny_runs import make_trainer
 

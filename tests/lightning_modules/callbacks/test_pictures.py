@@ -7,11 +7,11 @@ from PIL import Image
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from experiments import cli
-from lightning_modules.callbacks import pictures
-from lightning_modules.callbacks.pictures import Pictures
-from lightning_modules.charts import read_curves
-from lightning_modules.pictures import IGNORED, make_example, sheet
+from structseg.command import lightning as cli
+from structseg.lightning_modules.callbacks import pictures
+from structseg.lightning_modules.callbacks.pictures import Pictures
+from structseg.lightning_modules.drawing.charts import read_curves
+from structseg.lightning_modules.drawing.label_sheets import IGNORED, make_example, sheet
 from tests.data.tiny import TinyDataModule
 from tests.data.tiny_runs import make_module, make_trainer, predict
 from tests.data.wandb_file import read_wandb_file

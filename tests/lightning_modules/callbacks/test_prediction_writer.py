@@ -21,10 +21,10 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from datamodules.label_spaces import LabelSpace
-from datamodules.predict_inputs import predict_inputs
-from datamodules.samples import Sample, collate
-from lightning_modules.callbacks.prediction_writer import PredictionWriter, output_stems
+from structseg.datamodules.batch import Sample, collate
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.predict.inputs import predict_inputs
+from structseg.lightning_modules.callbacks.prediction_writer import PredictionWriter, output_stems
 
 SPACE = LabelSpace("halves", ("background", "right", "never"), ((9, 8, 7), (200, 100, 0), (1, 1, 1)))
 
@@ -193,10 +193,10 @@ import torchvision_fallback
 from pytorch_lightning import Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
-from datamodules.predict_inputs import predict_inputs
-from datamodules.samples import collate
+from structseg.datamodules.predict.inputs import predict_inputs
+from structseg.datamodules.batch import collate
 from tests.lightning_modules.callbacks.test_prediction_writer import SPACE, Halves
-from lightning_modules.callbacks.prediction_writer import PredictionWriter
+from structseg.lightning_modules.callbacks.prediction_writer import PredictionWriter
 
 def main():
     folder = Path(sys.argv[1])
@@ -296,7 +296,7 @@ def test_odd_sizes_and_both_codecs(
 
 def test_a_camera_plays_at_the_time_at_which_its_frames_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.5, 10.5, 11.0, 13.0])
-    monkeypatch.setattr("lightning_modules.callbacks.overlay_video.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("structseg.lightning_modules.callbacks.overlay_video.time.perf_counter", lambda: next(clock))
     predict(Frames(5, (16, 16), None), tmp_path)
     frames, times, _ = read_back(tmp_path / "clip_overlay.mp4")
     assert len(frames) == 5

@@ -10,10 +10,10 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
 
-from datamodules.label_spaces import HELEN
-from lightning_modules.callbacks import tables
-from lightning_modules.callbacks.tables import Scores, ScoreTables, terminal_table, write_files
-from lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.datamodules.label_spaces import HELEN
+from structseg.lightning_modules.callbacks import tables
+from structseg.lightning_modules.callbacks.tables import Scores, ScoreTables, terminal_table, write_files
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 from tests.data.tiny import TinyDataModule
 from tests.data.tiny_runs import count_pixels, make_module, make_trainer
 

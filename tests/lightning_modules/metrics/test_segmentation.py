@@ -10,8 +10,8 @@ import torchmetrics.functional.classification as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_modules.metrics import segmentation
-from lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.lightning_modules.metrics import segmentation
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 
 CLASSES = ("background", "face", "hair")
 
@@ -257,7 +257,7 @@ def test_refuses_groups_that_cannot_be(groups):
 _RANK = """
 import json, sys
 import torch, torch.distributed as dist
-from lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 rank, meeting, samples, out = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
 metric = SegmentationMetrics(["background", "face", "hair"], groups={"head": (1, 2)})

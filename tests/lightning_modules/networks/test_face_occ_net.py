@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.networks.face_occ_net import FaceOccNet
+from structseg.lightning_modules.networks.face_occ_net import FaceOccNet
 
 
 def test_has_the_published_number_of_parameters():

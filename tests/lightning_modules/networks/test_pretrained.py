@@ -7,8 +7,13 @@ import torch
 from skimage import data
 from torch.nn import functional as F
 
-from lightning_modules.networks import pretrained
-from lightning_modules.networks.pretrained import load_packaged, packaged_label, packaged_names, packaged_state_dict
+from structseg.lightning_modules.networks import pretrained
+from structseg.lightning_modules.networks.pretrained import (
+    load_packaged,
+    packaged_label,
+    packaged_names,
+    packaged_state_dict,
+)
 
 # Logits of classes 0, 100, 281, 282, 500, 724, 999 for the wave below, from weights whose mapping was proven against
 # the reference network that the packages' authors published (difference 0).

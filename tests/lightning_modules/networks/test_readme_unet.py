@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_modules.networks.readme_unet import ReadmeUNet
+from structseg.lightning_modules.networks.readme_unet import ReadmeUNet
 
 
 def _step_parameters(network: ReadmeUNet) -> dict[str, tuple[int, int]]:

@@ -6,9 +6,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from lightning_modules.networks import smp as module
-from lightning_modules.networks.pretrained import packaged_state_dict
-from lightning_modules.networks.smp import SMPNetwork
+from structseg.lightning_modules.networks import smp as module
+from structseg.lightning_modules.networks.pretrained import packaged_state_dict
+from structseg.lightning_modules.networks.smp import SMPNetwork
 
 SMALL = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_weights": "random"}
 

@@ -1,0 +1,100 @@
+"""The contract between datamodules and modules: the keys of a sample and of a batch, and how one becomes the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+class Sample(TypedDict, total=False):
+    """One image with what belongs to it: the keys of `Batch`, without the leading N."""
+
+    image: Tensor
+    mask: Tensor
+    blobs: Tensor
+    tags: Tensor
+    context: Tensor
+    view: Tensor
+    cams: Tensor
+    original: Tensor
+    name: str
+
+
+class Batch(TypedDict, total=False):
+    """What flows from a datamodule to a module; a key that a task does not have is absent.
+
+    image: float32 (N, 3, H, W), 0..1. mask: int64 (N, H, W), 255 = ignore. blobs: int64 (N, H, W), dense ids an image.
+    tags: float32 (N, K), foreground classes. original: the full-size images, (3, h, w) each; `mask` is then of their
+    size, not of `image`'s, and padded to the largest. name: N stable names.
+
+    Of weak supervision: context: float32 (N, K, h, w) in 0..1, class probabilities, background first, of the whole of
+    each image. view: float32 (N, 2, 3), where `image` lies in the whole, as `F.affine_grid(view, ...,
+    align_corners=False)` takes it. cams: class activation maps of the whole, (K-1, h, w) in 0..1 each.
+    """
+
+    image: Tensor
+    mask: Tensor
+    blobs: Tensor
+    tags: Tensor
+    context: Tensor
+    view: Tensor
+    cams: list[Tensor]
+    original: list[Tensor]
+    name: list[str]
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) float32 in 0..1 from an RGB image; in numpy, as torch's threads get in each other's way in workers."""
+    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def mask_tensor(mask: NDArray[np.integer]) -> Tensor:
+    """(H, W) int64 from an index mask."""
+    return torch.from_numpy(np.array(mask, dtype=np.int64))
+
+
+def pad_masks(masks: Sequence[Tensor], ignore_index: int = 255) -> Tensor:
+    """Masks (h, w) of any sizes as one (N, H, W), padded on the right and below with the ignore index."""
+    height, width = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
+    return torch.stack(
+        [F.pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0]), value=ignore_index) for mask in masks]
+    )
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples stacked to a batch; names, originals and cams stay lists.
+
+    Masks of samples with originals may differ in size: they are padded to the largest, as by `pad_masks`.
+
+    Raises:
+        ValueError: images or masks of different sizes, named.
+    """
+    batch: Batch = {"name": [sample["name"] for sample in samples]}
+    for key in ("image", "mask", "blobs", "tags", "context", "view"):
+        if key not in samples[0]:
+            continue
+        tensors = [sample[key] for sample in samples]
+        if key == "mask" and "original" in samples[0]:
+            batch["mask"] = pad_masks(tensors)
+            continue
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        for sample, shape in zip(samples, shapes, strict=True):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"{key} of {sample['name']} has shape {shape}, that of {samples[0]['name']} {shapes[0]}; "
+                    "one size a batch is needed: set --data.size, or batches of one"
+                )
+        batch[key] = torch.stack(tensors)
+    if "original" in samples[0]:
+        batch["original"] = [sample["original"] for sample in samples]
+    if "cams" in samples[0]:
+        batch["cams"] = [sample["cams"] for sample in samples]
+    return batch

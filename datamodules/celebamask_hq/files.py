@@ -1,0 +1,306 @@
+"""CelebAMask-HQ on disk: the two layouts, which mask belongs to which image, the splits, and how labels are read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structseg.datamodules.files.text import read_json, read_text
+from structseg.datamodules.images import open_image, read_mask, refuse
+from structseg.datamodules.label_spaces import CELEBAMASK_HQ
+
+FULL_FOLDERS = ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno")
+COMPACT_FOLDERS = ("images", "masks")
+SUBFOLDERS = ("CelebAMask-HQ", "celebamask_hq_mini")  # where a parent folder is given
+MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
+PARTITION_FILE = "list_eval_partition.txt"
+SPLIT_FILE = "split_622.json"
+LEFT_RIGHT_FILE = "left_right_reversed.json"
+SPLITS = ("train", "val", "test")
+
+# One mask file each; where two overlap the later one counts, as in the data set's own g_mask.py.
+PARTS = CELEBAMASK_HQ.classes[1:]
+IMAGES_A_FOLDER = 2000
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+# CelebA's partition is by number: the last image of train and of val, counted from 1. Test goes on to 202599.
+_LAST_TRAIN, _LAST_VAL = 162770, 182637
+
+Splits = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label.
+
+    Attributes:
+        name: the file stem of the image: `12` in the published layout, 32 digits in the compact one.
+        image: the photograph.
+        mask: the index mask; with `parts`, what the paths of the part masks begin with, `.../0/00012`.
+        parts: classes that have a mask of their own, in the order that they are merged; none with an index mask.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+    parts: tuple[str, ...] = ()
+
+    @property
+    def mask_files(self) -> tuple[Path, ...]:
+        """The index mask, or the part masks in the order that they are merged."""
+        return tuple(self.mask.with_name(f"{self.mask.name}_{part}.png") for part in self.parts) or (self.mask,)
+
+
+def find_home(root: Path) -> Path:
+    """The folder that holds images and masks, `root` or one in it, in either layout.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the folder that holds CelebAMask-HQ as --data.root")
+    folders = (root, *(root / name for name in SUBFOLDERS))
+    for home in folders:
+        if is_full(home) or all((home / name).is_dir() for name in COMPACT_FOLDERS):
+            return home
+    there = [str((home / name).relative_to(root)) for home in folders for name in FULL_FOLDERS + COMPACT_FOLDERS
+             if (home / name).is_dir()]  # fmt: skip
+    raise FileNotFoundError(
+        f"{root} holds no CelebAMask-HQ; expected {' and '.join(FULL_FOLDERS)} (published), or "
+        f"{' and '.join(COMPACT_FOLDERS)} (compact), there or in {SUBFOLDERS[0]}; found {', '.join(there) or 'none'}"
+    )
+
+
+def is_full(home: Path) -> bool:
+    """Whether a folder has the published layout."""
+    return all((home / name).is_dir() for name in FULL_FOLDERS)
+
+
+def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
+    """All images with their labels, by name, in a fixed order: by number in the published layout, else by name.
+
+    Faults, where they are given, take the messages of what would be raised of single files; an image without mask is
+    given without any part, or with the path that its mask should have.
+
+    Raises:
+        FileNotFoundError: images without mask or masks without image; how many and the first are named.
+        ValueError: there are no images, two of a name, or a file whose name is not of the layout.
+    """
+    full = is_full(home)
+    image_folder, mask_folder = (home / name for name in (FULL_FOLDERS if full else COMPACT_FOLDERS))
+    images: dict[str, Path] = {}
+    for path in sorted(image_folder.iterdir()):
+        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in images:
+            refuse(ValueError(f"{images[path.stem]} and {path.name} have the same stem; keep one of them"), faults)
+            continue
+        if full and not re.fullmatch(r"0|[1-9]\d{0,4}", path.stem):
+            text = f"{path} is not named by its number; the published images are 0.jpg to 29999.jpg"
+            refuse(ValueError(text), faults)
+            continue
+        images[path.stem] = path
+    if not images:
+        raise ValueError(f"{image_folder} has no images; expected JPEG files")
+    parts = _find_parts(mask_folder, faults) if full else {}
+    masks = set(parts) if full else {
+        path.stem for path in mask_folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")
+    }  # fmt: skip
+    names = sorted(images, key=int) if full else sorted(images)
+    lonely = [name for name in names if name not in masks]
+    _refuse(lonely, f"of the images in {image_folder}", f"mask in {mask_folder}", faults)
+    _refuse(sorted(masks - set(names)), f"of the masks in {mask_folder}", f"image in {image_folder}", faults)
+    if not full:
+        return {name: Pair(name, images[name], mask_folder / f"{name}.png") for name in names}
+    return {name: Pair(name, images[name], _part_prefix(mask_folder, int(name)), parts.get(name, ())) for name in names}
+
+
+def read_label(pair: Pair) -> NDArray[np.uint8]:
+    """The label of an image as its files have it, (H, W), classes of CELEBAMASK_HQ.
+
+    Raises:
+        FileNotFoundError: a file has gone.
+        ValueError: it is damaged or no mask, holds an unknown class, or part masks differ in size; the file is named.
+    """
+    if not pair.parts:
+        return read_mask(pair.mask, len(CELEBAMASK_HQ), CELEBAMASK_HQ.name)
+    merged: NDArray[np.uint8] | None = None
+    for part, path in zip(pair.parts, pair.mask_files, strict=True):
+        covered = np.asarray(open_image(path).convert("L")) != 0
+        if merged is None:
+            merged = np.zeros(covered.shape, dtype=np.uint8)
+        if covered.shape != merged.shape:
+            raise ValueError(
+                f"{path} is {covered.shape[1]}x{covered.shape[0]} but the parts before it {merged.shape[1]}x"
+                f"{merged.shape[0]}; the part masks of an image are of one size: copy them again"
+            )
+        merged[covered] = CELEBAMASK_HQ.classes.index(part)
+    assert merged is not None
+    return merged
+
+
+def seeded_split(names: Sequence[str], seed: int) -> Splits:
+    """6:2:2 at random: the names shuffled by numpy's default generator and cut at 60 % and 80 %.
+
+    The split depends on which images there are; a folder with some of them gives another one.
+    """
+    order = list(names)
+    np.random.default_rng(seed).shuffle(order)
+    first, second = len(order) * 6 // 10, len(order) * 8 // 10
+    return {"train": tuple(order[:first]), "val": tuple(order[first:second]), "test": tuple(order[second:])}
+
+
+def split_from_file(path: Path, names: Iterable[str], faults: list[str] | None = None) -> Splits:
+    """The split that a JSON file lists, `{"train": [...], "val": [...], "test": [...]}`, in its order.
+
+    Faults, where they are given, take a line for each name that is listed twice or not there.
+
+    Raises:
+        FileNotFoundError: no such file, or it names images that are not there.
+        ValueError: it is no JSON of that form, or lists an image twice.
+    """
+    split = {key: tuple(ids) for key, ids in _read_lists(path, SPLITS).items()}
+    listed = Counter(name for ids in split.values() for name in ids)
+    twice = sorted(name for name, count in listed.items() if count > 1)
+    if faults is not None:
+        there = set(names)
+        faults += [f"{path} lists {name} more than once; list each image once" for name in twice]
+        faults += [f"{path} lists {name}, which is not there; add it" for name in sorted(set(listed) - there)]
+        return {key: tuple(name for name in dict.fromkeys(ids) if name in there) for key, ids in split.items()}
+    if twice:
+        where = ", ".join(key for key in SPLITS if twice[0] in split[key])
+        raise ValueError(f"{path} lists {_some(twice)} more than once ({twice[0]}: {where}); list each image once")
+    missing = sorted(set(listed) - set(names))
+    if missing:
+        raise FileNotFoundError(
+            f"{path} lists {len(missing)} of {len(listed)} images that are not there ({_some(missing)}); "
+            "add them, or give the split file of these images"
+        )
+    return split
+
+
+def official_split(home: Path, root: Path, names: Iterable[str]) -> Splits:
+    """CelebA's own partition, by the number that each image has there; all 30,000 give 24,183 / 2,993 / 2,824.
+
+    Read from `list_eval_partition.txt` in `home` or `root` where it is there; CelebA hands it out, not CelebAMask-HQ.
+    Without it the known bounds serve: images up to 162770 train, up to 182637 validate, the rest test.
+
+    Raises:
+        FileNotFoundError: no mapping file.
+        ValueError: a line of a file is damaged, or an image is not in it.
+    """
+    mapping = home / MAPPING_FILE
+    if not mapping.is_file():
+        raise FileNotFoundError(
+            f"{home} has no {MAPPING_FILE}, which split=official needs (it comes with the published layout); "
+            "set --data.split seed or a split file"
+        )
+    rows = _read_table(mapping, r"(\d{1,9})\s+\d{1,9}\s+(\d{1,9}\.jpg)", "0 119613 119614.jpg", header=True)
+    original = {row[0]: row[1] for row in rows}
+    partition_file = official_file(home, root)
+    partition: Mapping[str, str] | None = None
+    if partition_file is not None:
+        rows = _read_table(partition_file, r"(\d{1,9}\.jpg)\s+([012])", "000001.jpg 0")
+        partition = {row[0]: row[1] for row in rows}
+    split: dict[str, list[str]] = {key: [] for key in SPLITS}
+    for name in names:
+        if name not in original:
+            raise ValueError(f"{mapping} has no line for image {name}; copy it again or set --data.split seed")
+        file = original[name]
+        if partition is None:
+            number = int(file.removesuffix(".jpg"))
+            key = SPLITS[(number > _LAST_TRAIN) + (number > _LAST_VAL)]
+        elif file in partition:
+            key = SPLITS[int(partition[file])]
+        else:
+            raise ValueError(f"{partition_file} has no line for {file} (image {name}); copy it again or remove it")
+        split[key].append(name)
+    return {key: tuple(ids) for key, ids in split.items()}
+
+
+def official_file(home: Path, root: Path) -> Path | None:
+    """CelebA's partition file where it was put beside the images."""
+    return next((folder / PARTITION_FILE for folder in (home, root) if (folder / PARTITION_FILE).is_file()), None)
+
+
+def reversed_from_file(path: Path) -> frozenset[str]:
+    """The names of images with left and right exchanged in their labels that a JSON file, `{"reversed": [...]}`, lists.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no JSON of that form.
+    """
+    return frozenset(_read_lists(path, ("reversed",))["reversed"])
+
+
+def _find_parts(folder: Path, faults: list[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """The parts of each image that have a mask, in the order that they are merged."""
+    found: dict[str, set[str]] = {}
+    for number in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.isdecimal()):
+        for entry in os.scandir(folder / number):
+            if not entry.name.endswith(".png") or entry.name.startswith("."):
+                continue
+            match = re.fullmatch(r"(\d{5})_(\w+)\.png", entry.name)
+            if match is None or match[2] not in PARTS:
+                text = f"{entry.path} is no part mask, as 00012_skin.png; the parts are {', '.join(PARTS)}"
+                refuse(ValueError(text), faults)
+                continue
+            if int(match[1]) // IMAGES_A_FOLDER != int(number):
+                text = f"{entry.path} belongs in folder {int(match[1]) // IMAGES_A_FOLDER}; move it there"
+                refuse(ValueError(text), faults)
+                continue
+            found.setdefault(str(int(match[1])), set()).add(match[2])
+    return {name: tuple(part for part in PARTS if part in parts) for name, parts in found.items()}
+
+
+def _part_prefix(folder: Path, number: int) -> Path:
+    return folder / str(number // IMAGES_A_FOLDER) / f"{number:05}"
+
+
+def _refuse(missing: list[str], what: str, lacking: str, faults: list[str] | None) -> None:
+    if faults is not None:
+        faults += [f"{name} {what} has no {lacking}; add it or remove the other" for name in missing]
+    elif missing:
+        raise FileNotFoundError(
+            f"{len(missing)} {what} have no {lacking} ({_some(missing)}); add what is missing or remove the rest"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(name[:60] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[str]]:
+    """The lists of image names below these keys."""
+    form = "{" + ", ".join(f'"{key}": [...]' for key in keys) + "}"
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected JSON, {form}")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{str(error).removesuffix('; copy it again')}; expected {form}") from None
+    lacking = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if lacking:
+        raise ValueError(f"{path} has no list {', '.join(lacking)}; expected {form}")
+    return {key: [str(name) for name in content[key]] for key in keys}
+
+
+def _read_table(path: Path, form: str, example: str, *, header: bool = False) -> list[tuple[str, ...]]:
+    """The groups of the regular expression `form` in each line of a text file."""
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip() or (header and number == 1):
+            continue
+        match = re.fullmatch(form, line.strip())
+        if match is None:
+            raise ValueError(
+                f"{path} line {number} reads {line.strip()[:40]!r}; expected the like of {example!r}: copy it again"
+            )
+        rows.append(match.groups())
+    return rows

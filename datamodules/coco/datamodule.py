@@ -1,0 +1,191 @@
+"""MS COCO for weak supervision: 80 classes, masks and tags drawn from the instance annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import Split
+from structseg.datamodules.coco.files import Picture, paint, read_instances
+from structseg.datamodules.files.listing import FileSample
+from structseg.datamodules.images import read_image
+from structseg.datamodules.label_spaces import COCO
+from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.weak.datamodule import ContextOf, Read, WeaklySupervisedDataModule
+from structseg.datamodules.wrappers.blobs import BlobKind
+
+
+class COCODataModule(WeaklySupervisedDataModule):
+    """MS COCO: training on `trainYEAR`, test on `valYEAR`; nothing is held out, so no epoch is selected.
+
+    Masks are painted from the instances, larger ones first, so that small ones stay on top. Regions of crowds that no
+    instance covers are ignored (255): where in them the single objects lie is not known. Their classes are tags.
+    Training images without any instance are left out.
+
+    Source: Lin et al., ECCV 2014; annotations `instances_*.json`, decoded by pycocotools.
+
+    Args:
+        root: folder of `train2014`, `val2014` and `annotations`.
+        year: of the images, 2014 or 2017.
+        label_space: coco, some of its classes as in `coco[cat,dog]`, or voc.
+        size: (H, W) in pixels of training views, and of evaluated images with `score_at=size`.
+        batch_size: images a training batch, on each device.
+        num_workers: processes that decode; 0 decodes in the main process.
+        augmentation: how colours of training batches are varied; geometry is for `views`.
+        mean: mean of each channel, on images in 0..1, that the module subtracts; the colour beyond an image's edge.
+        std: deviation of each channel, on images in 0..1, that the module divides by.
+        score_at: `size` evaluates images and masks resized to `size`; `native` as they are, one a batch.
+        seed: of the data: whose context another image gets. Order, views and colours follow `--seed_everything`.
+        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_out: the folder that predictions, or artefacts of a round, are written to.
+        blobs: regions that a loss asks to agree: labels, components or superpixels; None makes none.
+        masks: of training: None gives none, `truth` the data's own, else a folder of artefacts: relation_labels,
+            pseudo_masks or masks.
+        cams: folder of activation maps, that come along in predictions over a split.
+        queries: folder of the last round's class probabilities, which become `context`.
+        context_of: `own`, `another` image's (the placebo), `another_of_class` or `displaced`: see the base class.
+        predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
+        views: how training views are cut.
+        others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
+            or the images are left out (`leave_out`). Training images with none of the classes are left out either way.
+
+    Raises:
+        ValueError: settings that do not go together; all are named.
+    """
+
+    data_space = COCO
+    tags_from_masks = True
+
+    def __init__(
+        self,
+        root: str | Path,
+        year: Literal[2014, 2017] = 2014,
+        label_space: str = COCO.name,
+        size: tuple[int, int] = (256, 256),
+        batch_size: int = 16,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        score_at: Literal["size", "native"] = "size",
+        seed: int = 0,
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+        blobs: BlobKind | None = None,
+        masks: str | None = None,
+        cams: str | None = None,
+        queries: str | None = None,
+        context_of: ContextOf = "own",
+        predict_split: Split | None = None,
+        views: Views = Views(),  # noqa: B008  # likewise
+        others: Literal["background", "leave_out"] = "background",
+    ) -> None:
+        super().__init__(
+            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
+            predict_out, blobs, masks, cams, queries, context_of, predict_split, views, others,
+        )  # fmt: skip
+        self.root = Path(root).expanduser()
+        self.year = year
+        self._lookup = COCO.lookup(self.label_space).numpy().astype(np.uint8)
+        self._pictures: dict[str, dict[str, Picture]] = {}
+
+    @property
+    def has_validation(self) -> bool:
+        """Nothing is held out."""
+        return False
+
+    def _folder(self, split: Split) -> str:
+        return f"train{self.year}" if split == "train" else f"val{self.year}"
+
+    def pictures(self, split: Split) -> dict[str, Picture]:
+        """The annotated images of a split by name, in the order of their names; raises as `read_instances`."""
+        folder = self._folder(split)
+        if folder not in self._pictures:
+            self._pictures[folder] = read_instances(self.root / "annotations" / f"instances_{folder}.json")
+        return self._pictures[folder]
+
+    def entries(self, split: Split) -> Sequence[str]:
+        """The names of a split: of training images those that hold anything.
+
+        Raises:
+            FileNotFoundError: photographs are missing; how many, and the first.
+        """
+        if split == "val":
+            return ()
+        pictures = self.pictures(split)
+        folder = self.root / self._folder(split)
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        missing = [picture.file for picture in pictures.values() if picture.file not in there]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} has no photograph for {len(missing)} of {len(pictures)} annotated images, first "
+                f"{missing[0]}; complete the folder or check --data.root"
+            )
+        return [name for name, picture in pictures.items() if split != "train" or picture.instances]
+
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:  # noqa: ARG002  # nothing can lack
+        """For `structseg check`: every annotated image; those without single objects have no mask to look at.
+
+        Raises as `pictures`.
+        """
+        if split == "val":
+            return []
+        folder = self.root / self._folder(split)
+        samples = []
+        for name, picture in self.pictures(split).items():
+            single = any(not instance.crowd for instance in picture.instances)
+            paint_it = partial(_painted, picture) if single else None
+            samples.append(FileSample(name, folder / picture.file, COCO, (), paint_it))
+        return samples
+
+    def _find(self, name: str) -> tuple[Path, Picture]:
+        splits: tuple[Split, ...] = ("train", "test")
+        loaded = sorted(splits, key=lambda split: self._folder(split) not in self._pictures)
+        for split in loaded:  # what is in memory first: a file of annotations takes its time
+            picture = self.pictures(split).get(name)
+            if picture is not None:
+                return self.root / self._folder(split) / picture.file, picture
+        raise ValueError(f"no image {name} in the annotations of COCO {self.year} in {self.root}")
+
+    def tags_of(self, name: str) -> frozenset[str]:
+        """COCO's names of the classes in an image, crowds and others included."""
+        return frozenset(COCO.classes[instance.label] for instance in self._find(name)[1].instances)
+
+    def truth_of(self, name: str) -> NDArray[np.uint8]:
+        """The mask of an image in the label space; raises as `paint`."""
+        _, picture = self._find(name)
+        return self._lookup[_painted(picture)]
+
+    def read_unmasked(self, name: str) -> Read:
+        """The photograph with its tags.
+
+        Raises:
+            ValueError: the photograph is damaged or not of the annotated size.
+        """
+        path, picture = self._find(name)
+        image = read_image(path)
+        if (image.height, image.width) != picture.size:
+            raise ValueError(
+                f"{path} is {image.width}x{image.height}, its annotation {picture.size[1]}x{picture.size[0]}; copy it "
+                "again"
+            )
+        return image, None, self.tag_vector(self.tags_of(name), name)
+
+    def read(self, name: str) -> Read:
+        """The photograph with its mask and tags; raises as `read_unmasked` and `paint`."""
+        image, _, tags = self.read_unmasked(name)
+        return image, self.truth_of(name), tags
+
+
+def _painted(picture: Picture) -> NDArray[np.uint8]:
+    """As `paint`, with the image's name in errors."""
+    try:
+        return paint(picture)
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{Path(picture.file).stem}: {error}") from None

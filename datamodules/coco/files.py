@@ -1,0 +1,154 @@
+"""MS COCO's instance annotations on disk: reading them, and painting masks from outlines and run-length codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structseg.datamodules.files.text import read_json
+from structseg.datamodules.label_spaces import COCO
+
+_INDICES = {name: index for index, name in enumerate(COCO.classes) if index}
+_LARGEST = 30_000  # pixels a side
+_MEND = "copy the annotations again"
+
+
+class Instance(NamedTuple):
+    """An annotated object.
+
+    Attributes:
+        label: index in COCO's label space.
+        crowd: whether it is a region of many objects.
+        outline: polygons (x, y, x, y, ...) in pixels, or a run-length code as the annotations have it.
+    """
+
+    label: int
+    crowd: bool
+    outline: list[NDArray[np.float64]] | dict[str, Any]
+
+
+class Picture(NamedTuple):
+    """An image of the annotations: its file, (h, w) in pixels, and what it holds."""
+
+    file: str
+    size: tuple[int, int]
+    instances: list[Instance]
+
+
+def read_instances(path: Path) -> dict[str, Picture]:
+    """The images of an annotation file with their instances, by the stem of their files.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or has categories other than COCO's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; --data.root is the folder of annotations, train and val images")
+    try:
+        content = read_json(path)
+        labels = {category["id"]: _INDICES[category["name"]] for category in content["categories"]}
+        instances: dict[int, list[Instance]] = {image["id"]: [] for image in content["images"]}
+        for item in content["annotations"]:
+            outline = item["segmentation"]
+            if isinstance(outline, list):  # two points are a line, and pycocotools takes four numbers for a box
+                polygons = [np.array(polygon, dtype=np.float64) for polygon in outline]
+                if any(polygon.ndim != 1 for polygon in polygons):
+                    raise ValueError(f"a polygon of image {item['image_id']} that is no list of numbers")
+                outline = [polygon for polygon in polygons if len(polygon) >= 6]
+            instances[item["image_id"]].append(
+                Instance(labels[item["category_id"]], bool(item.get("iscrowd", 0)), outline)
+            )
+        pictures = [_picture(image, instances[image["id"]]) for image in content["images"]]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = " ".join(repr(error).split())[:300]
+        raise ValueError(f"{path} is no file of COCO's instances ({reason}); copy it again") from None
+    return {Path(picture.file).stem: picture for picture in sorted(pictures, key=lambda item: item.file)}
+
+
+def _picture(image: dict[str, Any], instances: list[Instance]) -> Picture:
+    file, size = image["file_name"], (image["height"], image["width"])
+    if not isinstance(file, str) or Path(file).name != file:
+        raise ValueError(f"file_name {str(file)[:60]!r}, which is no name of a file")
+    if not all(isinstance(side, int) and 1 <= side <= _LARGEST for side in size):
+        raise ValueError(f"{file[:60]} of {str(size)[:60]} pixels")
+    return Picture(file, size, instances)
+
+
+def paint(picture: Picture) -> NDArray[np.uint8]:
+    """(h, w) indices in COCO's label space: crowds as 255, over them the instances, larger ones first.
+
+    Raises:
+        ValueError: an outline or a code that is none of this image, or pycocotools is missing.
+    """
+    painted = np.zeros(picture.size, dtype=np.uint8)
+    regions = []
+    for instance in picture.instances:
+        if isinstance(instance.outline, list):
+            if not instance.outline:
+                continue
+            region = _inside(instance.outline, picture.size)
+        else:
+            region = _decoded(instance.outline, picture.size)
+        regions.append((not instance.crowd, -int(region.sum()), instance.label, region))
+    for single, _, label, region in sorted(regions, key=lambda item: item[:2]):
+        painted[region] = label if single else COCO.ignore_index
+    return painted
+
+
+def _inside(outline: list[NDArray[np.float64]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(h, w): what polygons enclose, as pycocotools has it."""
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError:
+        raise ValueError("COCO's masks are decoded by pycocotools, which is missing; pip install pycocotools") from None
+    side = max(size)
+    for polygon in outline:
+        if polygon.ndim != 1 or len(polygon) % 2:
+            raise ValueError(f"a polygon of shape {polygon.shape}, which are no pairs of x and y; {_MEND}")
+        # pycocotools writes beyond its memory for points that are far away or no numbers.
+        if not (polygon.min() >= -side and polygon.max() <= 2 * side):
+            raise ValueError(f"a polygon far outside of the {size[1]}x{size[0]} pixels; {_MEND}")
+    code = coco_mask.merge(coco_mask.frPyObjects(outline, *size))
+    return np.asarray(coco_mask.decode(code), dtype=bool)
+
+
+def _decoded(code: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(h, w): a run-length code, column by column, beginning with what is outside.
+
+    Not by pycocotools, which trusts the counts and writes beyond its memory where they are too many.
+    """
+    if not isinstance(code, dict) or not isinstance(code.get("counts"), str | list):
+        raise ValueError(f"a segmentation that is neither polygons nor a run-length code; {_MEND}")
+    if code.get("size") != list(size):
+        raise ValueError(f"a run-length code for {str(code.get('size'))[:40]}, not for {list(size)}; {_MEND}")
+    counts = code["counts"]
+    runs: Sequence[Any] = _unpacked(counts) if isinstance(counts, str) else counts
+    if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
+        raise ValueError(f"a run-length code that does not fill the {size[1]}x{size[0]} pixels; {_MEND}")
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape(size[1], size[0]).T
+
+
+def _unpacked(text: str) -> list[int]:
+    """The runs of a code packed as text: 5 bits a letter, lowest first, each run less the one before the last."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(f"a run-length code with the letter {letter!r}; {_MEND}")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError(f"a run-length code that is cut off; {_MEND}")
+    return runs

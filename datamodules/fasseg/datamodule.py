@@ -1,0 +1,316 @@
+"""FASSEG: faces with six-class labels, frontal (V1, V2) and in 13 poses (V3)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+from PIL import Image
+from pytorch_lightning.utilities import rank_zero_info
+from torch.utils.data import Dataset
+
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.fasseg.download import download_fasseg
+from structseg.datamodules.fasseg.files import Pair, Part, Version, find_pairs, is_clean, pose_of, select, split_folds
+from structseg.datamodules.fasseg.labels import PROTOCOL, decode_fasseg, decode_published, resize_published
+from structseg.datamodules.files.download import file_sha256
+from structseg.datamodules.files.listing import FileSample
+from structseg.datamodules.images import check_image, read_image, resize_image, resize_mask
+from structseg.datamodules.label_spaces import FASSEG
+from structseg.datamodules.packed import PackedFile, packed_size
+
+LabelDecoding = Literal["fasseg-labels-1", "published"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class FASSEGDataModule(SegmentationDataModule):
+    """FASSEG as published: V1 and V2 with 20 photographs to train and 50 to test, V3 with 182 and 92.
+
+    Test scores of V1 and V2 are given for all photographs and, under `clean`, for the 38 that are neither training
+    photographs nor of a sitting with one; those of V3 also for each pose, under `yaw-90` to `yaw+90`.
+
+    Source: Khan, Mauro, Leonardi, ICIP 2015 (V1, V2); Khan, Mauro, Migliorati, Leonardi, ICME 2017 (V3).
+
+    Args:
+        root: folder that holds V1, V2, V3 (or frontal01, frontal02, multipose01), or the version's own folder.
+        version: V1 and V2 are the same photographs, V2 with precise labels. They do not mean the same by nose.
+        split: `published` tests on the published test part; `subjects` (V3) tests on persons of the training part.
+        fold: the part of the training photographs (V3: persons) that is held out for validation; None holds out
+            nothing. With `subjects` it is the test person, and the next fold validates.
+        folds: into how many random parts the photographs are divided, by `seed`; default 5, and 7 for V3's 7 persons.
+        label_decoding: of the training labels; `published` repeats the published code's loss of 4 % of the pixels.
+            Validation and test labels are always decoded by protocol fasseg-labels-1.
+        download: fetch the published repository into `root` where the version is missing (180 MB).
+        size: (H, W) in pixels that images are resized to, aspect not kept.
+        batch_size: images a training batch, on each device.
+        num_workers: processes that decode; 0 decodes in the main process, once an image.
+        augmentation: how training batches are varied.
+        mean: mean of each channel, on images in 0..1; default: the published code's, of all 70 photographs at 256x256.
+        std: deviation of each channel; default: the published code's.
+        score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
+        seed: of the folds.
+        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_out: the folder that predictions are written to.
+
+    Raises:
+        ValueError: settings that do not go together; all are named.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        version: Version = "V2",
+        split: Literal["published", "subjects"] = "published",
+        fold: int | None = None,
+        folds: int | None = None,
+        label_decoding: LabelDecoding = "fasseg-labels-1",
+        download: bool = False,
+        size: tuple[int, int] = (256, 256),
+        batch_size: int = 4,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
+        mean: tuple[float, float, float] = (0.4283, 0.335, 0.275),
+        std: tuple[float, float, float] = (0.240, 0.219, 0.216),
+        score_at: Literal["size", "native"] = "size",
+        seed: int = 0,
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+    ) -> None:
+        super().__init__(
+            FASSEG.name,
+            size,
+            batch_size,
+            num_workers,
+            augmentation,
+            mean,
+            std,
+            score_at,
+            seed,
+            predict_dir,
+            predict_out,
+        )
+        self.folds = (7 if version == "V3" else 5) if folds is None else folds
+        problems = []
+        if split == "subjects" and version != "V3":
+            problems.append(f"split=subjects (only V3 names its subjects, not {version}; use published)")
+        if split == "subjects" and fold is None:
+            problems.append(f"split=subjects without fold (0 to {self.folds - 1}: it chooses the test person)")
+        if split == "subjects" and self.folds < 3:
+            problems.append(f"folds={self.folds} (3 or more: one tests, one validates)")
+        if folds is not None and fold is None:
+            problems.append(f"folds={folds} without fold (0 to {self.folds - 1}: it chooses what is held out)")
+        if fold is not None and not 0 <= fold < self.folds:
+            problems.append(f"fold={fold} (0 to {self.folds - 1})")
+        if problems:
+            raise ValueError("data: " + ", ".join(problems))
+        self.root = Path(root).expanduser()
+        self.version: Version = version
+        self.split = split
+        self.fold = fold
+        self.label_decoding: LabelDecoding = label_decoding
+        self.download = download
+        self._parts: dict[Part, tuple[Pair, ...]] = {}
+
+    def prepare_data(self) -> None:
+        """Fetches the data where they are missing and asked for."""
+        if self.download and not (self.trainer and self.trainer.predicting):
+            download_fasseg(self.root, self.version)
+
+    def setup(self, stage: str) -> None:
+        """Names the parts of the test set that are scored apart."""
+        if stage == "test":
+            names = [pair.name for pair in self.pairs("test")]
+            self.test_subsets = scored_apart(names)
+            clean = len(self.test_subsets.get("clean", names))
+            if clean < len(names):
+                rank_zero_info(
+                    f"FASSEG {self.version} test: {len(names)} photographs; `clean` has {clean}, without the "
+                    f"{len(names) - clean} that are also training photographs or of a sitting with one"
+                )
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether a fold is held out."""
+        return self.fold is not None
+
+    def pairs(self, split: Split, faults: list[str] | None = None) -> tuple[Pair, ...]:
+        """The photographs and labels of a split, in a fixed order; `faults` and errors as in `find_pairs`."""
+        if split == "test" and self.split == "published":
+            return self._part("test", faults)
+        training = self._part("train", faults)
+        if self.fold is None:
+            return training if split == "train" else ()
+        parts = split_folds((pair.subject for pair in training), self.folds, self.seed)
+        held: dict[Split, list[str]] = {"val": parts[self.fold]}
+        if self.split == "subjects":
+            held = {"test": parts[self.fold], "val": parts[(self.fold + 1) % self.folds]}
+        if split in held:
+            return select(training, held[split])
+        return select(training, [subject for part in held.values() for subject in part], inside=False)
+
+    def make_dataset(self, split: Split) -> FASSEGDataset:
+        """The samples of a split; masks of validation and test at their own size where `score_at` says so."""
+        train = split == "train"
+        pairs = self.pairs(split)
+        if not pairs and split == "val":
+            raise ValueError("FASSEG: nothing is held out for validation; set --data.fold")
+        for pair in pairs:  # what is damaged is found before an hour of training, not after
+            check_image(pair.image)
+            read_label(pair.label)
+        return FASSEGDataset(
+            pairs,
+            self.size,
+            label_decoding=self.label_decoding if train else PROTOCOL,
+            native_mask=not train and self.score_at == "native",
+        )
+
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`; raises as `find_pairs` where a folder is missing."""
+        shrunk = packed_size(self.root)
+        return [
+            FileSample(pair.name, pair.image, FASSEG, (pair.label,), partial(read_label, pair.label), shrunk=shrunk)
+            for pair in self.pairs(split, faults)
+        ]
+
+    def files_to_pack(self) -> list[PackedFile]:
+        """Photographs, shrunk to `size`, and labels as they are: the published decoding reads their off colours."""
+        pairs = [pair for split in SPLITS for pair in self.pairs(split)]
+        photographs = [PackedFile(pair.image, pair.name + pair.image.suffix, self.size) for pair in pairs]
+        places = [pair.name.replace("_RGB/", "_Labels/") + pair.label.suffix for pair in pairs]
+        return photographs + [PackedFile(pair.label, place) for pair, place in zip(pairs, places, strict=True)]
+
+    def _part(self, part: Part, faults: list[str] | None = None) -> tuple[Pair, ...]:
+        if part not in self._parts:
+            packed_size(self.root, self.size)
+            try:
+                found = find_pairs(self.root, self.version, part, faults)
+            except FileNotFoundError as error:
+                if self.version != "V3" or part != "test":
+                    raise
+                raise FileNotFoundError(f"{error}; --data.split subjects tests without the test part") from None
+            if found.unlabelled or found.mismatched:
+                rank_zero_info(f"FASSEG {self.version} {part}: {found}")
+            self._parts[part] = found.pairs
+        return self._parts[part]
+
+
+def scored_apart(names: Sequence[str]) -> Mapping[str, frozenset[str]]:
+    """What of a test set is scored apart: `clean` of the frontal versions, each pose of V3; no part is empty."""
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        if name.startswith("V3/"):
+            parts.setdefault(f"yaw{pose_of(name)}", set()).add(name)
+        elif is_clean(name):
+            parts.setdefault("clean", set()).add(name)
+    return {part: frozenset(members) for part, members in parts.items()}
+
+
+class FASSEGDataset(Dataset[Sample]):
+    """Pairs of photograph and label, decoded once.
+
+    Args:
+        pairs: as `find_pairs` gives them.
+        size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
+        label_decoding: `fasseg-labels-1` decodes at native size and resizes the classes; `published` resizes the
+            colours with a bicubic filter and then takes exact matches only, the rest as background.
+        native_mask: keep masks at the size of their file.
+        memory_bytes: how much of the resized samples to keep in memory.
+
+    Raises:
+        ValueError: `native_mask` with the published decoding, which exists at `size` only; when read: a file that is
+            damaged or no label.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        size: tuple[int, int],
+        label_decoding: LabelDecoding = "fasseg-labels-1",
+        native_mask: bool = False,
+        memory_bytes: int = 512 << 20,
+    ) -> None:
+        if native_mask and label_decoding == "published":
+            raise ValueError("the published decoding works on resized labels; native masks need fasseg-labels-1")
+        self.pairs = tuple(pairs)
+        self.size = size
+        self.label_decoding = label_decoding
+        self.native_mask = native_mask
+        self.memory_left = memory_bytes
+        self._memory: dict[int, tuple[Image.Image, NDArray[np.uint8]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """`image` (3, H, W) in 0..1, `mask` (H, W), or (h, w) of the file, in 0..5, and `name`."""
+        image, mask = self._memory.get(index) or self._read(index)
+        return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": self.pairs[index].name}
+
+    def _read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
+        pair = self.pairs[index]
+        image = resize_image(read_image(pair.image), self.size)
+        if self.label_decoding == "published":
+            mask = decode_published(resize_published(np.asarray(read_image(pair.label)), self.size))
+        else:
+            mask = read_label(pair.label)
+            mask = mask if self.native_mask else resize_mask(mask, self.size)
+        needed = 3 * self.size[0] * self.size[1] + mask.size
+        if needed <= self.memory_left:
+            self.memory_left -= needed
+            self._memory[index] = (image, mask)
+        return image, mask
+
+
+def read_label(path: Path) -> NDArray[np.uint8]:
+    """The class map of a label file by protocol fasseg-labels-1, (H, W), from the user's cache where it is there.
+
+    The cache is `fasseg-labels-1/SHA256.png` in the folder that `STRUCTSEG_CACHE` names, else the user's cache folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or no label; the message names it.
+    """
+    folder = Path(os.environ.get("STRUCTSEG_CACHE") or platformdirs.user_cache_dir("structseg")) / PROTOCOL
+    if not path.is_file():
+        raise FileNotFoundError(f"no label at {path}; check the path")
+    cached = folder / f"{file_sha256(path)}.png"
+    classes = _read_cached(cached)
+    if classes is None:
+        label = np.asarray(read_image(path))
+        try:
+            classes = decode_fasseg(label)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        _write_cached(cached, classes)
+    return classes
+
+
+def _read_cached(path: Path) -> NDArray[np.uint8] | None:
+    """The cached map; None where there is none or it is damaged, so that it is made anew."""
+    try:
+        with Image.open(path) as image:
+            classes = np.array(image)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return classes if classes.dtype == np.uint8 and classes.ndim == 2 and classes.max() < len(FASSEG) else None
+
+
+def _write_cached(path: Path, classes: NDArray[np.uint8]) -> None:
+    """Puts the map into the cache in one step; a cache that cannot be written is done without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as stage:
+            whole = Path(stage) / path.name
+            Image.fromarray(classes).save(whole)
+            whole.replace(path)
+    except OSError:
+        return

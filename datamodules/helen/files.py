@@ -1,0 +1,181 @@
+"""HELEN with part labels on disk: the split lists, the files of an image, and how soft masks become classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structseg.datamodules.images import image_size, open_image
+from structseg.datamodules.label_spaces import HELEN
+
+IMAGES = "images"
+LABELS = "labels"
+LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
+SUBFOLDER = "SmithCVPR2013_dataset_resized"  # where the parent folder is given
+
+
+@dataclass(frozen=True)
+class Face:
+    """The files of one image.
+
+    Attributes:
+        name: `100032540_1`.
+        image: the photograph.
+        labels: the folder of its soft masks, one a class of HELEN.
+    """
+
+    name: str
+    image: Path
+    labels: Path
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """The soft masks, in the order of HELEN's classes."""
+        return tuple(self.labels / name for name in mask_names(self.name))
+
+
+def mask_names(name: str) -> tuple[str, ...]:
+    """The files of an image's eleven soft masks: `100032540_1_lbl00.png` is the background, `..._lbl10.png` hair."""
+    return tuple(f"{name}_lbl{index:02}.png" for index in range(len(HELEN)))
+
+
+def find_home(root: Path) -> Path:
+    """The folder that holds the images, the labels and the lists: `root`, or the published folder in it.
+
+    Raises:
+        FileNotFoundError: there is none; what it lacks is named.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the folder that holds {SUBFOLDER} as --data.root")
+    needed = (IMAGES, LABELS, *LISTS.values())
+    there: dict[Path, list[str]] = {}
+    for home in (root, root / SUBFOLDER):
+        there[home] = [
+            name for name in needed if ((home / name).is_dir() if name in (IMAGES, LABELS) else (home / name).is_file())
+        ]
+        if len(there[home]) == len(needed):
+            return home
+    found = [str((home / name).relative_to(root)) for home, names in there.items() for name in names]
+    raise FileNotFoundError(
+        f"{root} holds no HELEN with part labels; expected folders {IMAGES} and {LABELS} and files "
+        f"{', '.join(LISTS.values())}, there or in {SUBFOLDER}; found {', '.join(found) or 'none'}"
+    )
+
+
+def read_lists(home: Path) -> dict[str, tuple[str, ...]]:
+    """The names in the three split lists, by split, in the order of the lists.
+
+    A line reads `1 , 100032540_1`, or has the name alone.
+
+    Raises:
+        ValueError: a line that reads otherwise, an image that is listed twice, or a list without images.
+    """
+    listed: dict[str, str] = {}
+    lists: dict[str, tuple[str, ...]] = {}
+    for split, file in LISTS.items():
+        names = []
+        lines = (home / file).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            match = re.fullmatch(r"(?:\d+\s*,\s*)?(?!\d+$)([\w-]{1,200})", line.strip())
+            if match is None:
+                raise ValueError(
+                    f"{home / file}, line {number}: {line.strip()[:60]!r} is no number, comma and name, as "
+                    "'1 , 100032540_1', nor a name; mend it"
+                )
+            name, here = match[1], f"{file}, line {number}"
+            if name in listed:
+                raise ValueError(f"{name} is listed twice in {home}: {listed[name]}, and {here}; remove one")
+            listed[name] = here
+            names.append(name)
+        if not names:
+            raise ValueError(f"{home / file} lists no image; copy it again")
+        lists[split] = tuple(names)
+    return lists
+
+
+def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
+    """The files of the named images, in that order.
+
+    Faults, where they are given, take a line for each missing soft mask; missing images are left to their reader.
+
+    Raises:
+        FileNotFoundError: images or soft masks are missing; how many and the first are named.
+    """
+    faces = tuple(Face(name, home / IMAGES / f"{name}.jpg", home / LABELS / name) for name in names)
+    images = _files(home / IMAGES)
+    if faults is None:
+        _refuse_missing(home / IMAGES, "image", [f.image.name for f in faces if f.image.name not in images], len(faces))
+    missing = []
+    for face in faces:
+        there = _files(face.labels)
+        missing += [f"{face.name}/{name}" for name in mask_names(face.name) if name not in there]
+    if faults is None:
+        _refuse_missing(home / LABELS, "mask", missing, len(faces) * len(HELEN))
+    else:
+        faults += [f"no soft mask {home / LABELS / path}; unpack the whole archive there" for path in missing]
+    return faces
+
+
+def check_sizes(face: Face) -> None:
+    """Holds the sizes in the files' headers against each other.
+
+    Raises:
+        FileNotFoundError: a file has gone.
+        ValueError: a soft mask is of another size than the image, or a file is damaged; it is named.
+    """
+    size = image_size(face.image)
+    for path in face.masks:
+        _refuse_size(face, path, size, image_size(path))
+
+
+def read_label(face: Face, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The most probable class of each pixel by the soft masks of an image, (h, w) uint8, classes of HELEN.
+
+    Of classes that are equally probable the first counts; where all are 0, the background.
+
+    Args:
+        face: the files.
+        size: (width, height) of the decoded image.
+
+    Raises:
+        FileNotFoundError: a file has gone.
+        ValueError: a soft mask is damaged, not of one 8-bit channel, or of another size than the image; it is named.
+    """
+    label = np.zeros(size[::-1], dtype=np.uint8)
+    highest = np.zeros(size[::-1], dtype=np.uint8)
+    for index, path in enumerate(face.masks):
+        soft = open_image(path)
+        if soft.mode not in ("L", "1"):
+            raise ValueError(f"{path} has mode {soft.mode}; a soft mask needs one 8-bit channel: copy it again")
+        _refuse_size(face, path, size, soft.size)
+        probability = np.asarray(soft.convert("L"))
+        label[probability > highest] = index
+        np.maximum(highest, probability, out=highest)
+    return label
+
+
+def _files(folder: Path) -> frozenset[str]:
+    return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _refuse_missing(folder: Path, what: str, missing: Sequence[str], of: int) -> None:
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {of} listed {what}s are not in {folder} ({first}); unpack the whole archive there"
+        )
+
+
+def _refuse_size(face: Face, path: Path, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    if image != mask:
+        raise ValueError(
+            f"{path} is {mask[0]}x{mask[1]} but its image {face.image.name} {image[0]}x{image[1]}; a soft mask is of "
+            "its image's size: copy both again"
+        )

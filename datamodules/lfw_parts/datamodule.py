@@ -1,0 +1,317 @@
+"""LFW Part Labels: 2,927 photographs of people, each pixel background, face or hair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.files.listing import FileSample
+from structseg.datamodules.images import check_image, open_image, read_image, resize_image, resize_mask, to_rgb
+from structseg.datamodules.label_spaces import PARTS
+from structseg.datamodules.lfw_parts.files import (  # fmt: skip
+    IMAGES,
+    LABELS,
+    LISTS,
+    SUPERPIXELS,
+    Face,
+    find_faces,
+    find_unlabelled,
+    person_of,
+    read_lists,
+)
+from structseg.datamodules.packed import PackedFile, packed_size
+from structseg.datamodules.wrappers.blobs import BlobKind
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SHIFTS = np.array([1, 1 << 8, 1 << 16], dtype=np.uint32)
+_COLOURS = [red + (green << 8) + (blue << 16) for red, green, blue in PARTS.palette]
+_NO_COLOUR = 1 << 24
+_IN_ORDER = [value for colour in PARTS.palette for value in colour]
+
+
+class LFWPartsDataModule(SegmentationDataModule):
+    """LFW Part Labels as published: 1500 funneled photographs to train, 500 to validate, 927 to test.
+
+    The published splits share persons: test scores are given for all photographs and, under `new_people`, for those
+    whose person is in no image that was trained on.
+
+    Source: Kae, Sohn, Lee, Learned-Miller, CVPR 2013; Huang, Jain, Learned-Miller, ICCV 2007 (funneling).
+
+    Args:
+        root: folder that holds lfw_funneled, parts_lfw_funneled_gt_images (PPM or PNG in the published colours) and
+            the lists parts_train.txt, parts_validation.txt, parts_test.txt; with the published superpixels, if they
+            are wanted, in parts_lfw_funneled_superpixels_mat.
+        label_space: parts, or any space that it maps to.
+        size: (H, W) in pixels that images are resized to; they are 250x250.
+        batch_size: images a training batch, on each device.
+        num_workers: processes that decode; each keeps what it has decoded.
+        augmentation: how training batches are varied.
+        mean: mean of each channel, on images in 0..1; default: images in -1..1, as published.
+        std: deviation of each channel.
+        score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
+        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_out: the folder that predictions are written to.
+        train_on: `train+val` trains on both lists and holds nothing out.
+        unlabelled: a folder that is searched through for images to train on in place of the labelled ones: all that
+            are in none of the three lists. They have no mask: for a student that learns a teacher's predictions.
+        blobs: regions that a loss asks to agree. Unlabelled images have superpixels only.
+
+    Raises:
+        ValueError: settings that do not go together; all are named.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        label_space: str = "parts",
+        size: tuple[int, int] = (128, 128),
+        batch_size: int = 16,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        score_at: Literal["size", "native"] = "size",
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+        train_on: Literal["train", "train+val"] = "train",
+        unlabelled: str | None = None,
+        blobs: BlobKind | None = None,
+    ) -> None:
+        super().__init__(
+            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, predict_dir=predict_dir,
+            predict_out=predict_out, blobs=blobs,
+        )  # fmt: skip
+        problems = []
+        if train_on not in ("train", "train+val"):
+            problems.append(f"train_on={train_on} (train or train+val)")
+        if unlabelled is not None and blobs not in (None, "superpixels"):
+            problems.append(f"blobs={blobs} with unlabelled (images without labels have superpixels only)")
+        if problems:
+            raise ValueError("data: " + ", ".join(problems))
+        self.root = Path(root).expanduser()
+        self.train_on = train_on
+        self.unlabelled = None if unlabelled is None else Path(unlabelled).expanduser()
+        self._classes = PARTS.lookup(self.label_space)
+        self._lists: dict[str, tuple[str, ...]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Names the part of the test set that is scored apart."""
+        if stage == "test":
+            test = self.names("test")
+            seen = {person_of(name) for name in self.names("train")}
+            new = frozenset(name for name in test if person_of(name) not in seen)
+            if self.unlabelled is not None:  # the teacher knew those, the student also knows these
+                if not self.unlabelled.is_dir():
+                    rank_zero_info(f"LFW test: no folder {self.unlabelled}, so who is new cannot be told")
+                    return
+                others = {person_of(face.name) for face in self.faces("train")}
+                new = frozenset(name for name in new if person_of(name) not in others)
+            self.test_subsets = {"new_people": new} if new else {}
+            rank_zero_info(f"LFW test: {len(test)} photographs; `new_people` has {len(new)}, of persons not trained on")
+
+    @property
+    def tests_superpixels(self) -> bool:
+        """Whether the test batches' blobs are the published superpixels, on which the literature reports accuracy."""
+        return self.blobs == "superpixels" and all(face.superpixels is not None for face in self.faces("test"))
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the validation list is held out."""
+        return self.train_on == "train"
+
+    def names(self, split: Split) -> tuple[str, ...]:
+        """The labelled images of a split, in the order of the lists; raises as `read_lists`."""
+        if not self._lists:
+            self._lists = read_lists(self.root)
+        if split == "train" and self.train_on == "train+val":
+            return self._lists["train"] + self._lists["val"]
+        return () if split == "val" and not self.has_validation else self._lists[split]
+
+    def faces(self, split: Split) -> tuple[Face, ...]:
+        """The files of a split; raises as `find_faces` and `find_unlabelled`."""
+        names = self.names(split)
+        if split == "train" and self.unlabelled is not None:
+            return find_unlabelled(self.unlabelled, frozenset(name for part in self._lists.values() for name in part))
+        packed_size(self.root, self.size)
+        return find_faces(self.root, names)
+
+    def make_dataset(self, split: Split) -> LFWPartsDataset:
+        """The samples of a split; masks of validation and test at their own size where `score_at` says so."""
+        if split == "val" and not self.has_validation:
+            raise ValueError("LFW: train+val holds nothing out for validation; set --data.train_on train")
+        faces = self.faces(split)
+        for face in faces:  # what is damaged is found before an hour of training, not after
+            check_image(face.image)
+            if face.label is not None:
+                read_label(face.label)
+        return LFWPartsDataset(
+            faces,
+            self.size,
+            self._classes,
+            native_mask=split != "train" and self.score_at == "native",
+            superpixels=self.blobs == "superpixels",
+        )
+
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`; raises as `read_lists` and `image_folder` where a folder or list is missing."""
+        if not self._lists:
+            self._lists = read_lists(self.root, faults)
+        shrunk = packed_size(self.root)
+        if split == "train" and self.unlabelled is not None:
+            return [FileSample(face.name, face.image, PARTS) for face in self.faces(split)]
+        return [
+            FileSample(face.name, face.image, PARTS, (face.label,), partial(read_label, face.label), shrunk=shrunk)
+            for face in find_faces(self.root, self.names(split), faults)
+            if face.label is not None
+        ]
+
+    def files_to_pack(self) -> list[PackedFile]:
+        """Labelled photographs, shrunk to `size`; labels, superpixels and lists as they are."""
+        names = read_lists(self.root)
+        packed = [PackedFile(self.root / name, name) for name in LISTS.values()]
+        for face in find_faces(self.root, [name for split in _SPLITS for name in names[split]]):
+            assert face.label is not None
+            folder = person_of(face.name)
+            packed.append(PackedFile(face.image, f"{IMAGES}/{folder}/{face.image.name}", self.size))
+            packed.append(PackedFile(face.label, f"{LABELS}/{face.label.name}"))
+            if face.superpixels is not None:
+                packed.append(PackedFile(face.superpixels, f"{SUPERPIXELS}/{folder}/{face.superpixels.name}"))
+        return packed
+
+
+class LFWPartsDataset(Dataset[Sample]):
+    """Faces with their labels, decoded once.
+
+    Args:
+        faces: as `find_faces` and `find_unlabelled` give them.
+        size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
+        classes: (256,) int64: what the indices of the space `parts` become.
+        native_mask: keep masks at the size of their file.
+        superpixels: also give the published superpixels as `blobs`, where they are there.
+        memory_bytes: how much of the resized samples to keep in memory.
+    """
+
+    def __init__(
+        self,
+        faces: Sequence[Face],
+        size: tuple[int, int],
+        classes: Tensor,
+        native_mask: bool = False,
+        superpixels: bool = False,
+        memory_bytes: int = 512 << 20,
+    ) -> None:
+        self.faces = tuple(faces)
+        self.size = size
+        self.classes = classes.numpy().astype(np.uint8)
+        self.native_mask = native_mask
+        self.superpixels = superpixels
+        self.memory_left = memory_bytes
+        self._memory: dict[int, tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.int32] | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, index: int) -> Sample:
+        """`image` (3, H, W) in 0..1, `name`; `mask` (H, W), or (h, w) of the file, where there is a label; `blobs`."""
+        image, mask, blobs = self._memory.get(index) or self._read(index)
+        sample: Sample = {"image": image_tensor(image), "name": self.faces[index].name}
+        if mask is not None:
+            sample["mask"] = mask_tensor(mask)
+        if blobs is not None:
+            sample["blobs"] = torch.from_numpy(blobs.astype(np.int64))
+        return sample
+
+    def _read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.int32] | None]:
+        face = self.faces[index]
+        image = resize_image(read_image(face.image), self.size)
+        mask = blobs = None
+        if face.label is not None:
+            native = self.classes[read_label(face.label)]
+            mask = native if self.native_mask else resize_mask(native, self.size)
+            if face.superpixels is not None and self.superpixels:
+                numbers = read_superpixels(face.superpixels)
+                if numbers.shape != native.shape:
+                    raise ValueError(
+                        f"{face.superpixels} is {numbers.shape} but its label {native.shape}; copy both again"
+                    )
+                blobs = resize_superpixels(numbers, (mask.shape[0], mask.shape[1]))
+        needed = 3 * self.size[0] * self.size[1] + sum(part.nbytes for part in (mask, blobs) if part is not None)
+        if needed <= self.memory_left:
+            self.memory_left -= needed
+            self._memory[index] = (image, mask, blobs)
+        return image, mask, blobs
+
+
+def read_label(path: Path) -> NDArray[np.uint8]:
+    """The class map of a label file in the published colours, (H, W) in the indices of the space `parts`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or holds another colour; the message names it.
+    """
+    image = open_image(path)
+    colours: NDArray[np.uint32]
+    if image.mode == "P" and not image.has_transparency_data:  # a few colours to look at, not every pixel
+        palette = image.getpalette("RGB") or []
+        pixels = np.asarray(image)
+        if palette[: len(_IN_ORDER)] == _IN_ORDER and pixels.max() < len(PARTS):
+            return pixels  # the compact copy
+        colours = np.full(256, _NO_COLOUR, dtype=np.uint32)
+        colours[: len(palette) // 3] = np.array(palette, dtype=np.uint32).reshape(-1, 3) @ _SHIFTS
+        classes = _classes_of(colours).take(pixels)
+    else:
+        image = to_rgb(image)
+        pixels = None
+        packed = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").astype(np.uint32, copy=False)
+        colours = packed.reshape(image.size[::-1]) & np.uint32(0xFFFFFF)
+        classes = _classes_of(colours)
+    if classes.max() == 255:
+        row, column = np.argwhere(classes == 255)[0].tolist()
+        found = int(colours[row, column] if pixels is None else colours[pixels[row, column]])
+        raise ValueError(
+            f"{path} has colour {(found & 255, found >> 8 & 255, found >> 16 & 255)} at row {row}, column {column}; "
+            f"labels are blue background, green face, red hair: copy it again, as PPM or PNG"
+        )
+    return classes
+
+
+def _classes_of(colours: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """The class of each colour, as red + 256 green + 65536 blue; 255 where it is none of the published ones."""
+    classes = np.full(colours.shape, 255, dtype=np.uint8)
+    for index, colour in enumerate(_COLOURS):
+        classes -= (colours == colour) * np.uint8(255 - index)  # without branches: a quarter of the time of a mask
+    return classes
+
+
+def read_superpixels(path: Path) -> NDArray[np.int32]:
+    """The superpixel numbers of a published text file, (H, W), one line a row.
+
+    Raises:
+        ValueError: it is no matrix of whole numbers; the message names it.
+    """
+    try:
+        return np.loadtxt(path, dtype=np.int32, ndmin=2)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no matrix of superpixel numbers ({reason}); copy it again") from None
+
+
+def resize_superpixels(numbers: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
+    """The numbers resized to (H, W) with the nearest filter."""
+    height, width = size
+    if numbers.shape == (height, width):
+        return numbers
+    return np.asarray(Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST))

@@ -1,0 +1,204 @@
+"""LFW Part Labels on disk: the split lists, which files belong to an image, what is faulty, and who is pictured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from structseg.datamodules.images import IMAGE_SUFFIXES, image_size, read_image, refuse
+from structseg.datamodules.packed import packed_size
+
+IMAGES = "lfw_funneled"
+LABELS = "parts_lfw_funneled_gt_images"
+SUPERPIXELS = "parts_lfw_funneled_superpixels_mat"
+# Grey 4x4 thumbnails, 8 bits a cell, of a funneled image in each list that the deep-funneled edition turned and scaled
+# much: its thumbnails are 31 to 41 levels off on average. JPEG of any quality stays within 1, shrinking within 2.
+THUMBNAILS = {
+    "Bashar_Assad_0001": "885461a6daa296f5c3b8a4e85e89958d",
+    "Gonzalo_Sanchez_de_Lozada_0003": "1d4f662648a5c061435aab8a31297a60",
+    "Morgan_Freeman_0002": "521e1b2371594b6a9761557b35272f71",
+}
+_FAR = 8.0
+
+LISTS = {"train": "parts_train.txt", "val": "parts_validation.txt", "test": "parts_test.txt"}
+
+
+@dataclass(frozen=True)
+class Face:
+    """The files of one image.
+
+    Attributes:
+        name: `Aaron_Peirsol_0003`; of an unlabelled image its path below the searched folder, without the suffix.
+        image: the photograph.
+        label: the painted label; None of an unlabelled image.
+        superpixels: the published superpixels, where they are there.
+    """
+
+    name: str
+    image: Path
+    label: Path | None = None
+    superpixels: Path | None = None
+
+
+def person_of(name: str) -> str:
+    """Who is pictured: `Aaron_Peirsol_0003` and `Aaron_Peirsol/Aaron_Peirsol_0003` -> `Aaron_Peirsol`."""
+    return re.sub(r"_\d+$", "", name.rsplit("/", 1)[-1])
+
+
+def read_lists(root: Path, faults: list[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """The names in the three split lists, by split, in the order of the lists.
+
+    Faults, where they are given, take the messages of lines that would be raised.
+
+    Raises:
+        FileNotFoundError: no such folder, or a list is missing.
+        ValueError: a line that is no `NAME N`, or an image that is listed twice.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the folder that holds {IMAGES} as --data.root")
+    missing = [name for name in LISTS.values() if not (root / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{root} has no {', '.join(missing)}; copy the split lists of LFW Part Labels there")
+    listed: dict[str, str] = {}
+    lists: dict[str, tuple[str, ...]] = {}
+    for split, file in LISTS.items():
+        names = []
+        for number, line in enumerate((root / file).read_text(errors="replace").splitlines(), 1):
+            if not line.strip():
+                continue
+            match = re.fullmatch(r"\s*(\S{1,200})\s+(\d{1,9})\s*", line)
+            if match is None:
+                text = f"{root / file}, line {number}: {line.strip()[:60]!r} is no NAME and number; mend it"
+                refuse(ValueError(text), faults)
+                continue
+            name = f"{match[1]}_{int(match[2]):04d}"
+            here = f"{file}, line {number}"
+            if name in listed:
+                text = f"{name} is listed twice in {root}: {listed[name]}, and {here}; remove one"
+                refuse(ValueError(text), faults)
+                continue
+            listed[name] = here
+            names.append(name)
+        lists[split] = tuple(names)
+    return lists
+
+
+def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
+    """The files of the named images, in that order.
+
+    Faults, where they are given, take the messages of what would be raised of single files, but for sizes, which are
+    then not looked at; an image or label that is missing is given by the path that it should have.
+
+    Raises:
+        FileNotFoundError: images or labels are missing.
+        ValueError: the images are not the funneled ones, a label is there twice, or it is of another size than its
+            image.
+    """
+    folder = image_folder(root)
+    labels: dict[str, Path] = {}
+    for path in sorted((root / LABELS).glob("*")):
+        if path.suffix.lower() in (".png", ".ppm") and not path.name.startswith("."):
+            if path.stem in labels:
+                text = f"{labels[path.stem]} and {path.name} label the same image; keep one of them"
+                refuse(ValueError(text), faults)
+                continue
+            labels[path.stem] = path
+    images = {name: folder / person_of(name) / f"{name}.jpg" for name in names}
+    if faults is None:
+        _refuse_missing(root, "photograph", IMAGES, [name for name in names if not images[name].is_file()], len(names))
+        _refuse_missing(root, "label", LABELS, [name for name in names if name not in labels], len(names))
+    for name in THUMBNAILS.keys() & images.keys():
+        try:
+            _refuse_realigned(images[name], bytes.fromhex(THUMBNAILS[name]))
+        except (FileNotFoundError, ValueError) as error:
+            if faults is None:
+                raise
+            if "alignment" in str(error):  # else it is found when it is read
+                faults.append(str(error))
+    shrunk = packed_size(root)
+    faces = []
+    for name in names:
+        if faults is None:
+            _check_sizes(images[name], labels[name], shrunk)
+        labels.setdefault(name, root / LABELS / f"{name}.ppm")
+        dat = root / SUPERPIXELS / person_of(name) / f"{name}.dat"
+        faces.append(Face(name, images[name], labels[name], dat if dat.is_file() else None))
+    return tuple(faces)
+
+
+def find_unlabelled(folder: Path, labelled: frozenset[str]) -> tuple[Face, ...]:
+    """All images below a folder whose file stems are not among the labelled names, in order of their paths.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no such image, or two of one name.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; give a folder of face images as --data.unlabelled")
+    found: dict[str, Face] = {}
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inner.parts):
+            continue
+        name = inner.with_suffix("").as_posix()
+        if path.stem in labelled or not path.is_file():
+            continue
+        if name in found:
+            raise ValueError(f"{found[name].image} and {path.name} have the same stem; keep one of them")
+        found[name] = Face(name, path)
+    if not found:
+        raise ValueError(f"{folder} holds no image beyond those in the split lists; give a folder that does")
+    return tuple(found.values())
+
+
+def image_folder(root: Path) -> Path:
+    """The folder of the funneled photographs.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: what is there is the deep-funneled edition.
+    """
+    folder = root / IMAGES
+    if folder.is_dir() and "deep" not in folder.resolve().name.lower():
+        return folder
+    deep = sorted(path.name for path in root.iterdir() if "deep" in path.name.lower() and path.is_dir())
+    if deep or folder.is_dir():
+        raise ValueError(
+            f"{root} holds the deep-funneled images ({deep[0] if deep else folder.resolve().name}), which are aligned "
+            f"otherwise than the labels; put LFW's funneled images (lfw-funneled.tgz) in {IMAGES}"
+        )
+    raise FileNotFoundError(f"{root} has no folder {IMAGES}; unpack LFW's funneled images (lfw-funneled.tgz) there")
+
+
+def _refuse_missing(root: Path, what: str, folder: str, missing: Sequence[str], of: int) -> None:
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {of} {what}s are not in {root / folder} ({first}); unpack the whole archive there"
+        )
+
+
+def _refuse_realigned(image: Path, expected: bytes) -> None:
+    """Whatever the folder is called: labels fit the funneled pixels alone."""
+    found = read_image(image).convert("L").resize((4, 4), Image.Resampling.BOX)
+    far = np.abs(np.asarray(found, dtype=np.float64).ravel() - np.frombuffer(expected, dtype=np.uint8)).mean()
+    if far > _FAR:
+        raise ValueError(
+            f"{image} is not the funneled image that the labels were drawn on, but another alignment, such as "
+            f"deep-funneled; put LFW's funneled images (lfw-funneled.tgz) in {IMAGES}"
+        )
+
+
+def _check_sizes(image: Path, label: Path, shrunk: tuple[int, int] | None) -> None:
+    """`shrunk`: the (H, W) that photographs have in a compact copy; its labels keep their size."""
+    photograph, painted = image_size(image), image_size(label)
+    if photograph != painted and photograph[::-1] != shrunk:
+        raise ValueError(
+            f"{image} is {photograph[0]}x{photograph[1]} but its label {label.name} {painted[0]}x{painted[1]}; "
+            f"both are 250x250 as published: copy them again"
+        )

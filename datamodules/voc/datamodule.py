@@ -1,0 +1,266 @@
+"""PASCAL VOC 2012 for weak supervision: tags of annotations, of a file or of masks; SBD's images; classes by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import Split
+from structseg.datamodules.files.listing import FileSample
+from structseg.datamodules.images import read_image, read_mask
+from structseg.datamodules.label_spaces import VOC
+from structseg.datamodules.packed import PackedFile, packed_size
+from structseg.datamodules.voc.files import (
+    ANNOTATIONS,
+    IMAGES,
+    MASKS,
+    check_images,
+    find_home,
+    list_file,
+    mask_file,
+    read_list,
+    read_tags,
+    tags_from_annotation,
+)
+from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.weak.datamodule import ContextOf, Read, WeaklySupervisedDataModule
+from structseg.datamodules.wrappers.blobs import BlobKind
+
+
+class VOCDataModule(WeaklySupervisedDataModule):
+    """PASCAL VOC 2012 in the devkit's layout, with the masks of SBD where a copy has them.
+
+    Source: Everingham et al., IJCV 2010; SBD: Hariharan et al., ICCV 2011. Pixels of the rim, 255, are ignored.
+
+    Args:
+        root: `VOCdevkit`, `VOCdevkit/VOC2012`, or a folder with the same content: `JPEGImages`,
+            `SegmentationClass` (and `SegmentationClassAug`), `ImageSets/Segmentation`, `Annotations`.
+        train_list: `train`, `trainval`, `train_aug` (10,582 names; in `ImageSets/Segmentation`), or the path of a list.
+        val_list: likewise, for validation while training; None = nothing is held out, and no epoch is selected.
+        test_list: likewise, for test.
+        tags: `annotations`: all objects of `Annotations/NAME.xml`; `masks`: the classes of the true masks; or the path
+            of a CSV with the header `name,classes`.
+        label_space: voc, some of its classes as in `voc[cat,dog]`, or coco.
+        size: (H, W) in pixels of training views, and of evaluated images with `score_at=size`.
+        batch_size: images a training batch, on each device.
+        num_workers: processes that decode; 0 decodes in the main process.
+        augmentation: how colours of training batches are varied; geometry is for `views`.
+        mean: mean of each channel, on images in 0..1, that the module subtracts; the colour beyond an image's edge.
+        std: deviation of each channel, on images in 0..1, that the module divides by.
+        score_at: `size` evaluates images and masks resized to `size`; `native` as they are, one a batch.
+        seed: of the data: whose context another image gets. Order, views and colours follow `--seed_everything`.
+        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_out: the folder that predictions, or artefacts of a round, are written to.
+        blobs: regions that a loss asks to agree: labels, components or superpixels; None makes none.
+        masks: of training: None gives none, `truth` the data's own, else a folder of artefacts: relation_labels,
+            pseudo_masks or masks.
+        cams: folder of activation maps, that come along in predictions over a split.
+        queries: folder of the last round's class probabilities, which become `context`.
+        context_of: `own`, `another` image's (the placebo), `another_of_class` or `displaced`: see the base class.
+        predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
+        views: how training views are cut.
+        others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
+            or the images are left out (`leave_out`). Training images with none of the classes are left out either way.
+
+    Raises:
+        ValueError: settings that do not go together; all are named.
+    """
+
+    data_space = VOC
+
+    def __init__(
+        self,
+        root: str | Path,
+        train_list: str = "train",
+        val_list: str | None = None,
+        test_list: str = "val",
+        tags: str = "annotations",
+        label_space: str = VOC.name,
+        size: tuple[int, int] = (256, 256),
+        batch_size: int = 16,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        score_at: Literal["size", "native"] = "size",
+        seed: int = 0,
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+        blobs: BlobKind | None = None,
+        masks: str | None = None,
+        cams: str | None = None,
+        queries: str | None = None,
+        context_of: ContextOf = "own",
+        predict_split: Split | None = None,
+        views: Views = Views(),  # noqa: B008  # likewise
+        others: Literal["background", "leave_out"] = "background",
+    ) -> None:
+        super().__init__(
+            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
+            predict_out, blobs, masks, cams, queries, context_of, predict_split, views, others,
+        )  # fmt: skip
+        if tags not in ("annotations", "masks") and not tags.endswith(".csv"):
+            raise ValueError(f"data: tags={tags}; give annotations, masks or the path of a CSV file (name,classes)")
+        self.root = Path(root).expanduser()
+        self.lists: dict[Split, str | None] = {"train": train_list, "val": val_list, "test": test_list}
+        self.tags = tags
+        self.tags_from_masks = tags == "masks"
+        self._lookup = VOC.lookup(self.label_space).numpy().astype(np.uint8)
+        self._entries: dict[Split, tuple[str, ...]] = {}
+        self._tags: dict[str, frozenset[str] | None] = {}
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether a list of validation images is given."""
+        return self.lists["val"] is not None
+
+    @cached_property
+    def home(self) -> Path:
+        """The folder with `JPEGImages`; raises as `find_home`, and ValueError for a copy made for other settings."""
+        home = find_home(self.root)
+        if packed_size(home, self.size) is not None and not self._squeezed:
+            raise ValueError(
+                f"{home} is a copy with images of {self.size[0]}x{self.size[1]}; views and score_at=native need the "
+                "original"
+            )
+        return home
+
+    @property
+    def _squeezed(self) -> bool:
+        """Whether every image is always resized to `size` as a whole."""
+        return self.views.whole and self.score_at == "size"
+
+    def entries(self, split: Split) -> tuple[str, ...]:
+        """The names of a split's list.
+
+        Raises:
+            FileNotFoundError: the list, or photographs that it names, are missing.
+        """
+        given = self.lists[split]
+        if given is None:
+            return ()
+        if split not in self._entries:
+            path = list_file(self.home, given)
+            names = read_list(path)
+            check_images(self.home, names, path)
+            self._entries[split] = names
+        return self._entries[split]
+
+    @cached_property
+    def _tag_file(self) -> dict[str, frozenset[str]]:
+        return read_tags(self._tag_path)
+
+    @property
+    def _tag_path(self) -> Path:
+        path = Path(self.tags).expanduser()
+        return path if path.is_file() else self.home / self.tags
+
+    def tags_of(self, name: str) -> frozenset[str] | None:
+        """VOC's names of the classes in an image, others included; None where they are not known."""
+        if name not in self._tags:
+            self._tags[name] = self._find_tags(name)
+        return self._tags[name]
+
+    def _find_tags(self, name: str) -> frozenset[str] | None:
+        if self.tags == "annotations":
+            return tags_from_annotation(self.home, name)
+        if self.tags != "masks":
+            return self._tag_file.get(name)
+        path = mask_file(self.home, name)
+        if path is None:
+            return None
+        found = np.bincount(read_mask(path, len(VOC), VOC.name).ravel(), minlength=256)
+        return frozenset(VOC.classes[index] for index in range(1, len(VOC)) if found[index])
+
+    def truth_of(self, name: str) -> NDArray[np.uint8] | None:
+        """The mask of an image in the label space; raises as `read_mask`."""
+        path = mask_file(self.home, name)
+        return None if path is None else self._lookup[read_mask(path, len(VOC), VOC.name)]
+
+    def read_unmasked(self, name: str) -> Read:
+        """The photograph with its tags; raises as `read_image` and `tag_vector`."""
+        tags = self.tags_of(name)
+        image = read_image(self.home / IMAGES / f"{name}.jpg")
+        return image, None, None if tags is None else self.tag_vector(tags, name)
+
+    def read(self, name: str) -> Read:
+        """The photograph with its mask and tags; raises as `read_unmasked` and `read_mask`."""
+        image, _, tags = self.read_unmasked(name)
+        return image, self.truth_of(name), tags
+
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`: every name of the list, images that are not trained on included.
+
+        Masks may be missing where training does not read them, tags where they are not trained on.
+
+        Raises:
+            FileNotFoundError: no data, list or file of tags.
+            ValueError: a damaged file of tags.
+        """
+        given = self.lists[split]
+        if given is None:
+            return []
+        if self.tags.endswith(".csv"):
+            _ = self._tag_file  # before the workers, each of which would read it
+        path = list_file(self.home, given)
+        names = read_list(path)
+        faults += [f"{path} lists {name} {count} times" for name, count in Counter(names).items() if count > 1]
+        shrunk = packed_size(self.home)
+        samples = []
+        for name in dict.fromkeys(names):
+            mask = mask_file(self.home, name)
+            if mask is None and (split != "train" or self.masks == "truth"):
+                faults.append(f"{name} of {path} has no mask in {self.home / MASKS[0]}")
+            samples.append(
+                FileSample(
+                    name,
+                    self.home / IMAGES / f"{name}.jpg",
+                    VOC,
+                    () if mask is None else (mask,),
+                    None if mask is None else partial(read_mask, mask, len(VOC), VOC.name),
+                    None if self.tags_from_masks else partial(self._expected_tags, name, split == "train"),
+                    shrunk,
+                )
+            )
+        return samples
+
+    def _expected_tags(self, name: str, needed: bool) -> frozenset[str] | None:
+        tags = self.tags_of(name)
+        if needed and not tags:
+            raise ValueError(f"training image {name} has no tags; give its tags or take it off the list")
+        unknown = sorted((tags or frozenset()) - set(VOC.classes))
+        if unknown:
+            raise ValueError(f"tag {unknown[0]!r} of {name} is no class of VOC; mend it")
+        return tags
+
+    def files_to_pack(self) -> list[PackedFile]:
+        """The photographs, shrunk where they always are, and masks, annotations or tags, and lists, as they are.
+
+        Raises:
+            ValueError: a list or the file of tags lies outside of the data's folder.
+        """
+        given = [value for value in self.lists.values() if value is not None]
+        paths = list(dict.fromkeys(list_file(self.home, value) for value in given))
+        if self.tags.endswith(".csv"):
+            paths.append(self._tag_path)
+        files = [PackedFile(path, self._place(path)) for path in paths]
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        for name in dict.fromkeys(name for split in splits for name in self.entries(split)):
+            photograph = self.home / IMAGES / f"{name}.jpg"
+            files.append(PackedFile(photograph, self._place(photograph), self.size if self._squeezed else None))
+            annotation = self.home / ANNOTATIONS / f"{name}.xml" if self.tags == "annotations" else None
+            for path in (mask_file(self.home, name), annotation):
+                if path is not None and path.is_file():
+                    files.append(PackedFile(path, self._place(path)))
+        return files
+
+    def _place(self, path: Path) -> str:
+        if not path.is_relative_to(self.home):
+            raise ValueError(f"{path} lies outside of {self.home}; put it there, so that a copy of the data has it")
+        return path.relative_to(self.home).as_posix()

@@ -1,0 +1,130 @@
+"""PASCAL VOC 2012 on disk: where the devkit lies, its lists, and the tags of its images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from structseg.datamodules.files.text import read_text
+
+IMAGES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Segmentation"
+# The official masks come first; those of SBD, which some copies keep with them, have no void rim.
+MASKS = ("SegmentationClass", "SegmentationClassAug")
+SUBFOLDERS = ("VOC2012", "VOCdevkit/VOC2012")
+# SBD's images with the training images, by the names that copies of the list have.
+AUGMENTED = ("train_aug", "trainaug")
+_LONGEST = 400  # letters of a name, or of a path in its place
+
+
+def find_home(root: Path) -> Path:
+    """The folder that holds `JPEGImages`: `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for home in (root, *(root / name for name in SUBFOLDERS)):
+        if (home / IMAGES).is_dir():
+            return home
+    raise FileNotFoundError(f"{root} holds no VOC 2012: no {IMAGES} there or in {' or '.join(SUBFOLDERS)}")
+
+
+def list_file(home: Path, given: str) -> Path:
+    """The file of a list: `train`, `train_aug`, `trainval`, `val`, `test`, or a path, as it is or below `home`.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where it was looked for.
+    """
+    if given.endswith(".txt"):
+        tried = [Path(given).expanduser(), home / given]
+    else:
+        tried = [home / LISTS / f"{name}.txt" for name in (AUGMENTED if given in AUGMENTED else (given,))]
+    for path in tried:
+        if path.is_file():
+            return path
+    more = "; it is not part of the devkit, give its path" if given in AUGMENTED else ""
+    raise FileNotFoundError(f"no list {given}: looked for {' and '.join(str(path) for path in tried)}{more}")
+
+
+def read_list(path: Path) -> tuple[str, ...]:
+    """The names in a list: the first word of each line, or its stem where that is a path, as in SBD's lists.
+
+    Raises:
+        ValueError: it is no text, or lists no image.
+    """
+    words = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    long = next((word for word in words if len(word) > _LONGEST), None)
+    if long is not None:
+        raise ValueError(f"{path} holds a name of {len(long)} letters, {long[:40]}...; copy it again")
+    if not words:
+        raise ValueError(f"{path} lists no image; copy it again")
+    return tuple(Path(word).stem if "/" in word else word for word in words)
+
+
+def check_images(home: Path, names: Sequence[str], source: Path) -> None:
+    """Makes sure that each name has its photograph.
+
+    Raises:
+        FileNotFoundError: some have none; how many, and the first.
+    """
+    there = {path.name for path in (home / IMAGES).iterdir()}
+    missing = [name for name in names if f"{name}.jpg" not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{home / IMAGES} has no photograph for {len(missing)} of the {len(names)} names in {source}, first "
+            f"{missing[0]}.jpg; complete the folder or give another list"
+        )
+
+
+def mask_file(home: Path, name: str) -> Path | None:
+    """The true mask of an image: the official one, else SBD's; None where there is neither."""
+    for folder in MASKS:
+        path = home / folder / f"{name}.png"
+        if path.is_file():
+            return path
+    return None
+
+
+def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
+    """The classes of all objects in an image's annotation, difficult ones too, as in IRNet; None without annotation.
+
+    The parts of a person (head, hand, foot) are no objects.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    path = home / ANNOTATIONS / f"{name}.xml"
+    if not path.is_file():
+        return None
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+        return frozenset(str(found.findtext("name")).strip() for found in objects)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from None
+
+
+def read_tags(path: Path) -> dict[str, frozenset[str]]:
+    """Tags by image from a CSV with the header `name,classes`, the classes separated by spaces.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no text, no such header, cells without one, or an image that stands twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of tags {path}; check --data.tags")
+    tags: dict[str, frozenset[str]] = {}
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        if not {"name", "classes"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} begins with {rows.fieldnames}; the header name,classes is needed")
+        for row in rows:
+            if None in row:
+                raise ValueError(f"{path}, line {rows.line_num} has more cells than the header; separate by spaces")
+            if row["name"] in tags:
+                raise ValueError(f"{path}, line {rows.line_num}: {row['name']} stands twice; keep one row")
+            tags[row["name"]] = frozenset((row["classes"] or "").split())
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num} is damaged ({error}); mend it") from None
+    return tags

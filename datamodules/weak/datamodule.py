@@ -1,0 +1,385 @@
+"""Data for weak supervision: image tags, and what the stages of a round hand to each other, cut to views."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.batch import Batch, Sample
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.round_files import ABOUT, About, check_folder
+from structseg.datamodules.samplers import run_seed
+from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.weak.dataset import Donors, Sources, WeakDataset
+from structseg.datamodules.wrappers.blobs import BlobKind
+
+ContextOf = Literal["own", "another", "another_of_class", "displaced"]
+
+MASK_KINDS = ("relation_labels", "pseudo_masks", "masks")
+_GEOMETRY: dict[str, Any] = {
+    "flip": 0.0, "rotate": 0.0, "translate": 0.0, "scale": (1.0, 1.0), "shear": 0.0, "some": False,
+}  # fmt: skip
+_SHOWN = 5  # names that a warning gives
+
+Read = tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.float32] | None]
+
+
+class WeaklySupervisedDataModule(SegmentationDataModule):
+    """Images with tags, and masks that are true, made by an earlier stage, or none; a child reads them.
+
+    A child gives `entries` and `read`, and, where the parts can be had one without the other, `read_unmasked`,
+    `tags_of` and `truth_of`. Names are unique over all splits.
+
+    Samples have `image`, `name`, `view`, `tags` where they are known, `mask`, with `queries` also `context`, and in
+    predictions over a split `cams`. Training samples are views, drawn from (seed, epoch, index) in the workers;
+    evaluation samples show the whole image, and have the true mask where the data have one. Those of a split are alike:
+    where some of its images have a true mask, that of the others is 255 everywhere; where some have no tags, none come
+    along, which is noticed.
+
+    Args:
+        label_space: name of the space of the labels; `voc[cat,dog]` are the background and these classes.
+        size: (H, W) in pixels of training views, and of evaluated images with `score_at=size`.
+        batch_size: images a training batch, on each device.
+        num_workers: processes that decode; 0 decodes in the main process.
+        augmentation: how colours of training batches are varied; geometry is for `views`.
+        mean: mean of each channel, on images in 0..1, that the module subtracts; the colour beyond an image's edge.
+        std: deviation of each channel, on images in 0..1, that the module divides by.
+        score_at: `size` evaluates images and masks resized to `size`; `native` as they are, one a batch.
+        seed: of the data: whose context another image gets. Order, views and colours follow `--seed_everything`.
+        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_out: the folder that predictions, or artefacts of a round, are written to.
+        blobs: regions that a loss asks to agree: labels, components or superpixels; None makes none.
+        masks: of training: None gives none, `truth` the data's own, else a folder of artefacts: relation_labels,
+            pseudo_masks or masks.
+        cams: folder of activation maps, that come along in predictions over a split.
+        queries: folder of the last round's class probabilities, which become `context`. Training images must have
+            theirs; a split of evaluation has all or goes without.
+        context_of: `own`; `another`: each image gets another's of its split (the placebo); `another_of_class`: each of
+            its tags' classes comes from another image that has it, the rest is background; `displaced`: its own, each
+            class shifted at random, round the edges. Fixed by `seed`.
+        predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
+        views: how training views are cut.
+        others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
+            or the images are left out (`leave_out`). Training images with none of the classes are left out either way.
+
+    Raises:
+        ValueError: settings that do not go together; all are named.
+    """
+
+    data_space: LabelSpace | None = None  # of the names that `tags_of` gives; a child sets it where it is another space
+    tags_from_masks: bool = False  # whether tags are made of the masks, so that they cannot disagree
+
+    def __init__(
+        self,
+        label_space: str = "voc",
+        size: tuple[int, int] = (256, 256),
+        batch_size: int = 16,
+        num_workers: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        score_at: Literal["size", "native"] = "size",
+        seed: int = 0,
+        predict_dir: str | None = None,
+        predict_out: str = "predictions",
+        blobs: BlobKind | None = None,
+        masks: str | None = None,
+        cams: str | None = None,
+        queries: str | None = None,
+        context_of: ContextOf = "own",
+        predict_split: Split | None = None,
+        views: Views = Views(),  # noqa: B008  # likewise
+        others: Literal["background", "leave_out"] = "background",
+    ) -> None:
+        super().__init__(
+            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
+            predict_out, blobs,
+        )  # fmt: skip
+        moves = [name for name, off in _GEOMETRY.items() if _plain(getattr(augmentation, name)) != off]
+        problems = [f"augmentation.{name} (geometry belongs in --data.views, which tracks the view)" for name in moves]
+        if views.flip and self.label_space.flip_pairs:
+            problems.append(f"views.flip with {label_space} (a flip would exchange classes; leave it at 0)")
+        if predict_split is not None and predict_dir is not None:
+            problems.append(f"predict_split={predict_split} with predict_dir={predict_dir} (give one of them)")
+        if context_of != "own" and queries is None:
+            problems.append(f"context_of={context_of} without queries (give --data.queries)")
+        if problems:
+            raise ValueError("data: " + ", ".join(problems))
+        self.masks, self.cams, self.queries = masks, cams, queries
+        self.context_of = context_of
+        self.predict_split: Split | None = predict_split
+        self.views = views
+        self.others = others
+        self.notices: list[str] = []  # what a reader of the figures has to know of the data
+        self._names: dict[Split, tuple[str, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What workers that are spawned get: all but the trainer."""
+        return {**self.__dict__, "trainer": None, "_datasets": {}}
+
+    def entries(self, split: Split) -> Sequence[str]:  # noqa: ARG002  # for children
+        """The names of a split's images, in a fixed order; a child gives them."""
+        return ()
+
+    def read(self, name: str) -> Read:
+        """An image, RGB, its true mask (h, w) in the label space, and its tags (K-1,) of 0 and 1.
+
+        Mask and tags are None where they are not known. A child gives it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads no images")
+
+    def read_unmasked(self, name: str) -> Read:
+        """As `read`, where the true mask is not asked for; a child that can do without decoding it gives None."""
+        return self.read(name)
+
+    def tags_of(self, name: str) -> frozenset[str] | None:
+        """The classes that an image holds, by the data's own names, others included; None where they are not known."""
+        tags = self.read(name)[2]
+        return None if tags is None else frozenset(self.label_space.classes[i + 1] for i in np.flatnonzero(tags))
+
+    def truth_of(self, name: str) -> NDArray[np.uint8] | None:
+        """The true mask of an image in the label space; None where the data have none."""
+        return self.read(name)[1]
+
+    @cached_property
+    def _table(self) -> dict[str, int]:
+        """What each class of the data is in the label space; 0 for others."""
+        space = self.data_space or self.label_space
+        table = space.lookup(self.label_space)
+        return {name: int(table[index]) for index, name in enumerate(space.classes) if index}
+
+    def tag_vector(self, tags: frozenset[str], name: str) -> NDArray[np.float32]:
+        """(K-1,) of 0 and 1 from the data's names of classes.
+
+        Raises:
+            ValueError: a tag that is no class of the data; it is named, with the image's `name`.
+        """
+        unknown = sorted(tags - self._table.keys())
+        if unknown:
+            raise ValueError(f"tag {unknown[0]!r} of {name} is no class; the data have {', '.join(self._table)}")
+        vector = np.zeros(len(self.label_space), dtype=np.float32)
+        vector[[self._table[tag] for tag in tags]] = 1
+        return vector[1:]
+
+    def train_tags(self) -> Tensor:
+        """(N, K-1) float32 of 0 and 1: the tags of all training images."""
+        names = self.names("train")
+        found = [self.tag_vector(self.tags_of(name) or frozenset(), name) for name in names]
+        return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, len(self.label_space) - 1)
+
+    def names(self, split: Split) -> tuple[str, ...]:
+        """The images of a split that are used, in order.
+
+        Raises:
+            ValueError: training images without tags, or a tag that is no class.
+        """
+        if split not in self._names:
+            self._names[split] = self._used(split)
+        return self._names[split]
+
+    def _used(self, split: Split) -> tuple[str, ...]:
+        names = tuple(self.entries(split))
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"the {split} list holds {twice[0]} twice ({len(twice)} such names); keep one of each")
+        lacking = {name for name, index in self._table.items() if index == 0}
+        if split != "train" and not (lacking and self.others == "leave_out"):
+            return names
+        tags = {name: self.tags_of(name) for name in names}
+        without = [name for name in names if not tags[name]]
+        if split == "train" and without:
+            raise ValueError(
+                f"{len(without)} of {len(names)} training images have no tags, first {without[0]}; give their tags or "
+                "take them off the list"
+            )
+        if self.others == "leave_out":
+            names = tuple(name for name in names if not (tags[name] or frozenset()) & lacking)
+        if split == "train":
+            counts = np.zeros(len(self.label_space) - 1)
+            kept = []
+            for name in names:
+                vector = self.tag_vector(tags[name] or frozenset(), name)
+                counts += vector
+                if vector.any():
+                    kept.append(name)
+            names = tuple(kept)
+            empty = [name for name, count in zip(self.label_space.classes[1:], counts, strict=True) if not count]
+            if empty and names:
+                self._notice(f"no training image holds {', '.join(empty)}; their confounders stay zero")
+        return names
+
+    def tag_faults(self, split: Split) -> list[str]:
+        """The images whose tags are not the classes of their true mask, where both are known."""
+
+        def differs(name: str) -> bool:
+            tags, mask = self.tags_of(name), self.truth_of(name)
+            if tags is None or mask is None:
+                return False
+            seen = np.bincount(mask.ravel(), minlength=256)[1 : len(self.label_space)] > 0
+            return bool((seen != (self.tag_vector(tags, name) > 0)).any())
+
+        names = self.names(split)
+        with ThreadPoolExecutor(4) as pool:  # decoding leaves Python's lock
+            return [name for name, fault in zip(names, pool.map(differs, names), strict=True) if fault]
+
+    @rank_zero_only
+    def _compare_tags(self) -> None:
+        faults = self.tag_faults("train")
+        if faults:
+            shown = ", ".join(faults[:_SHOWN]) + (", ..." if len(faults) > _SHOWN else "")
+            count = len(self.names("train"))
+            self._notice(f"tags disagree with the true masks in {len(faults)} of {count} training images: {shown}")
+
+    def _notice(self, text: str) -> None:
+        if text not in self.notices:
+            self.notices.append(text)
+            rank_zero_warn(text)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any images are held out; else trainings run all their epochs, and their last state counts."""
+        return len(self.entries("val")) > 0
+
+    def make_dataset(self, split: Split) -> Dataset[Sample] | None:
+        """The samples of a split; folders of artefacts are checked first, and tags held against masks.
+
+        Raises:
+            FileNotFoundError: artefacts of an earlier stage are missing; the message says what to run.
+            ValueError: artefacts of another kind, round or classes; training images without tags.
+        """
+        names = self.names(split)
+        if not names:
+            return None
+        if split == "train" and not self.tags_from_masks:
+            self._compare_tags()
+        masks: Path | Literal["truth"] | None = "truth"
+        if split == "train":
+            masks = self.masks if self.masks in (None, "truth") else self._checked_masks(names)  # type: ignore[assignment]
+        sources = Sources(masks=masks, queries=self._checked_queries(split, names))
+        return self._samples(names, split, sources, self.views if split == "train" else None)
+
+    def _samples(self, names: tuple[str, ...], split: Split, sources: Sources, views: Views | None) -> WeakDataset:
+        native = views is None and self.score_at == "native"
+        read = self.read if sources.masks == "truth" else self.read_unmasked
+        if views is None:
+            blank = any(self.truth_of(name) is not None for name in names)
+            sources = sources._replace(blank=blank, tags=self._all_have_tags(split, names))
+        return WeakDataset(
+            names, read, None if native else self.size, self.label_space, sources, views, self.mean, run_seed(),
+            None if sources.queries is None else self._donors(split, names),
+            self.seed if self.context_of == "displaced" else None,
+        )  # fmt: skip
+
+    def _all_have_tags(self, split: Split, names: tuple[str, ...]) -> bool:
+        without = [name for name in names if self.tags_of(name) is None]
+        if 0 < len(without) < len(names):
+            self._notice(
+                f"{len(without)} of {len(names)} {split} images have no tags, first {without[0]}; none come along"
+            )
+        return not without
+
+    def _donors(self, split: Split, names: tuple[str, ...]) -> Donors | None:
+        """Whose context each image gets, or each of its classes: in cycles, so that none keeps its own."""
+        if self.context_of in ("own", "displaced"):
+            return None
+        random = np.random.default_rng(self.seed)
+        if self.context_of == "another":
+            if len(names) < 2:
+                raise ValueError(f"context_of=another needs 2 {split} images or more; there is 1")
+            return _cycle(names, random)
+        tags = {name: self.tags_of(name) for name in names}
+        without = [name for name in names if tags[name] is None]
+        if without:
+            raise ValueError(f"context_of=another_of_class needs the tags of all {split} images; {without[0]} has none")
+        held = np.stack([self.tag_vector(tags[name] or frozenset(), name) for name in names]) > 0
+        donors: dict[str, dict[int, str]] = {name: {} for name in names}
+        for index, column in enumerate(held.T, start=1):
+            holders = [name for name, holds in zip(names, column, strict=True) if holds]
+            if len(holders) == 1:
+                cls = self.label_space.classes[index]
+                self._notice(f"{holders[0]} alone holds {cls} of the {split} images; no other gives it a context")
+                continue
+            for name, donor in _cycle(holders, random).items():
+                donors[name][index] = donor
+        return donors
+
+    @property
+    def query_origin(self) -> str | None:
+        """What the masks of `queries` are told apart by, as the confounders made of them; None where it is not known.
+
+        Raises:
+            ValueError: a damaged `about.json`.
+        """
+        if self.queries is None or not (Path(self.queries) / ABOUT).is_file():
+            return None
+        return About.read(Path(self.queries)).origin or None
+
+    def _checked(self, folder: Path, kinds: tuple[str, ...], names: tuple[str, ...], split: Split) -> About:
+        # Confounders and seeds are for training images; what evaluation reads may lie with those of another split.
+        return check_folder(folder, kinds, names, self.label_space, "train" if split == "train" else None)
+
+    def _checked_masks(self, names: tuple[str, ...]) -> Path:
+        folder = Path(str(self.masks))
+        kinds = (folder.name,) if folder.name in MASK_KINDS else MASK_KINDS
+        self._checked(folder, kinds, names, "train")
+        return folder
+
+    def _checked_queries(self, split: Split, names: tuple[str, ...]) -> Path | None:
+        if self.queries is None:
+            return None
+        folder = Path(self.queries)
+        if split != "train" and not any((folder / f"{name}.npz").is_file() for name in names):
+            self._checked(folder, ("queries",), (), split)
+            return None  # a split that the last round did not predict
+        self._checked(folder, ("queries",), names, split)
+        return folder
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """The images of `predict_dir`; with `predict_split` the split's in evaluation form, each once over all ranks.
+
+        Raises:
+            ValueError: neither is given, or the split is empty; artefacts as in `make_dataset`.
+        """
+        if self.predict_split is None:
+            return super().predict_dataloader()
+        split = self.predict_split
+        names = self.names(split)
+        if not names:
+            raise ValueError(f"{type(self).__name__} has no {split} images; choose another --data.predict_split")
+        cams = None
+        if self.cams is not None:
+            cams = Path(self.cams)
+            self._checked(cams, ("cams",), names, split)
+        sources = Sources(masks="truth", queries=self._checked_queries(split, names), cams=cams)
+        return self._load(self._samples(names, split, sources, None), train=False)
+
+    def augment(self, batch: Batch, seed: list[int]) -> Batch:
+        """The batch with its colours varied; a batch without masks stays without."""
+        varied = super().augment(batch, seed)
+        if "mask" not in batch:
+            varied.pop("mask", None)
+        return varied
+
+
+def _cycle(names: Sequence[str], random: np.random.Generator) -> dict[str, str]:
+    """Another of the names for each: one cycle through all of them."""
+    order = random.permutation(len(names))
+    return {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,88 @@
+"""Samples that keep their photograph: a small `image` for a network that looks at the whole, and its `original`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.images import resize_image, resize_mask
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.wrappers.blobs import BlobKind
+from structseg.datamodules.wrappers.hidden_parts import PARTS, parts_problem
+
+
+@dataclass
+class Originals:
+    """How photographs come along as `original`, for methods that crop from them; masks are then of their size.
+
+    Attributes:
+        max_side: in pixels; photographs whose longer side exceeds it are shrunk to it, aspect kept. None keeps all.
+        hide_parts: how many of a face's six parts are painted over in validation and test images, 0 to 6, drawn by
+            seed and image; the mask keeps them. It needs label_space stn or helen.
+    """
+
+    max_side: int | None = None
+    hide_parts: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.max_side is not None and self.max_side < 1:
+            problems.append(f"max_side={self.max_side} (pixels, 1 or more, or null)")
+        if not 0 <= self.hide_parts <= len(PARTS):
+            problems.append(f"hide_parts={self.hide_parts} (0 to {len(PARTS)})")
+        if problems:
+            raise ValueError("originals: " + ", ".join(problems))
+
+    def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (h, w) that a photograph of (h, w) is kept at: 1 pixel a side at least."""
+        longer = max(size)
+        if self.max_side is None or longer <= self.max_side:
+            return size
+        return max(1, round(size[0] * self.max_side / longer)), max(1, round(size[1] * self.max_side / longer))
+
+    def shrink(
+        self, photograph: Image.Image, mask: NDArray[np.uint8], native_mask: bool = False
+    ) -> tuple[Image.Image, NDArray[np.uint8]]:
+        """The photograph at most `max_side` long, and its index mask resized with it (nearest filter).
+
+        Args:
+            photograph: RGB, of any size.
+            mask: (h, w) of any size; both show the whole picture.
+            native_mask: leave the mask as it is.
+        """
+        original = resize_image(photograph, self.size_of((photograph.height, photograph.width)))
+        return original, mask if native_mask else resize_mask(mask, (original.height, original.width))
+
+
+def originals_problems(
+    originals: Originals | None, space: LabelSpace, blobs: BlobKind | None, occluders: object | None = None
+) -> list[str]:
+    """What a datamodule with these settings cannot do, in words for its error message."""
+    if originals is None:
+        return []
+    problems = []
+    if blobs is not None:
+        problems.append(f"blobs={blobs} with originals (blobs are made of samples without originals only)")
+    if occluders is not None:
+        problems.append("occluders with originals (give one of them)")
+    if originals.hide_parts and (problem := parts_problem(space)):
+        problems.append(f"originals.hide_parts={originals.hide_parts} {problem}")
+    return problems
+
+
+def sample_with_original(original: Image.Image, mask: NDArray[np.uint8], size: tuple[int, int], name: str) -> Sample:
+    """A sample of a photograph as `Originals.shrink` gives it.
+
+    Returns:
+        `image` (3, H, W), the original squeezed to `size`; `original` (3, h, w), both 0..1; `mask` as it is; `name`.
+    """
+    return {
+        "image": image_tensor(resize_image(original, size)),
+        "original": image_tensor(original),
+        "mask": mask_tensor(mask),
+        "name": name,
+    }

@@ -1,0 +1,135 @@
+"""A training batch that failed, kept with all that is needed to compute its loss again.
+
+python -m structseg.lightning_modules.checkpoints.failed_batch RUN_FOLDER/failed_batch.pt
+"""
+
+from __future__ import annotations
+
+from structseg import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
+
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from structseg.lightning_modules.base import TrainedModule
+from structseg.lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
+from structseg.lightning_modules.checkpoints.card import KEY, read_card, space_of
+from structseg.lightning_modules.checkpoints.from_card import rebuilt
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def save_failed_batch(
+    path: Path, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, torch_seed: int, what: str
+) -> None:
+    """Writes the batch, the module's state and the place of the step, whole or not at all; no pickled code.
+
+    Args:
+        path: of the file, that `torch.load(path, weights_only=True)` reads.
+        trainer: whose fit has failed.
+        module: as it was when the batch began: the optimiser has not stepped on it.
+        batch: as the module saw it, augmented.
+        batch_idx: of the epoch.
+        torch_seed: of torch's generator when the step began.
+        what: what is wrong with it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    content = {
+        KEY: module.make_card() if isinstance(module, TrainedModule) else None,
+        "what": what,
+        "how": f"python -m structseg.lightning_modules.checkpoints.failed_batch {path}",
+        "batch": _on_cpu(batch),
+        "epoch": trainer.current_epoch,
+        "batch_idx": batch_idx,
+        "global_step": trainer.global_step,
+        "rank": trainer.global_rank,
+        "world_size": trainer.world_size,
+        "torch_seed": torch_seed,
+        "precision": str(trainer.precision),
+        "state_dict": {name: value.detach().cpu() for name, value in module.named_parameters()},
+        "buffers": {name: value.detach().cpu() for name, value in module.named_buffers()},
+    }
+    AtomicCheckpointIO().save_checkpoint(content, path)
+
+
+def _on_cpu(value: Any) -> Any:
+    """Tensors, lists, dicts and plain values as they are, on the CPU; anything else as text."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {str(key): _on_cpu(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_on_cpu(one) for one in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def failed_loss(path: Path, module: TrainedModule | None = None) -> tuple[Tensor, list[str]]:
+    """The loss of a saved batch, computed again on the CPU, and the parameters whose gradients are not finite.
+
+    A batch of one of several processes is computed by itself, and without a teacher.
+
+    Args:
+        path: the file.
+        module: of the same settings; None makes it from the configuration that the file carries.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or has no configuration to make the module from.
+    """
+    card = read_card(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if "batch" not in content:
+        raise ValueError(f"{path} is a checkpoint and holds no batch; give the failed_batch.pt of a run")
+    if module is None:
+        if not card["config"]:
+            raise ValueError(f"{path} holds no configuration; give the module, or a file that `structseg fit` wrote")
+        module = rebuilt(TrainedModule, card, space_of(card))
+    for name, value in {**content["state_dict"], **content["buffers"]}.items():
+        owner, _, leaf = name.rpartition(".")
+        held = module.get_submodule(owner)
+        if leaf in held._buffers:
+            held._buffers[leaf] = value
+        else:
+            held.get_parameter(leaf).data.copy_(value)
+    module.train()
+    torch.manual_seed(content["torch_seed"])
+    kind = _AUTOCAST.get(content["precision"])
+    with nullcontext() if kind is None else torch.autocast("cpu", kind):
+        output: Any = module.training_step(content["batch"], content["batch_idx"])
+        loss: Tensor = output["loss"]
+    loss.backward()
+    grads = {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
+    return loss.detach(), [name for name, grad in grads.items() if not bool(grad.isfinite().all())]
+
+
+def main(args: list[str]) -> None:
+    """The command line: computes the loss of a kept batch again and says which gradients are not finite.
+
+    Raises:
+        SystemExit: how it is called, or what is wrong with the file, in one line.
+    """
+    if len(args) != 1 or args[0].startswith("-"):
+        raise SystemExit(
+            "usage: python -m structseg.lightning_modules.checkpoints.failed_batch RUN_FOLDER/failed_batch.pt"
+        )
+    warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered")  # logging has nowhere to go
+    try:
+        loss, wrong = failed_loss(Path(args[0]))
+    except (ArgumentError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SystemExit(f"failed_batch: error: {' '.join(str(error).split())}") from None
+    print(f"loss {float(loss)}")
+    print(f"gradients that are not finite: {', '.join(wrong) or 'none'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

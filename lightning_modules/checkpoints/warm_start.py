@@ -1,0 +1,59 @@
+"""Taking over the networks that earlier stages of a method have trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from structseg.lightning_modules.checkpoints.card import read_card
+
+
+def take_over(networks: Mapping[str, nn.Module], paths: Sequence[Path], fits: Mapping[str, Any]) -> set[str]:
+    """Loads into each network what the checkpoints have trained of it.
+
+    Args:
+        networks: by the name that they have in a checkpoint's state.
+        paths: checkpoints whose cards list the names of their `trained` networks.
+        fits: what the cards have to say, by key. `window` need not fit where nothing but `network` is trained.
+
+    Returns:
+        The names of the networks that were loaded.
+
+    Raises:
+        FileNotFoundError: a checkpoint is missing.
+        ValueError: a checkpoint is damaged or says something else, a network is built otherwise, or two checkpoints
+            hold different ones of a name; the message names the files.
+    """
+    origin: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}; fit the earlier stage, or correct --model.init_from")
+        card = read_card(path)
+        for key, wanted in fits.items():
+            indifferent = key == "window" and set(card.get("trained", ())) <= {"network"}
+            if card.get(key) != wanted and not indifferent:
+                raise ValueError(f"{path} has {key} {card.get(key)}, not {wanted}; give a checkpoint that fits")
+        unknown = [name for name in card.get("trained", ()) if name not in networks]
+        if unknown or not card.get("trained"):
+            raise ValueError(
+                f"{path} has trained {', '.join(unknown) or 'nothing'}; expected some of {', '.join(networks)}: give a "
+                "checkpoint of an earlier stage"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
+        for name in card["trained"]:
+            network = networks[name]
+            weights = {key.removeprefix(f"{name}."): w for key, w in state.items() if key.startswith(f"{name}.")}
+            before = {key: value.cpu().clone() for key, value in network.state_dict().items()}
+            try:
+                network.load_state_dict(weights)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:400]
+                raise ValueError(f"the {name} of {path} is built otherwise: {reason}; set it likewise") from None
+            if name in origin and any(not torch.equal(value, weights[key]) for key, value in before.items()):
+                raise ValueError(f"{path} and {origin[name]} hold different trained {name}s; give stages of one run")
+            origin[name] = path
+    return set(origin)

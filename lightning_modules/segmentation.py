@@ -1,0 +1,182 @@
+"""What all methods that label pixels share: the steps and the scores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypedDict
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+from torchmetrics import MeanMetric
+
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.base import TrainedModule
+from structseg.lightning_modules.logits import classes_at, require_finite, resize_logits
+from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.losses.cross_entropy import CrossEntropyLoss
+
+Split = Literal["train", "val", "test"]
+
+NO_TRUTH = "images of this split have no true mask; give a split or a list of images that have one"
+
+
+class StepOutput(TypedDict, total=False):
+    """What a step hands to Lightning and to the callbacks: the scalar loss, and the (N, H, W) classes in evaluation."""
+
+    loss: Tensor
+    prediction: Tensor
+
+
+class SegmentationModule(TrainedModule):
+    """A network that labels pixels, trained with a loss, scored by one confusion matrix over each data set.
+
+    Args:
+        network: images (N, 3, H, W), normalised, to logits (N, K, H, W).
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar. Those of the suite, and torch's cross-entropy, are
+            of the whole batch over all processes; of any other several processes take the mean of their own.
+        label_space: the K classes.
+        optimizer: makes the optimiser from the parameters.
+        lr_scheduler: makes the schedule from the optimiser. `PolyLR`, `OneCycle` and torch's `OneCycleLR` step each
+            batch, every other schedule each epoch.
+        mean: of each channel, on images in 0..1.
+        std: deviation of each channel, on images in 0..1.
+        flip_test: average the class probabilities of each image and its mirror image in evaluation and prediction.
+    """
+
+    scores_class: type[SegmentationMetrics] = SegmentationMetrics  # a child may ask for one that counts more
+
+    mirrored_classes: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        label_space: LabelSpace,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        flip_test: bool = False,
+    ) -> None:
+        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        self.loss = CrossEntropyLoss.like(loss) if type(loss) is nn.CrossEntropyLoss else loss
+        self.flip_test = flip_test
+        ignored = getattr(loss, "ignore_index", label_space.ignore_index)
+        if ignored != label_space.ignore_index:
+            raise ValueError(
+                f"{type(loss).__name__} ignores {ignored}, the labels' unlabelled pixels are "
+                f"{label_space.ignore_index}; set --model.loss.ignore_index {label_space.ignore_index}"
+            )
+        mirrored = label_space.flip_lookup()[: len(label_space)]
+        self.register_buffer("mirrored_classes", mirrored, persistent=False)
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_scores, self.test_scores = self._scores(), self._scores()
+        self.subset_scores = nn.ModuleDict()
+        self._subsets: dict[str, frozenset[str]] = {}
+
+    def _scores(self) -> SegmentationMetrics:
+        space = self.label_space
+        return self.scores_class(space.classes, space.ignore_index, space.groups)
+
+    @property
+    def _of_all_ranks(self) -> bool:
+        """Whether the loss is one of the suite's, which are of the batches of all processes together."""
+        return type(self.loss).__module__.startswith("structseg.losses.")
+
+    def on_fit_start(self) -> None:
+        """Also notices a loss that several processes make another one of."""
+        super().on_fit_start()
+        if self.trainer.world_size > 1 and not self._of_all_ranks:
+            self.notice(
+                f"{type(self.loss).__name__} sees the batch of each of {self.trainer.world_size} processes by itself: "
+                "where it divides by what a batch holds, or is no mean over images, one process learns another thing"
+            )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""
+        logits: Tensor = self.network(self.normalized(image))
+        return logits
+
+    def evaluate(self, image: Tensor) -> Tensor:
+        """As `forward`, in float32; with `flip_test`, log-probabilities of the image and its mirror image, averaged."""
+        logits: Tensor = self(image).float()
+        if not self.flip_test:
+            return logits
+        mirrored = self(image.flip(-1)).float().flip(-1)[:, self.mirrored_classes]
+        return torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
+
+    def evaluated(self, batch: dict[str, Any]) -> Tensor:
+        """`evaluate` of a batch's images.
+
+        Raises:
+            ValueError: logits are nan or infinite, which would pass for a class; the message names the images.
+        """
+        return require_finite(self.evaluate(batch["image"]), batch)
+
+    def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        loss: Tensor = self.loss(logits, batch["mask"])
+        return loss
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        if split == "train":
+            image = batch["image"]
+            loss = self._loss(self(image), batch)
+            self._log_train_loss(loss, image)
+            return {"loss": loss}
+        mask = batch["mask"]
+        logits = resize_logits(self.evaluated(batch), (mask.shape[-2], mask.shape[-1]))
+        return self._count(split, self._loss(logits, batch), logits.argmax(1), batch)
+
+    def _count(self, split: Split, loss: Tensor, prediction: Tensor, batch: dict[str, Any]) -> StepOutput:
+        """Counts the (N, H, W) classes of an evaluated batch."""
+        mask = batch["mask"]
+        mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
+        mean.update(loss, len(prediction))
+        scores.update(prediction, mask)
+        if split == "test":
+            for subset, members in self._subsets.items():
+                inside = [i for i, name in enumerate(batch["name"]) if name in members]
+                if inside:
+                    self.subset_scores[subset].update(prediction[inside], mask[inside])  # type: ignore[operator]
+        return {"loss": loss, "prediction": prediction}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """The loss of an augmented batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores a validation batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores a test batch."""
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:  # noqa: ARG002  # Lightning's hook
+        """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
+        logits = self.evaluated(batch)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]
+        return [classes_at(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss` and every score as `val/...`."""
+        self._log_scores("val/", self.val_scores, self.val_loss)
+
+    def on_test_start(self) -> None:
+        """Starts from nothing, with a set of scores for each named part of the test set."""
+        self.test_scores.reset()
+        self.test_loss.reset()
+        self._subsets = dict(getattr(getattr(self.trainer, "datamodule", None), "test_subsets", {}))
+        self.subset_scores = nn.ModuleDict({name: self._scores() for name in self._subsets}).to(self.device)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/loss`, every score as `test/...`, and as `test/PART/...` for each named part."""
+        self._log_scores("test/", self.test_scores, self.test_loss)
+        for name, scores in self.subset_scores.items():
+            self._log_scores(f"test/{name}/", scores)  # type: ignore[arg-type]
+
+    def logged_keys(self) -> set[str]:
+        """Every key that a fit logs, so that a watched key can be checked before it starts."""
+        return super().logged_keys() | {f"val/{key}" for key in self.val_scores.metric_keys}

@@ -1,0 +1,88 @@
+"""Images of different sizes in one frame, and labels and predictions at the sizes that belong to them.
+
+A batch has small `image`s of one size, `original`s of any size, and `mask`s of the originals' sizes, padded to the
+largest; a single image may have a mask of another size than its original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from structseg.lightning_modules.logits import resize_logits
+
+Size = tuple[int, int]
+
+
+def size_of(image: Tensor) -> Size:
+    """(h, w) of (..., h, w)."""
+    return image.shape[-2], image.shape[-1]
+
+
+def pad(image: Tensor, size: Size, value: int = 0) -> Tensor:
+    """(..., h, w) with `value` below and to the right, up to (..., H, W)."""
+    return F.pad(image, (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2]), value=value)
+
+
+def _largest(batch: Mapping[str, Any]) -> Size:
+    height, width = (max(image.shape[axis] for image in batch["original"]) for axis in (-2, -1))
+    return height, width
+
+
+def frame_of(batch: Mapping[str, Any], least: Size) -> tuple[Tensor, Tensor]:
+    """The originals in one frame (N, 3, H, W) no smaller than `least`, and their own (N, 2) heights and widths.
+
+    Each lies in the upper left corner.
+
+    Raises:
+        ValueError: the batch has no originals.
+    """
+    if "original" not in batch:
+        raise ValueError("the batch has no full-size images, which the windows are cut from; set --data.originals")
+    images = batch["original"]
+    largest = _largest(batch)
+    size = (max(least[0], largest[0]), max(least[1], largest[1]))
+    sizes = torch.tensor([size_of(image) for image in images], device=images[0].device)
+    return torch.stack([pad(image, size) for image in images]), sizes
+
+
+def frame_labels(batch: Mapping[str, Any], size: Size, ignore_index: int) -> Tensor:
+    """The labels (N, H, W) of a frame's pixels; a mask of another size than its image is resized, nearest."""
+    mask: Tensor = batch["mask"]
+    own = _largest(batch)
+    if size_of(mask) != own:
+        mask = F.interpolate(mask[:, None].float(), own, mode="nearest-exact")[:, 0].long()
+    return pad(mask, size, ignore_index)
+
+
+def small_labels(batch: Mapping[str, Any]) -> Tensor:
+    """The labels (N, H, W) at the size of the small images, nearest."""
+    mask, size = batch["mask"], size_of(batch["image"])
+    own = [size_of(image) for image in batch.get("original", ())]
+    if len(set(own)) < 2:
+        own = [size_of(mask)] * len(mask)
+    small = [
+        F.interpolate(one[None, None, :h, :w].float(), size, mode="nearest-exact")[0, 0]
+        for one, (h, w) in zip(mask, own, strict=True)
+    ]
+    return torch.stack(small).long()
+
+
+def enlarged(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """The classes (N, H, W) of the small images' logits, at the size of the masks."""
+    size = size_of(batch["mask"])
+    own = [size_of(image) for image in batch.get("original", ())]
+    if len(set(own)) < 2:
+        return resize_logits(logits, size).argmax(1)
+    each = [resize_logits(one[None], shape).argmax(1)[0] for one, shape in zip(logits, own, strict=True)]
+    return torch.stack([pad(one, size) for one in each])
+
+
+def at_mask(scores: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """The classes (N, H, W) of a frame's scores, at the size of the masks."""
+    height, width = _largest(batch)
+    return resize_logits(scores[..., :height, :width], size_of(batch["mask"])).argmax(1)

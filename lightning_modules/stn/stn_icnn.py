@@ -1,0 +1,503 @@
+"""STN-iCNN: a coarse mask, six windows found in it, a network for each part, and all of it trained end to end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import StepLR
+
+from structseg.datamodules.label_spaces import STN, LabelSpace
+from structseg.lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
+from structseg.lightning_modules.checkpoints.card import KEY as CARD
+from structseg.lightning_modules.checkpoints.warm_start import take_over
+from structseg.lightning_modules.logits import classes_at, require_finite
+from structseg.lightning_modules.metrics.parts import FACE_PARTS, PartMetrics
+from structseg.lightning_modules.metrics.windows import WindowError
+from structseg.lightning_modules.networks.icnn import ICNN
+from structseg.lightning_modules.networks.localizer import Localizer
+from structseg.lightning_modules.networks.spatial_transformer import (
+    centers_from_theta,
+    crop_labels,
+    crop_parts,
+    paste_labels,
+    paste_parts,
+    theta_from_centers,
+)
+from structseg.lightning_modules.segmentation import SegmentationModule, Split, StepOutput
+from structseg.lightning_modules.stn.face_windows import (
+    NETWORKS,
+    class_count,
+    paste_channels,
+    soft_centers,
+    true_centers,
+    window_labels,
+    window_probabilities,
+    with_background,
+)
+from structseg.lightning_modules.stn.padded_originals import (
+    Size,
+    at_mask,
+    enlarged,
+    frame_labels,
+    frame_of,
+    size_of,
+    small_labels,
+)
+from structseg.losses.ranks import ranks_of, total_over_ranks
+from structseg.losses.windows import pasted_loss, theta_loss
+
+Stage = Literal["coarse", "localizer", "parts", "end_to_end"]
+Cropper = Literal["stn", "baseline", "true"]
+
+NETWORK_NAMES = ("network", "localizer", "parts")  # of the state: coarse network, localizer, part networks
+_TRAINS: dict[str, tuple[str, ...]] = {"coarse": ("network",), "localizer": ("localizer",), "parts": ("parts",)}
+TRUE_WINDOWS = "true_windows"  # the scores at the true windows, beside those at the cropper's
+_MOST_ZOOM = math.log(2)  # the localizer's windows are half to twice as large
+_NEEDS: dict[str, tuple[str, ...]] = {"stn": ("network", "localizer"), "baseline": ("network",), "true": ()}
+
+
+class STNiCNN(SegmentationModule):
+    """Face parsing in two stages that a spatial transformer joins; one stage of its training a fit.
+
+    The coarse network labels the image at `--data.size`; the localizer turns its soft mask into six windows; they are
+    cut from the image at its own size, labelled by four networks (brow, eye, nose, mouth; what is on the right goes
+    through mirrored), and pasted back.
+
+    Source: Yin, Yiu, Hu, Tang, "End-to-End Face Parsing via Interlinked Convolutional Neural Networks", 2020.
+
+    Args:
+        label_space: `stn`, linked to the data's.
+        stage: what is trained. `coarse`: the coarse network, on the small image. `localizer`: the localizer, on the
+            true windows, with the coarse network as it is. `parts`: the part networks. `end_to_end`: all three, each
+            with its rate; a rate of 0 freezes.
+        init_from: checkpoints of earlier stages, whose trained networks are taken over when a fit starts.
+        window: (h, w) of the windows, in pixels of the full-size image; odd.
+        network: makes an iCNN from its number of classes.
+        localizer: makes the localizer from the numbers of classes and parts.
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar, of the coarse mask and of each window; default:
+            cross-entropy, as the published code. `OneHotBCELoss` is the paper's equation 16.
+        loss_on: end to end, `parts` compares the windows with the labels cut by the same windows, as the paper; a
+            window that slides off its part then costs nothing. `pasted` compares the pasted mask with the whole labels,
+            by negative log-likelihood whatever `loss` is.
+        theta_weight: end to end, of smooth L1 between the windows and the true ones, added to the loss.
+        train_on: stage `parts` cuts the `true` windows (published) or those of the localizer (`stn`).
+        cropper: whose windows evaluation and prediction cut. `stn`: the localizer's. `baseline`: around the centres of
+            the coarse mask's parts, in whole pixels. `true`: around the true centres; needs labels.
+        zoom: whether the localizer may also scale its windows (equation 15), to half or double; false leaves them as
+            large as `window`. Stage `localizer` teaches a zoom of 1, so only `end_to_end` moves it.
+        lr_coarse: learning rate of the coarse network.
+        lr_localizer: learning rate of the localizer.
+        lr_parts: learning rate of the part networks.
+        optimizer: makes the optimiser from the three groups of parameters, whose rates are the above and not its own.
+        lr_scheduler: makes the schedule from the optimiser; default: all rates are halved every 5 epochs.
+        mean: of each channel, linked to the data's.
+        std: of each channel, linked to the data's.
+
+    Raises:
+        ValueError: another label space, or settings that do not go together.
+    """
+
+    scores_class = PartMetrics
+
+    window_labels: Tensor
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        stage: Stage,
+        init_from: list[str] | None = None,
+        window: tuple[int, int] = (81, 81),
+        network: Callable[[int], nn.Module] = ICNN,
+        localizer: Callable[[int, int], nn.Module] = Localizer,
+        loss: nn.Module | None = None,
+        loss_on: Literal["parts", "pasted"] = "parts",
+        theta_weight: float = 0.0,
+        train_on: Literal["true", "stn"] = "true",
+        cropper: Cropper = "stn",
+        zoom: bool = True,
+        lr_coarse: float = 1e-3,
+        lr_localizer: float = 1e-3,
+        lr_parts: float = 1e-3,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        if label_space.classes != STN.classes:
+            raise ValueError(f"STNiCNN labels the parts of the space stn, not {label_space.name}; set label_space: stn")
+        loss = loss or nn.CrossEntropyLoss(ignore_index=label_space.ignore_index)
+        lr_scheduler = lr_scheduler or partial(StepLR, step_size=5, gamma=0.5)
+        super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std)
+        rates = {"network": lr_coarse, "localizer": lr_localizer, "parts": lr_parts}
+        problems = [f"{key}={value} (0 or more)" for key, value in rates.items() if value < 0]
+        if min(window) < 2:
+            problems.append(f"window={tuple(window)} (height and width in pixels, 2 or more)")
+        if theta_weight < 0:
+            problems.append(f"theta_weight={theta_weight} (0 or more)")
+        if stage != "end_to_end" and (theta_weight or loss_on != "parts"):
+            problems.append(f"theta_weight={theta_weight}, loss_on={loss_on} with stage {stage} (for end_to_end alone)")
+        if stage != "parts" and train_on != "true":
+            problems.append(f"train_on={train_on} with stage {stage} (for parts alone)")
+        if theta_weight and not (lr_coarse or lr_localizer):
+            problems.append(f"theta_weight={theta_weight} with lr_coarse=lr_localizer=0 (nothing could follow it)")
+        if stage == "localizer" and cropper == "true":
+            problems.append("cropper=true with stage localizer (its own windows are scored: stn or baseline)")
+        if problems:
+            raise ValueError("model: " + ", ".join(problems))
+        self.localizer = localizer(len(label_space), len(FACE_PARTS))
+        self.parts = nn.ModuleDict({name: network(class_count(name)) for name in NETWORKS})
+        self.parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stage: Stage = stage
+        self.init_from = [Path(path) for path in init_from or ()]
+        self.window = (int(window[0]), int(window[1]))
+        self.loss_on, self.theta_weight, self.train_on, self.zoom = loss_on, theta_weight, train_on, zoom
+        self.cropper: Cropper = cropper
+        self.rates = {
+            name: rate for name, rate in rates.items() if name in _TRAINS.get(stage, NETWORK_NAMES) and rate > 0
+        }
+        if not self.rates:
+            raise ValueError(f"stage {stage} has no rate above 0; set --model.lr_parts, or that of what it trains")
+        self.sides: tuple[int, int] | None = None  # shortest and longest longer side of the training photographs
+        self._resumed = False  # whether the weights are a checkpoint's
+        self.trained: set[str] = set()  # names of the networks that some stage has trained
+        self.register_buffer("window_labels", window_labels(), persistent=False)
+        self.paste_to = paste_channels()  # read as whole numbers: kept on the CPU
+        self.val_windows, self.test_windows = WindowError(FACE_PARTS), WindowError(FACE_PARTS)
+
+    # The networks, and which of them learn
+
+    def setup(self, stage: str) -> None:
+        """Freezes what this stage does not train, before anything is wrapped around the networks."""
+        if stage == "fit":
+            for name in NETWORK_NAMES:
+                getattr(self, name).requires_grad_(name in self.rates)
+            self.train()
+
+    def on_fit_start(self) -> None:
+        """Takes over the networks of earlier stages, unless a fit is resumed.
+
+        Raises:
+            FileNotFoundError: a checkpoint of `init_from` is missing.
+            ValueError: one of them does not fit; a network that this stage builds on was never trained.
+        """
+        super().on_fit_start()
+        if self.cropper == "baseline" and self.stage in ("localizer", "end_to_end"):
+            raise ValueError(f"stage {self.stage} learns windows; cropper baseline is for its tests, not its fit")
+        if self._resumed:
+            return
+        card = self.make_card()
+        fits = {key: card[key] for key in ("method", "classes", "mean", "std", "window")}
+        self.trained |= take_over({name: getattr(self, name) for name in NETWORK_NAMES}, self.init_from, fits)
+        needed = set(NETWORK_NAMES if self.stage == "end_to_end" else ())
+        if self.stage == "localizer" or (self.stage == "parts" and self.train_on == "stn"):
+            needed |= set(_NEEDS["stn"])
+        if self.stage != "coarse":
+            needed |= set(_NEEDS[self.cropper])
+        self._require(needed - set(_TRAINS.get(self.stage, ())), f"stage {self.stage}", "--model.init_from")
+
+    def _require(self, needed: set[str], what: str, option: str) -> None:
+        missing = [name for name in NETWORK_NAMES if name in needed - self.trained]
+        if missing:
+            words = {"network": "coarse network", "localizer": "localizer", "parts": "part networks"}
+            raise ValueError(
+                f"{what} needs a trained {' and '.join(words[name] for name in missing)}; give {option} a checkpoint "
+                "of the stage that trains it"
+            )
+
+    def train(self, mode: bool = True) -> STNiCNN:
+        """As ever, but that what does not learn stays in evaluation mode, its batch statistics with it."""
+        super().train(mode)
+        for name in set(NETWORK_NAMES) - set(self.rates):
+            getattr(self, name).eval()
+        return self
+
+    def _parameter_groups(self) -> Iterator[dict[str, Any]]:
+        return ({"params": list(getattr(self, name).parameters()), "lr": rate} for name, rate in self.rates.items())
+
+    def make_card(self) -> dict[str, Any]:
+        """Also which networks are trained, the size of the windows, and how long the photographs were."""
+        trained = sorted(self.trained | set(self.rates))
+        return {
+            **super().make_card(),
+            "trained": trained,
+            "window": list(self.window),
+            "stage": self.stage,
+            "sides": list(self.sides) if self.sides else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that does not fit, and knows which networks are trained.
+
+        Raises:
+            ValueError: it is of another method, of other classes or windows, or, to resume, of another stage.
+        """
+        super().on_load_checkpoint(checkpoint)
+        card = checkpoint[CARD]
+        if tuple(card["window"]) != self.window:
+            raise ValueError(
+                f"the checkpoint has windows of {tuple(card['window'])}, not {self.window}; set --model.window"
+            )
+        if self._trainer is not None and self.trainer.state.fn == "fit" and card["stage"] != self.stage:
+            raise ValueError(
+                f"the checkpoint is of stage {card['stage']}, not {self.stage}; to build on it give --model.init_from"
+            )
+        self._resumed, self.trained = True, set(card["trained"])
+        self.sides = (card["sides"][0], card["sides"][1]) if card.get("sides") else None
+
+    # From an image to its windows
+
+    def _stn_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
+        """The localizer's windows from coarse logits, (N, 6, 2, 3) in a frame of `size` (equation 15).
+
+        It speaks of each image's own extent: centres in -1..1 over the outermost pixels, and the zoom, 1 where a
+        window's pixel is a pixel of the image.
+        """
+        with torch.autocast(coarse.device.type, enabled=False):  # bf16 would place windows by the pixel
+            found = self.localizer(coarse.float().softmax(1)).float()
+        centers = (found[..., :2] + 1) / 2 * (sizes.flip(1)[:, None] - 1)
+        theta = theta_from_centers(centers, self.window, size)
+        if not self.zoom:
+            return theta
+        zoom = found[..., 2:].clamp(-_MOST_ZOOM, _MOST_ZOOM).exp()
+        return torch.cat([theta[..., :2] * zoom[..., None], theta[..., 2:]], -1)
+
+    def _baseline_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
+        """The windows that `integer_crop` cuts around the coarse mask's soft centres."""
+        small = torch.tensor([coarse.shape[-1], coarse.shape[-2]], device=coarse.device)
+        centers = (soft_centers(coarse.softmax(1)) + 0.5) * sizes.flip(1)[:, None] / small - 0.5
+        even = torch.tensor([side % 2 == 0 for side in self.window[::-1]], device=coarse.device)
+        return theta_from_centers(centers.round() - even / 2, self.window, size)
+
+    def _found_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
+        """The windows of a cropper that needs no labels."""
+        find = self._baseline_theta if self.cropper == "baseline" else self._stn_theta
+        return find(coarse, sizes, size)
+
+    def _label(self, frame: Tensor, theta: Tensor) -> list[Tensor]:
+        """The logits of the six windows, (N, 2, h, w), and (N, 4, h, w) of the mouth."""
+        crops = (crop_parts(frame, theta, self.window) - self.mean) / self.std
+        logits: list[Tensor] = []
+        for name, members in NETWORKS.items():
+            sides = [crops[:, part].flip(-1) if at else crops[:, part] for at, part in enumerate(members)]
+            stacked = torch.cat(sides).to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
+            found = self.parts[name](stacked)
+            logits += [side.flip(-1) if at else side for at, side in enumerate(found.chunk(len(members)))]
+        return logits
+
+    # Losses
+
+    def _labelled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss; 0 where no pixel is labelled, in training none of any process."""
+        labelled = (target != self.label_space.ignore_index).any()
+        if self._of_all_ranks and ranks_of(self.training) > 1:
+            labelled = total_over_ranks(labelled.int()) > 0
+        loss: Tensor = self.loss(logits, torch.where(labelled, target, torch.zeros_like(target)))
+        return loss * labelled
+
+    def _parts_loss(self, logits: list[Tensor], labels: Tensor, theta: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Equation 17: the mean over the parts; without the windows (N, 6) that are not `counted`."""
+        targets = crop_labels(labels, theta.detach(), self.window, self.label_space.ignore_index)
+        targets = self.window_labels[torch.arange(len(FACE_PARTS), device=labels.device)[:, None, None], targets]
+        if counted is not None:
+            targets = targets.masked_fill(~counted[..., None, None], self.label_space.ignore_index)
+        return torch.stack([self._labelled_loss(part, targets[:, i]) for i, part in enumerate(logits)]).mean()
+
+    def _pasted_loss(self, logits: list[Tensor], labels: Tensor, theta: Tensor) -> Tensor:
+        """The whole labels under the pasted mask; weighs as `_parts_loss` does where every window is right."""
+        scores = with_background(paste_parts(window_probabilities(logits), theta, size_of(labels), self.paste_to))
+        pixels = theta[..., 0, 0].numel() * self.window[0] * self.window[1]
+        return pasted_loss(scores, labels, pixels, self.label_space.ignore_index)
+
+    def _theta_loss(self, theta: Tensor, truth: Tensor, present: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
+        """`theta_loss`, told in each image's own extent and not in that of the batch's largest."""
+        extents = torch.tensor(frame.shape[:1:-1], device=frame.device) - 1
+        stretch = (extents / (sizes.flip(1) - 1).clamp(min=1))[:, None, :, None]
+        return theta_loss(theta * stretch, truth * stretch, present, self.training)
+
+    # Steps
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        if split != "train":
+            return self._evaluate_batch(batch, split)
+        image = batch["image"]
+        self.input_size = (image.shape[-2], image.shape[-1])
+        loss = self._training_loss(batch)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(image), sync_dist=True)
+        return {"loss": loss}
+
+    def _training_loss(self, batch: dict[str, Any]) -> Tensor:
+        if self.stage == "coarse":
+            return self._labelled_loss(self(batch["image"]), small_labels(batch))
+        frame, labels, sizes, truth, present = self._framed(batch)
+        longer = [max(size_of(image)) for image in batch["original"]] + list(self.sides or ())
+        self.sides = (min(longer), max(longer))
+        absent = (~present).sum().float()
+        self.log("train/absent_parts", absent, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
+        if self.stage == "parts" and self.train_on == "true":
+            return self._parts_loss(self._label(frame, truth), labels, truth, present)
+        theta = self._stn_theta(self(batch["image"]), sizes, size_of(frame))
+        if self.stage == "localizer":
+            return self._theta_loss(theta, truth, present, sizes, frame)
+        logits = self._label(frame, theta)
+        loss = (self._parts_loss if self.loss_on == "parts" else self._pasted_loss)(logits, labels, theta)
+        if self.theta_weight:
+            loss = loss + self.theta_weight * self._theta_loss(theta, truth, present, sizes, frame)
+        return loss
+
+    def _framed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The frame, its labels, the images' own sizes, the true windows, and which of their parts are there."""
+        frame, sizes = frame_of(batch, self.window)
+        labels = frame_labels(batch, size_of(frame), self.label_space.ignore_index)
+        centers, present = true_centers(labels, sizes)
+        return frame, labels, sizes, theta_from_centers(centers, self.window, size_of(frame)), present
+
+    def _evaluate_batch(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        if self.stage == "coarse":
+            coarse = self.evaluated(batch)
+            loss = self._labelled_loss(coarse, small_labels(batch))
+            return self._count(split, loss, enlarged(coarse, batch), batch)
+        frame, labels, sizes, truth, present = self._framed(batch)
+        if self.cropper == "true":
+            scores, loss = self._parse(batch, frame, truth, labels, present)
+            return self._count(split, loss, at_mask(scores, batch), batch)
+        coarse = self.evaluated(batch)
+        theta = self._found_theta(coarse, sizes, size_of(frame))
+        (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
+        if self.stage == "localizer":
+            loss = self._theta_loss(theta, truth, present, sizes, frame)
+            return self._count(split, loss, enlarged(coarse, batch), batch)
+        if split == "test":
+            scores, _ = self._parse(batch, frame, truth, labels, present)
+            self.subset_scores[TRUE_WINDOWS].update(at_mask(scores, batch), batch["mask"])  # type: ignore[operator]
+        scores, loss = self._parse(batch, frame, theta, labels)
+        return self._count(split, loss, at_mask(scores, batch), batch)
+
+    def _parse(
+        self, batch: dict[str, Any], frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The class scores (N, 9, H, W) of the frame, and the windows' loss; without those not `counted` (N, 6)."""
+        logits = [require_finite(one, batch) for one in self._label(frame, theta)]
+        windows = window_probabilities(logits)
+        if counted is not None:
+            windows = windows * counted[..., None, None, None]
+        pasted = paste_parts(windows, theta, size_of(frame), self.paste_to)
+        return with_background(pasted), self._parts_loss(logits, labels, theta, counted)
+
+    def on_validation_start(self) -> None:
+        """Refuses to score what was never trained."""
+        super().on_validation_start()
+        if self.trainer.state.fn != "fit":  # that has looked when it began
+            self._require_all("validation")
+
+    def on_test_start(self) -> None:
+        """Refuses to score what was never trained; starts from nothing, with scores at the true windows beside."""
+        self._require_all("test")
+        super().on_test_start()
+        self.test_windows.reset()
+        if self._parses and self.cropper != "true":
+            self.subset_scores[TRUE_WINDOWS] = self._scores().to(self.device)
+
+    def on_predict_start(self) -> None:
+        """Refuses to predict with what was never trained, or with windows that only labels give."""
+        self._require_all("prediction")
+        if self._parses and self.cropper == "true":
+            raise ValueError("there are no true windows without labels; set --model.cropper stn or baseline")
+
+    @property
+    def _parses(self) -> bool:
+        """Whether this stage's masks come from windows."""
+        return self.stage in ("parts", "end_to_end")
+
+    def _require_all(self, what: str) -> None:
+        needed = {"network"} if self.stage == "coarse" else set(_NEEDS[self.cropper])
+        needed |= {"parts"} if self._parses else set()
+        self._require(needed, what, "--ckpt_path")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs every score, and those of the windows, as `val/...`."""
+        super().on_validation_epoch_end()
+        self._log_windows("val/", self.val_windows)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs every score, and those of the windows, as `test/...`; at the true windows as `test/true_windows/...`."""
+        super().on_test_epoch_end()
+        self._log_windows("test/", self.test_windows)
+
+    def _log_windows(self, prefix: str, windows: WindowError) -> None:
+        if self.stage != "coarse" and self.cropper != "true":
+            for key, value in windows.compute().items():
+                self.log(prefix + key, value.float(), prog_bar=key == "center_error" and not self._parses)
+        windows.reset()
+
+    def logged_keys(self) -> set[str]:
+        """Every key that a fit logs and that tells of what it learns."""
+        keys = super().logged_keys()
+        if self.stage == "coarse":
+            return keys
+        windows = set() if self.cropper == "true" else {f"val/{key}" for key in self.val_windows.metric_keys}
+        if self.stage == "localizer":  # its masks are those of the coarse network, which stands still
+            keys = {key for key in keys if key.startswith("train/") or key == "val/loss"}
+        return keys | windows | {"train/absent_parts"}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Pictures of a test's first faces, step by step."""
+        name = "windows_test" if self.cropper == "stn" else f"windows_test_{self.cropper}"
+        return [WindowPictures(name=name)] if self._parses else []
+
+    @torch.no_grad()
+    def views(self, batch: dict[str, Any]) -> list[WindowView]:
+        """What each face of an evaluated batch goes through."""
+        frame, sizes = frame_of(batch, self.window)
+        size = size_of(frame)
+        coarse = self(batch["image"]).float()
+        theta = self._framed(batch)[3] if self.cropper == "true" else self._found_theta(coarse, sizes, size)
+        logits = self._label(frame, theta)
+        mask = paste_labels(window_probabilities(logits), theta, size, self.paste_to)
+        own = [F.pad(self.paste_to[part, 1:], (1, 0)).to(frame.device) for part in range(len(FACE_PARTS))]
+        parts = torch.stack([classes[part.argmax(1)] for classes, part in zip(own, logits, strict=True)], 1)
+        centers = centers_from_theta(theta, size)
+        window, extent = (torch.tensor(pair[::-1], device=frame.device) for pair in (self.window, size))
+        reach = theta[..., :2].diagonal(dim1=-2, dim2=-1) * (extent - 1) / (window - 1) * window / 2
+        boxes = torch.cat([centers - reach, centers + reach], -1)
+        crops = crop_parts(frame, theta, self.window)
+        return [
+            WindowView(
+                image, coarse[i].argmax(0), boxes[i], crops[i], parts[i], mask[i, : image.shape[1], : image.shape[2]]
+            )
+            for i, image in enumerate(batch["original"])
+        ]
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+        """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
+        if not self._parses:
+            return super().predict_step(batch, batch_idx)
+        own = [size_of(image) for image in batch["original"]]
+        batch = {**batch, "original": [self._at_scale(image) for image in batch["original"]]}
+        frame, sizes = frame_of(batch, self.window)
+        theta = self._found_theta(self.evaluated(batch), sizes, size_of(frame))
+        windows = window_probabilities([require_finite(one, batch) for one in self._label(frame, theta)])
+        if [size_of(image) for image in batch["original"]] == own:
+            classes = paste_labels(windows, theta, size_of(frame), self.paste_to)
+            return [one[:height, :width].byte() for one, (height, width) in zip(classes, own, strict=True)]
+        scores = with_background(paste_parts(windows, theta, size_of(frame), self.paste_to))
+        shown = [one[None, :, :height, :width] for one, (height, width) in zip(scores, sizes.tolist(), strict=True)]
+        return [classes_at(one, size)[0] for one, size in zip(shown, own, strict=True)]
+
+    def _at_scale(self, image: Tensor) -> Tensor:
+        """A photograph (3, h, w) whose longer side is as long as in training: the windows know parts of that size."""
+        height, width = size_of(image)
+        if self.sides is None or self.sides[0] <= max(height, width) <= self.sides[1]:
+            return image
+        factor = min(max(max(height, width), self.sides[0]), self.sides[1]) / max(height, width)
+        size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -1,0 +1,5 @@
+"""`python -m structseg`."""
+
+from structseg.command.main import main
+
+main()

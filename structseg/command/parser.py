@@ -1,0 +1,157 @@
+"""The command line's parser: errors in one line, the nearest name for a misspelt one, nothing guessed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from typing import Any, NoReturn
+
+from jsonargparse import set_parsing_settings
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from structseg import datamodules, lightning_modules, losses
+from structseg.command.subcommands import SUBCOMMANDS, TOOLS
+from structseg.datamodules.augmentation import Augmentation
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.base import TrainedModule
+from structseg.messages import fail, nearest
+from structseg.yaml_files import load_yaml
+
+set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
+
+_SECTIONS = {"trainer", "checkpoint", "pictures"}
+
+
+def import_rooms() -> None:
+    """Imports every room, so that a configuration can name classes without their paths."""
+    for room in (losses, datamodules, lightning_modules):
+        for module in walk_packages(room.__path__, f"{room.__name__}."):
+            import_module(module.name)
+
+
+def check_order(args: list[str]) -> None:
+    """Options before the subcommand, or before `--config`, would be lost in silence; they are refused.
+
+    So are configurations that are no YAML of keys and values, which the parser would take apart first.
+    """
+    if not args:
+        fail("a subcommand is missing; structseg --help lists them", 2)
+    if args[0] not in SUBCOMMANDS:
+        names = [*SUBCOMMANDS, *TOOLS]
+        near = difflib.get_close_matches(args[0], names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the subcommand comes first: {', '.join(names)}"
+        fail(f"{args[0]} is no subcommand; {hint}", 2)
+    for position, arg in enumerate(args[1:], 1):
+        if arg.split("=", 1)[0] in ("--config", "-c"):
+            before = [a for a in args[1:position] if a.startswith("-") and a.split("=", 1)[0] not in ("--config", "-c")]
+            if before:
+                fail(f"{before[0]} stands before --config, which would override it; give --config first", 2)
+            _check_config(arg.split("=", 1)[1] if "=" in arg else "".join(args[position + 1 : position + 2]))
+
+
+def _check_config(given: str) -> None:
+    try:
+        path = Path(given)
+        if not path.is_file():
+            return  # the parser says so
+        tree, _ = load_yaml(path)
+    except (OSError, ValueError) as error:
+        fail(str(error), 2)
+    if not isinstance(tree, dict | None):
+        fail(f"{path} holds {str(tree)[:40]!r}, not keys and values such as `model: ...`", 2)
+    for key in _SECTIONS & (tree or {}).keys():
+        if not isinstance((tree or {})[key], dict | None):  # the parser would pass over it
+            fail(f"{path}: {key} holds {str((tree or {})[key])[:40]!r}, not keys and values", 2)
+
+
+class StructsegParser(LightningArgumentParser):
+    """LightningArgumentParser with one-line errors and without abbreviations."""
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:  # noqa: ARG002  # argparse's hook
+        return []  # an abbreviated option is refused, not guessed
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exits with 2 and one line that names the nearest known name where one was misspelt."""
+        if not self.exit_on_error:  # a nested parser, whose failure the outer one weighs
+            super().error(message, ex)
+        fail(shorten(message), 2)
+
+
+def shorten(message: str) -> str:
+    """One line of jsonargparse's nested complaint: which key, what came, what was expected, the nearest known name."""
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+    where = f"{key}: " if key else ""
+    grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    unknown = re.search(r"Option '([\w.]+)' is not accepted|accept option '([\w.]+)'", message)
+    unknown = unknown or re.search(r"[Uu]nrecognized arguments: (?:'?--)?([\w.]+)", message)
+    if grouped or unknown:
+        found = [group for group in (grouped or unknown).groups() if group]  # type: ignore[union-attr]
+        name = ".".join(found)
+        full = name if not key or name.startswith(key) else f"{key}.{name}"
+        part = next((p for p in name.split(".") if p in ("init_arg", "class")), name.rsplit(".", 1)[-1])
+        return f"unknown option {full[:100]}{nearest(part, _option_names())}"
+    required = re.findall(r"arguments are required: ([^\n]+)", message)
+    if required:
+        hint = ", or give --ckpt_path" if ".model" in required[-1] and "fit." not in required[-1] else ""
+        return f"{where}missing {required[-1]}; give it on the command line or in --config{hint}"
+    choice = re.search(r"Expected a typing\.Literal\[([^\]]+)\]\. Got value: (\S+)", message)
+    if choice:
+        return f"{where}expected one of {choice[1]}, got {choice[2]}"
+    reasons = _reasons(message)
+    if reasons:
+        return where + "; ".join(reasons)
+    types = re.findall(r"Expected an? (<class '[\w.]+'>|tuple with \d+ elements)", message)
+    types = [t.removeprefix("<class '").removesuffix("'>") for t in types if "NoneType" not in t]
+    if types:
+        value = re.findall(r"(?:Given|Got) value: (.+?)(?:\. Got value|$)", message, re.MULTILINE)
+        return f"{where}expected {' or '.join(dict.fromkeys(types))}, got {value[0] if value else 'something else'}"
+    missing = re.search(r"Expected a dot import path string: (\S+)", message)
+    if missing:
+        classes = {found.__name__ for found in _classes()}
+        return f"{where}there is no class {missing[1]}{nearest(missing[1], classes)}"
+    return " ".join(line.strip(" -") for line in message.splitlines()[:3])
+
+
+# What jsonargparse says around the reasons: the shape of the complaint, or that another type did not fit either.
+_FRAME = re.compile(
+    r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|Expected an? <class"
+    r"|Expected an? tuple|Expected a path but|Expected a dot import path|Type typing\."
+)
+
+
+def _reasons(message: str) -> list[str]:
+    lines = [line.strip().removeprefix("- ").strip() for line in message.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not _FRAME.match(line)))
+
+
+def _classes() -> list[type]:
+    """Every class that a configuration is likely to name: the suite's, the optimisers, schedules and callbacks."""
+    ours = ("structseg", "torch.optim", "pytorch_lightning")
+    pending: list[type] = [TrainedModule, SegmentationDataModule, nn.Module, Optimizer, LRScheduler, Callback]
+    found: list[type] = [Trainer]
+    while pending:
+        one = pending.pop()
+        pending += one.__subclasses__()
+        if one.__module__.startswith(ours):
+            found.append(one)
+    return found
+
+
+def _option_names() -> set[str]:
+    """The names of every option of the suite, the trainer and the optimisers, without their prefixes."""
+    names = {"config", "ckpt_path", "print_config", "experiment", "runs_dir", "seed_everything", "trainer", "model"}
+    names |= {"data", "checkpoint", "pictures", "init_args", "class_path"}
+    for found in _classes():
+        names |= set(inspect.signature(found.__init__).parameters)  # type: ignore[misc]
+    names |= {field.name for field in dataclasses.fields(Augmentation)}
+    return names - {"self", "args", "kwargs"}

@@ -1,0 +1,45 @@
+"""Files: where the repository lies, hashes, and writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]  # of the repository: the manifest's paths start there
+
+
+def write_result(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes beside, syncs, renames: the file is whole or not there. What is not finite becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = part_of(path)
+    try:
+        with beside.open("w") as file:
+            file.write(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def part_of(path: Path) -> Path:
+    """The file that is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

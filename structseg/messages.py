@@ -1,0 +1,20 @@
+"""Messages: an error in one line, and the nearest known name for a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    sys.stderr.write(f"structseg: error: {' '.join(message.split())}\n")
+    raise SystemExit(code)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)`, or nothing where nothing is near."""
+    near = difflib.get_close_matches(name, sorted(set(known) - {name}), 1, 0.55)
+    return f" (did you mean {near[0]}?)" if near else ""

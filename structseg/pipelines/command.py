@@ -1,0 +1,85 @@
+"""`structseg pipeline`: fits and predictions that build on each other, each in its own process, and run only once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from structseg.command.processes import command_line
+from structseg.messages import fail, nearest
+from structseg.pipelines.file import load_pipeline
+from structseg.pipelines.record import Record
+from structseg.pipelines.session import Session
+
+
+def comparison(session: Session, records: Mapping[str, Record]) -> tuple[Table, list[str]]:
+    """The figures of the stages' tests, a line each, and notes on metrics that no test has."""
+    wanted = session.pipeline.table
+    table = Table(title=f"{session.pipeline.path.stem}, seed {session.seed}")
+    table.add_column("stage", no_wrap=True)
+    for title in (*wanted, "min"):
+        table.add_column(title, justify="right")
+    known: set[str] = set()
+    for name, record in records.items():
+        stage = session.pipeline.stages[name]
+        tests = {test: record.tests[test] for test in stage.tests or record.tests if test in record.tests}
+        for number, (test, scored) in enumerate(tests.items()):
+            known |= set(scored.metrics)
+            values = [scored.metrics.get(metric, math.nan) for metric in wanted]
+            minutes = f"{record.seconds / 60:.1f}" if number == 0 else ""
+            table.add_row(f"{name} {test}".rstrip(), *("-" if math.isnan(v) else f"{v:.4f}" for v in values), minutes)
+    return table, [f"no test has {m}{nearest(m, known)}" for m in wanted if m not in known]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        hint = "; what is for the stages stands after --" if "unrecognized" in message else ""
+        fail(f"pipeline: {message}{hint}", 2)
+
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg pipeline`."""
+    at = args.index("--") if "--" in args else len(args)
+    parser = _Parser(
+        prog="structseg pipeline",
+        usage="%(prog)s FILE [options] [-- further arguments of every stage's fit and test]",
+        description="Runs fits and predictions that build on each other; a finished stage is skipped, unless what it "
+        "was made from changed; a prediction of another configuration is replaced with --anew alone. Remove a stage's "
+        "folder to run it anew.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="YAML that names the stages")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run and why, and the commands")
+    parser.add_argument("--anew", action="store_true", help="replace finished predictions of another configuration")
+    parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
+    parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds")
+    parser.add_argument("--seed", type=int, default=0, help="of every stage; default: 0")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
+    given = parser.parse_args(args[:at])
+    if given.seed < 0:
+        parser.error(f"--seed is {given.seed}; expected a whole number from 0")
+    pipeline = load_pipeline(given.file)
+    pipeline = pipeline if given.arm is None else pipeline.of_arm(given.arm)
+    session = Session(pipeline, given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
+    if given.dry_run:
+        configs = session.configs()
+        for stage, found, commands in session.survey(configs):
+            print("\n    ".join([f"{stage.name}: {found}", *map(command_line, commands)]))
+        if not given.anew:
+            try:
+                session.refuse_others(configs)
+            except ValueError as error:
+                print(f"without --dry-run: {error}")
+        return
+    records = session.run(anew=given.anew)
+    console = Console() if Console().is_terminal else Console(width=200)
+    table, notes = comparison(session, records)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False)

@@ -1,0 +1,226 @@
+"""`structseg rounds`: what the rounds of a pipeline measured and noticed, and pictures of what they made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from structseg.command.configs import make_datamodule
+from structseg.command.run_folder import CONFIG_NAME
+from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
+from structseg.messages import fail, nearest
+from structseg.metric_names import flat_metrics
+from structseg.pipelines.record import RECORD, read_record
+from structseg.pipelines.round_pictures import confounder_sheet, image_sheet, save_picture
+from structseg.pipelines.round_report import REPORT, round_report
+
+_ROUND = re.compile(r"round_(\d+)(?:_([\w-]+))?")
+_CLASSIFIER = Path("round_0", "classifier")  # the fit whose configuration says what the images are
+# The columns that predictions fill: title, key of the score, digits.
+_BEFORE_TEST = (
+    ("cam\nmIoU", "cam_miou", 4),
+    ("cam\nthreshold", "cam_threshold", 2),
+    ("relation\nprecision", "relation_precision", 4),
+    ("relation\ncoverage", "relation_coverage", 4),
+    ("pseudo-mask\nmIoU", "pseudo_miou", 4),
+    ("FP on\nobjects", "pseudo_mean_fp_object", 4),
+    ("FP on\nbackground", "pseudo_mean_fp_background", 4),
+    ("misses", "pseudo_mean_miss", 4),
+)
+_TEST = ("test\nmIoU", "test mIoU\nwith CRF")
+_AFTER_TEST = (("mask mIoU\n(train)", "mask_miou", 4),)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round of a pipeline has come to.
+
+    Attributes:
+        name: of its folder.
+        report: as `round_report` makes it; of the stages that are done.
+        finished: whether all of them are.
+    """
+
+    name: str
+    report: Mapping[str, Any]
+    finished: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> Round:
+        """From `report.json`, or without one from what the finished stages left.
+
+        Raises:
+            ValueError: the report is damaged.
+        """
+        path = folder / REPORT
+        if not path.is_file():
+            records = {file.parent.name: read_record(file.parent) for file in _by_age(folder.glob(f"*/{RECORD}"))}
+            done = {f"{folder.name}/{stage}": record for stage, record in records.items() if record is not None}
+            return cls(folder.name, round_report(folder.name, done), finished=False)
+        try:
+            report = json.loads(path.read_text())
+            for stage in report["stages"].values():
+                _ = flat_metrics(stage["scores"]), list(stage["notices"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} is damaged; remove it and run the pipeline again, which writes it anew") from None
+        return cls(folder.name, report, finished=True)
+
+    @property
+    def notices(self) -> Iterator[tuple[str, str]]:
+        """The stages and what each of them noticed."""
+        for stage, content in self.report["stages"].items():
+            yield from ((stage, notice) for notice in content["notices"])
+
+    def score(self, key: str) -> float:
+        """What a prediction measured; nan where no stage has it."""
+        found = (stage["scores"].get(key) for stage in self.report["stages"].values())
+        return next((float(value) for value in found if isinstance(value, int | float)), math.nan)
+
+    def tested(self) -> tuple[float, float]:
+        """Mean IoU of the segmentation on the test images, plain and with the CRF; nan where it was not tested so."""
+        plain = refined = math.nan
+        for stage in self.report["stages"].values():
+            scores = flat_metrics(stage["scores"])
+            for key in (key for key in scores if key == "miou" or key.endswith(".miou")):
+                if scores.get(f"{key.removesuffix('miou')}crf"):  # 1 where the CRF was applied
+                    refined = scores[key]
+                else:
+                    plain = scores[key]
+        return plain, refined
+
+
+def find_rounds(folder: Path, only: Sequence[str] | None = None) -> list[Path]:
+    """The folders of a run's rounds: round 0, then those of each arm; or those that are asked for, in that order.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it is no run of a pipeline with rounds, or has no such round.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; give that of a pipeline's run, runs/PIPELINE/SEED")
+    keys = {path: _ROUND.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()}
+    order = {path: (int(key[1]) > 0, key[2] or "", int(key[1])) for path, key in keys.items() if key}
+    found = {path.name: path for path in sorted(order, key=lambda path: order[path])}
+    if "round_0" not in found:
+        near = next((path.parent for path in sorted(folder.glob("*/round_0"))), "runs/PIPELINE/SEED")
+        raise ValueError(f"{folder} is no run of a pipeline with rounds: it has no round_0; give {near}")
+    for name in only or ():
+        if name not in found:
+            hint = nearest(name, found) or f"; there are {', '.join(found)}"
+            raise ValueError(f"{folder} has no {name}{hint}")
+    return [found[name] for name in only or found]
+
+
+def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDataModule:
+    """The data that a run's first classifier was trained on.
+
+    Args:
+        folder: of the run.
+        root: where the data are now; None = where they were.
+
+    Raises:
+        FileNotFoundError: no configuration of that fit.
+        ValueError: the data have no root, or no tags.
+    """
+    record = read_record(folder / _CLASSIFIER)
+    paths = _by_age((folder / _CLASSIFIER).glob(f"{record.run if record else '*'}/{CONFIG_NAME}"))
+    if not paths:
+        raise FileNotFoundError(f"no RUN_ID/{CONFIG_NAME} in {folder / _CLASSIFIER}, which says what the images are")
+    config = yaml.safe_load(paths[-1].read_text())
+    if root is not None:
+        if "root" not in config["data"]["init_args"]:
+            raise ValueError(f"{config['data']['class_path'].rpartition('.')[2]} has no root; leave out --root")
+        config["data"]["init_args"]["root"] = root
+    made = make_datamodule(config)
+    if not isinstance(made, WeaklySupervisedDataModule):
+        raise ValueError(f"{paths[-1]}: {type(made).__name__} is no data of weak supervision, as CONTA's rounds have")
+    return made
+
+
+def _by_age(files: Iterator[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: file.stat().st_mtime_ns)
+
+
+def rounds_table(title: str, rounds: Sequence[Round]) -> tuple[Table, list[str]]:
+    """The figures of the rounds, a line each, and notes on those that are not finished."""
+    table = Table(title=title)
+    table.add_column("round", no_wrap=True)
+    for heading in (*(text for text, *_ in _BEFORE_TEST), *_TEST, *(text for text, *_ in _AFTER_TEST), "notices"):
+        table.add_column(heading, justify="right")
+    notes = []
+    for one in rounds:
+        before, after = (
+            [_figure(one.score(key), digits) for _, key, digits in columns] for columns in (_BEFORE_TEST, _AFTER_TEST)
+        )
+        notices = len({notice for _, notice in one.notices})
+        mark = "" if one.finished else " *"
+        table.add_row(one.name + mark, *before, *(_figure(value, 4) for value in one.tested()), *after, str(notices))
+        if not one.finished:
+            done = ", ".join(one.report["stages"]) or "no stage"
+            notes.append(f"* {one.name} is not finished: {done} done")
+    return table, notes
+
+
+def _figure(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"rounds: {message}", 2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="structseg rounds",
+        description="Prints what the rounds of a pipeline measured (FP: false positives of the pseudo-masks, as shares "
+        "of what they say), or draws what the rounds made.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="of a pipeline's run: runs/PIPELINE/SEED")
+    parser.add_argument("--only", nargs="+", metavar="ROUND", help="these rounds, as round_0 round_1_sum; default: all")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--notices", action="store_true", help="print all that was noticed, by stage")
+    what.add_argument("--names", nargs="+", metavar="NAME", help="draw what was made of these training images")
+    what.add_argument("--confounders", type=Path, metavar="PICTURE", help="draw the confounder sets and the true one")
+    parser.add_argument("--out", type=Path, metavar="PICTURE", help="of --names, .png or .jpg; default: rounds.png")
+    parser.add_argument("--root", metavar="FOLDER", help="of the data, where they are no longer where they were")
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg rounds`."""
+    parser = _parser()
+    given = parser.parse_args(args)
+    if given.out and not given.names:
+        parser.error("--out says nothing without --names")
+    if given.root and not (given.names or given.confounders):
+        parser.error("--root says nothing without --names or --confounders")
+    folders = find_rounds(given.folder, given.only)
+    if given.names:
+        out = given.out or Path("rounds.png")
+        save_picture(image_sheet(folders, given.names, run_datamodule(given.folder, given.root)), out)
+        print(out)
+    elif given.confounders:
+        save_picture(confounder_sheet(folders, run_datamodule(given.folder, given.root)), given.confounders)
+        print(given.confounders)
+    elif given.notices:
+        lines = [f"{one.name}/{stage}: {text}" for one in map(Round.read, folders) for stage, text in one.notices]
+        print("\n".join(lines or ["no notices"]))
+    else:
+        console = Console() if Console().is_terminal else Console(width=200)
+        run = given.folder.absolute()
+        table, notes = rounds_table(f"{run.parent.name}, seed {run.name}", [Round.read(folder) for folder in folders])
+        console.print(table)
+        for note in notes:
+            console.print(note, markup=False)

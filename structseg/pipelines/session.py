@@ -1,0 +1,294 @@
+"""`structseg pipeline`: fits and predictions that build on each other, each in its own process, and run only once."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from structseg.command.configs import resolved_config
+from structseg.command.processes import alone, run_structseg
+from structseg.command.run_folder import NOTICES_NAME
+from structseg.datamodules.round_files import About
+from structseg.lightning_modules.checkpoints.card import read_card
+from structseg.lightning_modules.conta.dense_crf import require_pydensecrf
+from structseg.pipelines.file import argument_faults
+from structseg.pipelines.record import (
+    Inputs,
+    Record,
+    Scored,
+    Standing,
+    checkpoint_of,
+    digest,
+    outputs,
+    read_record,
+    standing,
+)
+from structseg.pipelines.round_report import drop_report, leave_report, say_disk
+from structseg.pipelines.stages import RUN_ID, Pipeline, Stage, pipeline_folder
+from structseg.provenance import commit
+
+_SPLIT = ("--data.predict_split", "train")  # unless a stage says otherwise
+_SEEDS_A_ROUND = 100  # rounds are trained anew, with random numbers of their own
+
+
+@dataclass(frozen=True)
+class Session:
+    """A pipeline with one seed in its folder.
+
+    Attributes:
+        pipeline: the stages.
+        seed: of every stage; in round N of several, 100 N more.
+        runs_dir: folder of all runs.
+        more: arguments that every fit and test gets.
+        last: the stage to stop at: it and what it builds on; None = all of them.
+    """
+
+    pipeline: Pipeline
+    seed: int = 0
+    runs_dir: Path = Path("runs")
+    more: tuple[str, ...] = ()
+    last: str | None = None
+    stages: list[Stage] = field(init=False)
+
+    def __post_init__(self) -> None:
+        faults = list(argument_faults(self.more, places=False))
+        if faults:
+            raise ValueError("; ".join(faults))
+        object.__setattr__(self, "stages", self.pipeline.needed(self.last))
+
+    @property
+    def folder(self) -> Path:
+        """Where the stages live."""
+        return pipeline_folder(self.pipeline.path, self.seed, self.runs_dir)
+
+    def checkpoint(self, stage: str) -> Path:
+        """The best checkpoint of a stage, or where it will be."""
+        record = read_record(self.folder / stage)
+        return checkpoint_of(self.folder / stage, RUN_ID if record is None else record.run)
+
+    def _paths(self, stage: Stage, coming: Sequence[str]) -> dict[str, str]:
+        """What stands for the places in a stage's arguments; the runs of the stages to come have no id yet."""
+        return {
+            place: str(self.folder / place if place in stage.makers else self._best(place, coming))
+            for place in stage.places
+        }
+
+    def _best(self, stage: str, coming: Sequence[str]) -> Path:
+        return checkpoint_of(self.folder / stage, RUN_ID) if stage in coming else self.checkpoint(stage)
+
+    def args(self, stage: Stage, coming: Sequence[str] = ()) -> list[str]:
+        """What follows `structseg` to run a stage."""
+        own, folder = stage.args_with(self._paths(stage, coming)), (self.folder / stage.name).parent
+        base = [arg for config in stage.configs for arg in ("--config", str(config))]
+        if stage.predicts is None:
+            where = ["--experiment", Path(stage.name).name, "--runs_dir", str(folder)]
+            return ["fit", *base, *own, *self.more, *where, *self._seeded(stage)]
+        where = ["--ckpt_path", str(self._best(stage.predicts, coming)), "--data.predict_out", str(folder)]
+        return ["predict", *base, *_SPLIT, *own, *self.more, *where, *self._seeded(stage)]
+
+    def test_args(self, stage: Stage, test: str, checkpoint: Path) -> list[str]:
+        """What follows `structseg` to do one of a stage's tests."""
+        return ["test", "--ckpt_path", str(checkpoint), *self.more, *stage.tests[test], *self._seeded(stage)]
+
+    def _seed(self, stage: Stage) -> int:
+        return self.seed + _SEEDS_A_ROUND * stage.round
+
+    def _seeded(self, stage: Stage) -> list[str]:
+        return ["--seed_everything", str(self._seed(stage))]
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """The resolved configuration of each stage, with `STAGE.ckpt` for a checkpoint, and names for artefacts.
+
+        Raises:
+            ValueError: a stage's arguments, or those of one of its tests, are refused; the message names it.
+        """
+        resolved = lru_cache(None)(lambda *args: resolved_config(args))  # rounds differ in places and seeds alone
+        found = {}
+        for stage in self.stages:
+            last = [Path(place).name for place in stage.places]
+            named = {p: name if last.count(name) == 1 else p for p, name in zip(stage.places, last, strict=True)}
+            places = {place: name if place in stage.makers else f"{name}.ckpt" for place, name in named.items()}
+            own = [arg for config in stage.configs for arg in ("--config", str(config))]
+            own += [*(_SPLIT if stage.predicts else ()), *stage.args_with(places), *self.more]
+            try:
+                config = resolved("predict" if stage.predicts else "fit", *own)
+                for args in stage.tests.values():
+                    if args:
+                        resolved("test", *own, *args)
+            except ValueError as error:
+                raise ValueError(f"{self.pipeline.path}: stage {stage.name}: {error}") from None
+            found[stage.name] = {**config, "seed_everything": self._seed(stage)}
+        return found
+
+    def standing(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Standing:
+        """Whether a stage has to run."""
+        return standing(stage, self.folder, self._inputs(stage, config, coming), coming)
+
+    def _inputs(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Inputs:
+        records = {name: read_record(self.folder / name) for name in stage.needs if name not in coming}
+        return Inputs.of(config, {name: record.checkpoint for name, record in records.items() if record is not None})
+
+    def standings(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Stage, Standing, tuple[str, ...]]]:
+        """Whether each stage has to run, with those that will have run anew before it.
+
+        Args:
+            configs: as `configs` gives them.
+        """
+        coming: tuple[str, ...] = ()
+        for stage in self.stages:
+            found = self.standing(stage, configs[stage.name], coming)
+            yield stage, found, coming
+            coming += (stage.name,) if found.fit else ()
+
+    def refuse_others(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Makes sure that no finished prediction would be replaced by one of another configuration.
+
+        A fit has a folder for each configuration, what is predicted has one alone.
+
+        Args:
+            configs: as `configs` gives them.
+
+        Raises:
+            ValueError: one would; the message says what is configured otherwise.
+        """
+        others: dict[str, str] = {}
+        for stage in self.stages:
+            record = read_record(self.folder / stage.name)
+            if record is None:
+                continue
+            own = Inputs.of(configs[stage.name], record.inputs.checkpoints).changes(record.inputs)
+            why = f"{stage.name}: {own}" if own else next((others[name] for name in stage.needs if name in others), "")
+            if why:
+                others[stage.name] = why
+            if why and stage.predicts is not None:
+                raise ValueError(
+                    f"{self.folder / stage.name} is finished, by another configuration ({why}); nothing was run. "
+                    "structseg pipeline --anew replaces it and what builds on it; else take another --runs_dir"
+                )
+
+    def survey(
+        self, configs: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
+        """What would be done for each stage, with the arguments of its commands.
+
+        Args:
+            configs: as `configs` gives them; None asks it.
+        """
+        for stage, found, coming in self.standings(configs or self.configs()):
+            commands = [self.args(stage, coming)] if found.fit else []
+            path = self._best(stage.name, [stage.name] if found.fit else [])
+            commands += [self.test_args(stage, test, path) for test in found.tests]
+            yield stage, found, commands
+
+    def run(self, tests: bool = True, anew: bool = False) -> dict[str, Record]:
+        """Runs what is not finished, stage after stage, and what the stages left, finished before or now.
+
+        Args:
+            tests: whether to score the stages too.
+            anew: replace finished predictions of another configuration.
+
+        Raises:
+            ValueError: a stage's arguments are refused, there are such predictions, or the CRF that makes relation
+                labels is not installed; nothing was run.
+            RuntimeError: a stage failed, or another process is at work in the same folder.
+            OSError: the rounds to come do not fit on the disk; nothing was run.
+        """
+        configs = self.configs()
+        if any(Path(made).name == "relation_labels" for stage in self.stages for made in stage.makes):
+            require_pydensecrf()
+        records: dict[str, Record] = {}
+        with alone(self.folder) as lock:
+            if not anew:
+                self.refuse_others(configs)
+            say_disk(self.pipeline, self.folder, [stage.name for stage in self.stages])
+            for number, stage in enumerate(self.stages, 1):
+                found = self.standing(stage, configs[stage.name])
+                print(f"[{number}/{len(self.stages)}] {stage.name}: {found}", flush=True)
+                record = self._do(stage, configs[stage.name], lock) if found.fit else self._kept(stage)
+                for test in found.tests if tests else ():
+                    record = record.with_test(test, self._test(stage, test, record, lock))
+                    record.write(self.folder / stage.name)
+                records[stage.name] = record
+                leave_report(self.pipeline, self.folder, stage.name, records)
+        return records
+
+    def _kept(self, stage: Stage) -> Record:
+        record = read_record(self.folder / stage.name)
+        assert record is not None  # it has just been read to say that the stage is finished
+        return record
+
+    def _do(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
+        inputs, (head, dirty) = self._inputs(stage, config), commit()
+        drop_report(self.pipeline, self.folder, stage.name)
+        before = _written(self.folder / stage.name)
+        args, own = self.args(stage), inputs.fingerprint[:8]
+        if stage.predicts is None and read_record(self.folder / stage.name) is None:
+            args += ["--resume", "auto", "--run_id", own]  # what was killed goes on; what was finished runs anew
+        seconds = round(run_structseg(f"stage {stage.name}", args, lock.fileno()), 1)
+        scores: dict[str, Scored] = {}
+        if stage.predicts is None:
+            run, notices = self._trained(stage, before, own)
+        else:
+            run, (scored, notices) = "", self._predicted(stage)
+            scores[""] = Scored((), scored, 0.0)
+        left = digest(outputs(stage, self.folder, run))
+        record = Record(inputs, run, left, seconds, head, dirty, scores, notices)
+        record.write(self.folder / stage.name)
+        return record
+
+    def _trained(self, stage: Stage, before: Mapping[Path, int], own: str) -> tuple[str, tuple[str, ...]]:
+        """The run that a fit left, and its notices; `own` is the id of one that was at its end already."""
+        folder = self.folder / stage.name
+        new = [path for path, when in _written(folder).items() if before.get(path) != when]
+        new = new or [path for path in [checkpoint_of(folder, own)] if path.is_file()]
+        if not new:
+            raise RuntimeError(f"stage {stage.name} left no checkpoint in {folder}; no other stage can go on from it")
+        best = max(new, key=lambda path: path.stat().st_mtime_ns)
+        return best.parent.parent.name, tuple(read_card(best).get("notices", ()))
+
+    def _predicted(self, stage: Stage) -> tuple[dict[str, float], tuple[str, ...]]:
+        """What a prediction says of its folders."""
+        left = outputs(stage, self.folder, "")
+        missing = [path for path in left if not path.exists()]
+        if missing:
+            raise RuntimeError(f"stage {stage.name} left no {missing[0]}; no other stage can go on from it")
+        said = [About.read(path) for path in left if path.is_dir()]
+        scores = {key: value for about in said for key, value in about.scores.items()}
+        return scores, tuple(dict.fromkeys(notice for about in said for notice in about.notices))
+
+    def _test(self, stage: Stage, test: str, record: Record, lock: IO[str]) -> Scored:
+        path = checkpoint_of(self.folder / stage.name, record.run)
+        log = path.parent.parent / "metrics.csv"
+        before = len(_tested(log))
+        seconds = run_structseg(f"stage {stage.name}", self.test_args(stage, test, path), lock.fileno())
+        figures = _tested(log)[before:]
+        if not figures:
+            raise RuntimeError(f"the test of stage {stage.name} left no figures in {log}; leave --trainer.logger alone")
+        said = path.parent.parent / NOTICES_NAME
+        notices = tuple(said.read_text().splitlines()) if said.is_file() else ()
+        return Scored(stage.tests[test], figures[-1], round(seconds, 1), notices)
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    """The best checkpoint of each run, and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob(str(checkpoint_of(Path(), "*")))}
+
+
+def _tested(log: Path) -> list[dict[str, float]]:
+    """What each test of a run logged, without `test/`."""
+    if not log.is_file():
+        return []
+    with log.open(newline="") as file:
+        lines = [
+            {
+                key.removeprefix("test/"): float(value)
+                for key, value in line.items()
+                if key.startswith("test/") and value
+            }
+            for line in csv.DictReader(file)
+        ]
+    return [line for line in lines if line]

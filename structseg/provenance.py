@@ -1,0 +1,71 @@
+"""Where a figure comes from: the commit, the hardware, the versions of the packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from structseg.files import ROOT
+
+Device = Literal["cpu", "cuda"]
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "kornia",
+    "segmentation-models-pytorch",
+    "timm",
+)
+_KINDS = ("*.json", "*.images.csv.gz")
+
+
+def commit() -> tuple[str, bool]:
+    """The repository's commit, and whether anything but results differs from it.
+
+    Outside a checkout it is what `STRUCTSEG_COMMIT` says (the output of `git describe --always --abbrev=40 --dirty`);
+    failing that it is unknown and taken for changed.
+    """
+    try:
+        head = _git("rev-parse", "HEAD")
+        changes = _git(
+            "status", "--porcelain", "--", ".", *(f":(exclude)experiments/results/{kind}" for kind in _KINDS)
+        )
+    except (OSError, subprocess.CalledProcessError):
+        told = os.environ.get("STRUCTSEG_COMMIT", "unknown-dirty")
+        return told.removesuffix("-dirty"), told.endswith("-dirty")
+    return head, bool(changes)
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *args], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def hardware(device: Device) -> str:
+    """The GPU's name, or the processor's with the number of cores and of torch's threads.
+
+    Raises:
+        ValueError: `cuda` where there is none.
+    """
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("no CUDA device on this machine; leave out --device cuda")
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        model = found[1].strip() if found else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a figure depends on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}

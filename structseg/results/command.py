@@ -1,0 +1,225 @@
+"""`structseg results`: the results table, and the runs behind it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from structseg.files import ROOT
+from structseg.messages import fail
+from structseg.pipelines.record import checkpoint_of
+from structseg.pipelines.stages import RUN_ID, pipeline_folder
+from structseg.provenance import Device
+from structseg.results import pack, run_rows
+from structseg.results.by_round import METRICS, ROUND, by_round
+from structseg.results.compare import compare_rows
+from structseg.results.files import Result, read_results
+from structseg.results.manifest import (
+    MANIFEST,
+    MINUTES_KEYS,
+    MISSING_ROWS,
+    SYNTHETIC,
+    Row,
+    args_to_fit,
+    args_to_score,
+    find_data_root,
+    find_row,
+    load_manifest,
+)
+from structseg.results.plot import plot_rounds, plot_rows
+from structseg.results.run_rows import Job, Place
+from structseg.results.table import details, markdown, rich_table, stale_seeds
+
+# Options that say something only beside another.
+_ONLY_WITH: dict[str, tuple[str, ...]] = {
+    "budget": ("run",),
+    "again": ("run",),
+    "runs_dir": ("run", "missing"),
+    "device": ("run", "missing"),
+    "seeds": ("run", "missing"),
+    "data_root": ("run", "missing", "pack"),
+    "out": ("pack", "plot"),
+    "x": ("plot",),
+    "y": ("plot", "rounds"),
+    "limit": ("pack",),
+    "quality": ("pack",),
+}
+
+_NEEDS = {"pack": ("out",), "plot": ("x", "out")}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"results: {message}", 2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="structseg results",
+        description="Prints the results table (mean and spread over seeds), measures its rows, packs their data.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--details", metavar="ROW", help="every metric of a row, each seed")
+    what.add_argument("--missing", action="store_true", help="rows not yet measured, and the commands to do it by hand")
+    what.add_argument("--run", nargs="+", metavar="ROW", help=f"measure rows, or `{MISSING_ROWS}` for all of them")
+    what.add_argument("--pack", nargs="+", metavar="ROW", help="copy what rows read into --out, images shrunk")
+    what.add_argument("--compare", nargs=2, metavar="ROW", help="two rows on the same images, with intervals")
+    what.add_argument("--rounds", nargs="+", metavar="ROW", help="rows of pipelines, --y by round")
+    what.add_argument("--plot", nargs="+", metavar="ROW", help="draw --y over --x into --out")
+    parser.add_argument("--markdown", action="store_true", help="the table, the comparison or the rounds as Markdown")
+    parser.add_argument("--x", metavar="KEY", help=f"a setting: model.init_args.loss.init_args.beta; or {ROUND}")
+    parser.add_argument(
+        "--y",
+        nargs="+",
+        action="extend",
+        metavar="METRIC",
+        help="metrics, one panel each: 128.miou; of a round: cams.cam_miou",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
+    parser.add_argument("--again", action="store_true", help="measure anew what is measured")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing that does not fit, stop in time")
+    parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="what to train on; default: cpu")
+    parser.add_argument("--data_root", metavar="FOLDER", help="holds the data folders; default: STRUCTSEG_DATA")
+    parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="of all runs; default: runs")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="new or empty folder of the compact copy; PNG of the plot"
+    )
+    parser.add_argument("--limit", type=float, metavar="MIB", help="largest compact copy; default: 64 MiB")
+    parser.add_argument("--quality", type=int, metavar="1..100", help="of JPEG, for shrunk images; default: lossless")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="of ROW.SEED.json; default: the manifest's")
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg results`; exit code 1 where a row failed."""
+    parser = _parser()
+    given = parser.parse_args(args)
+    for option, modes in _ONLY_WITH.items():
+        if getattr(given, option) not in (None, False) and not any(getattr(given, mode) for mode in modes):
+            parser.error(f"--{option} says nothing without {' or '.join(f'--{mode}' for mode in modes)}")
+    for mode, needed in _NEEDS.items():
+        lacking = [f"--{option}" for option in needed if getattr(given, mode) and getattr(given, option) is None]
+        if lacking:
+            parser.error(f"--{mode} needs {' and '.join(lacking)}")
+    other = [mode for mode in ("details", "missing", "run", "pack", "plot") if getattr(given, mode)]
+    if given.markdown and other:
+        parser.error(f"--markdown is not allowed with --{other[0]}")
+    if given.budget is not None and not (math.isfinite(given.budget) and given.budget > 0):
+        parser.error(f"--budget is {given.budget:g}; expected minutes above 0")
+
+    rows = load_manifest(given.manifest)
+    folder = given.results or given.manifest.parent
+    results = read_results(folder)
+    data_root = find_data_root(given.data_root)
+    device: Device = given.device or "cpu"
+    runs_dir = given.runs_dir or Path("runs")
+    if given.details:
+        _console().print(details(find_row(rows, given.details), results))
+    elif given.missing:
+        _print_missing(choose_jobs(rows, results, [MISSING_ROWS], given.seeds), device, data_root, runs_dir)
+    elif given.run:
+        jobs = choose_jobs(rows, results, given.run, given.seeds, again=given.again)
+        place = Place(device, data_root, runs_dir, given.manifest, folder)
+        if not jobs:
+            print("all of it is measured; --again measures it anew")
+        failed = run_rows.run_jobs(jobs, place, given.budget)
+        if failed:
+            fail(f"results: failed: {', '.join(map(str, failed))}")
+    elif given.pack:
+        jobs = choose_jobs(rows, results, given.pack, None, again=MISSING_ROWS not in given.pack)
+        chosen = list({job.row.name: job.row for job in jobs}.values())
+        limit = 64.0 if given.limit is None else given.limit
+        pack.pack_rows(chosen, given.out, data_root, limit, given.quality)
+    elif given.compare:
+        first, second = (find_row(rows, name) for name in given.compare)
+        for comparison in compare_rows(first, second, results):
+            print(f"{comparison.markdown()}\n") if given.markdown else _console().print(comparison.rich_table())
+    elif given.rounds:
+        chosen = [find_row(rows, name) for name in dict.fromkeys(given.rounds)]
+        found = by_round(chosen, results, given.y or METRICS)
+        print(found.markdown()) if given.markdown else _console().print(found.rich_table())
+    elif given.plot:
+        chosen = [find_row(rows, name) for name in dict.fromkeys(given.plot)]
+        if given.x != ROUND and given.y is None:
+            parser.error("--plot needs --y")
+        if given.x == ROUND:
+            plot_rounds(by_round(chosen, results, given.y or METRICS), given.out)
+        else:
+            plot_rows(chosen, results, given.x, given.y, given.out)
+        print(given.out)
+    else:
+        _print_table(rows, results, given.markdown)
+
+
+def choose_jobs(
+    rows: Mapping[str, Row],
+    results: Sequence[Result],
+    names: Sequence[str],
+    seeds: Sequence[int] | None,
+    again: bool = False,
+) -> list[Job]:
+    """Seeds of the named rows, or of all for `missing`, in the manifest's order; not those measured, but `again`.
+
+    What was measured with other settings than the row has now counts as not measured.
+
+    Raises:
+        ValueError: no such row, or none of the rows has a seed that was asked for.
+    """
+    named = rows if MISSING_ROWS in names else {name: find_row(rows, name) for name in names}
+    chosen = [Job(row, seed) for name, row in rows.items() if name in named for seed in row.seeds]
+    for seed in seeds or ():
+        if seed not in {job.seed for job in chosen}:
+            raise ValueError(f"none of the rows {', '.join(named)} has seed {seed}; choose one of the manifest's")
+    measured = {(result.row, result.seed) for result in results}
+    measured -= {(name, seed) for name, row in named.items() for seed in stale_seeds(row, results)}
+    return [
+        job
+        for job in chosen
+        if (seeds is None or job.seed in seeds) and (again or (job.row.name, job.seed) not in measured)
+    ]
+
+
+def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, runs_dir: Path) -> None:
+    for job in jobs:
+        row = job.row
+        minutes = row.minutes.get(MINUTES_KEYS[device])
+        print(f"{job}: {'not for this device' if minutes is None else f'about {minutes:g} min'} ({device})")
+        root = "$STRUCTSEG_DATA" if data_root is None else os.path.relpath(data_root)
+        data = None if row.data == SYNTHETIC else f"{root}/{row.data}"
+        fit = args_to_fit(row, job.seed, device, data, os.path.relpath(ROOT / row.source), str(runs_dir))
+        folder = runs_dir / row.name
+        if row.stage is not None:
+            folder = pipeline_folder(ROOT / row.source, job.seed, runs_dir) / row.stage
+        checkpoint = str(checkpoint_of(folder, RUN_ID))
+        for command in (fit, *args_to_score(row, checkpoint, job.seed, device).values()):
+            print("    structseg " + " ".join(arg if arg.startswith("$") else shlex.quote(arg) for arg in command))
+    if jobs:
+        print("RUN_ID is the folder that fit names. `structseg results --run ROW` does it all, and keeps the result.")
+    else:
+        print("every row is measured")
+
+
+def _print_table(rows: Mapping[str, Row], results: Sequence[Result], as_markdown: bool) -> None:
+    if as_markdown:
+        print(markdown(rows, results))
+        return
+    table, notes = rich_table(rows, results)
+    console = _console()
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)

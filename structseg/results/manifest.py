@@ -1,0 +1,271 @@
+"""The rows of the results table: what `experiments/results/manifest.yaml` says, and the commands that measure a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from structseg.files import ROOT
+from structseg.messages import nearest
+from structseg.pipelines.file import load_pipeline
+from structseg.provenance import Device
+from structseg.yaml_files import load_yaml
+
+Split = Literal["val", "test"]
+
+MANIFEST = ROOT / "experiments" / "results" / "manifest.yaml"
+SYNTHETIC = "synthetic"  # a row's data that are made, not read
+MISSING_ROWS = "missing"  # stands for every row that is not measured
+MINUTES_KEYS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the results table.
+
+    Attributes:
+        name: of the row and its files: letters, digits and underscores.
+        what: one sentence for the table.
+        config: YAML of the experiment, from the root of the repository; None where a pipeline trains the row.
+        data: folder of the data below the data root; `synthetic` for data that are made.
+        headline: the metric that the table shows, as in the result's `metrics`: `miou`, `clean.miou`.
+        minutes: rough time of one seed, fit and test together, with all stages that a pipeline's stage builds on, on 2
+            `cpu` cores and on a `gpu`; None = not there.
+        seeds: one run each.
+        overrides: further arguments of `structseg fit`; none for a pipeline, whose rows share their stages.
+        aim: the headline's mean that is wanted, if any.
+        also: further metrics that the table shows beside the headline.
+        tests: further arguments of `structseg test` for each test of the same checkpoint, whose metrics go by its name:
+            `128.miou`. Empty = one test without a name.
+        scored_on: `test`, or `val` for a row that helps to choose settings: `structseg validate` scores it.
+        pipeline: YAML of the pipeline that trains the row, from the root of the repository, if any.
+        stage: the stage of the pipeline that the row scores.
+        data_option: the option that takes the folder of the data.
+    """
+
+    name: str
+    what: str
+    config: str | None
+    data: str
+    headline: str
+    minutes: Mapping[str, float | None]
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...] = field(default=())
+    aim: float | None = None
+    also: tuple[str, ...] = field(default=())
+    tests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scored_on: Split = "test"
+    pipeline: str | None = None
+    stage: str | None = None
+    data_option: str = "--data.root"
+
+    @property
+    def source(self) -> str:
+        """The YAML that says how it is trained, from the root of the repository."""
+        return self.config or self.pipeline or ""
+
+
+def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
+    """The rows by name, in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no manifest; all its faults in one line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest at {path}; give one with --manifest")
+    tree, node = load_yaml(path)
+    if not isinstance(tree, dict) or not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{path} holds no rows; expected `name: {{what: ..., config: ...}}` for each")
+    names = [key.value for key, _ in node.value]
+    faults = [f"row {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    for name, content in tree.items():
+        faults += [f"row {name}: {fault}" for fault in _faults(str(name), content)]
+    if faults:
+        raise ValueError(f"{path}: {'; '.join(faults)}")
+    return {name: _row(name, content) for name, content in tree.items()}
+
+
+def _row(name: str, content: dict[str, Any]) -> Row:
+    minutes: dict[str, float | None] = {key: content["minutes"].get(key) for key in MINUTES_KEYS.values()}
+    lists: dict[str, Any] = {key: tuple(content[key]) for key in ("seeds", "overrides", "also") if key in content}
+    tests = {name: tuple(args) for name, args in content.get("tests", {}).items()}
+    return Row(name=name, **{"config": None, **content, **lists, "minutes": minutes, "tests": tests})
+
+
+def _faults(name: str, content: Any) -> Iterable[str]:
+    if not re.fullmatch(r"\w+", name) or name == MISSING_ROWS:
+        yield f"a name has letters, digits and underscores, and is not {MISSING_ROWS}"
+    if not isinstance(content, dict):
+        yield f"holds {content!r}, not keys and values"
+        return
+    known = {item.name: item for item in fields(Row) if item.name != "name"}
+    for key in content:
+        if key not in known:
+            yield f"unknown key {key}{nearest(str(key), known)}"
+    needed = [key for key, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
+    yield from (f"no {key}" for key in needed if key not in (*content, "config"))
+    for key in ("what", "config", "pipeline", "stage", "data", "data_option", "headline"):
+        if key in content and not (isinstance(content[key], str) and content[key]):
+            yield f"{key} is {content[key]!r}, not a text"
+    yield from _source_faults(content)
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(map(_whole, seeds)) or len(set(seeds)) < len(seeds):
+        yield f"seeds are {seeds!r}, not a list of different whole numbers from 0"
+    for key in ("overrides", "also"):
+        texts = content.get(key, [])
+        if not _texts(texts):
+            yield f"{key} are {texts!r}, not a list of texts"
+    yield from _test_faults(content)
+    if not (content.get("aim") is None or _number(content["aim"])):
+        yield f"aim is {content['aim']!r}, not a number"
+    minutes = content.get("minutes", {})
+    if not isinstance(minutes, dict) or not all(v is None or (_number(v) and v > 0) for v in minutes.values()):
+        yield f"minutes are {minutes!r}, not numbers above 0 for cpu and gpu"
+    else:
+        keys = tuple(MINUTES_KEYS.values())
+        yield from (f"unknown key minutes.{k}{nearest(str(k), keys)}" for k in minutes if k not in keys)
+
+
+def _source_faults(content: dict[str, Any]) -> Iterable[str]:
+    if ("config" in content) == ("pipeline" in content):
+        yield "config and pipeline; a row has one of them" if "config" in content else "no config, and no pipeline"
+    if ("stage" in content) != ("pipeline" in content):
+        yield "pipeline and stage belong together; one is missing"
+    if "pipeline" in content and content.get("overrides"):
+        yield "overrides; the arguments of a pipeline's stage belong into its file, as rows share stages"
+    if isinstance(content.get("config"), str) and not (ROOT / content["config"]).is_file():
+        yield f"no file {content['config']}"
+    if isinstance(content.get("pipeline"), str) and isinstance(content.get("stage"), str):
+        try:
+            load_pipeline(ROOT / content["pipeline"]).needed(content["stage"])
+        except (FileNotFoundError, ValueError) as error:
+            yield str(error)
+
+
+def _test_faults(content: dict[str, Any]) -> Iterable[str]:
+    if content.get("scored_on", "test") not in get_args(Split):
+        yield f"scored_on is {content['scored_on']!r}, not {' or '.join(get_args(Split))}"
+    if "tests" not in content:
+        return
+    tests = content["tests"]
+    if not isinstance(tests, dict) or not tests or not all(map(_texts, tests.values())):
+        yield f"tests are {tests!r}, not a list of texts for each name"
+        return
+    wrong = [name for name in tests if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name)]
+    yield from (f"the test name {name!r} is no text of letters, digits, underscores and hyphens" for name in wrong)
+    also = content["also"] if _texts(content.get("also")) else []
+    for metric in () if wrong else (content.get("headline"), *also):
+        of_round = isinstance(metric, str) and metric.startswith("round_") and "pipeline" in content
+        if isinstance(metric, str) and not of_round and metric.split(".")[0] not in tests:
+            yield f"metric {metric} belongs to no test; say which: {', '.join(f'{name}.{metric}' for name in tests)}"
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def find_row(rows: Mapping[str, Row], name: str) -> Row:
+    """The row of that name.
+
+    Raises:
+        ValueError: there is none; the message has the nearest name.
+    """
+    if name not in rows:
+        hint = nearest(name, rows) or f"; there are {', '.join(rows)}"
+        raise ValueError(f"no row {name} in the manifest{hint}")
+    return rows[name]
+
+
+def find_data_root(given: str | None) -> Path | None:
+    """The folder that holds the data folders: as given, `STRUCTSEG_DATA`, or `../shared/data` beside the repository."""
+    named = given or os.environ.get("STRUCTSEG_DATA")
+    beside = ROOT.parent / "shared" / "data"
+    return Path(named).expanduser().resolve() if named else beside if beside.is_dir() else None
+
+
+def data_folder(row: Row, data_root: Path | None) -> Path | None:
+    """Where a row's data are; None for made data.
+
+    Raises:
+        FileNotFoundError: not there, or nobody said where.
+    """
+    if row.data == SYNTHETIC:
+        return None
+    if data_root is None:
+        raise FileNotFoundError(
+            f"row {row.name} reads {row.data}; give the folder that holds {row.data}/ with --data_root, or set "
+            f"STRUCTSEG_DATA to it"
+        )
+    if not (data_root / row.data).is_dir():
+        raise FileNotFoundError(f"row {row.name} reads {data_root / row.data}, which is no folder; check --data_root")
+    return data_root / row.data
+
+
+def recipe(row: Row) -> str:
+    """A hash of all that the row's files say of its training and tests: 16 hexadecimal digits.
+
+    Arms and stages that the row does not build on are not in it, nor are the seed, the data's folder and the device.
+
+    Raises:
+        FileNotFoundError: a file of it is gone.
+        ValueError: one is damaged.
+    """
+    said: list[Any] = [row.overrides, dict(row.tests)]
+    if row.pipeline is None:
+        said.append(load_yaml(ROOT / row.source)[0])
+    else:
+        stages = load_pipeline(ROOT / row.source).needed(row.stage)
+        read = {path: load_yaml(path)[0] for stage in stages for path in stage.configs}
+        said += [[s.name, [read[path] for path in s.configs], s.args, dict(s.tests)] for s in stages]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: str, runs_dir: str) -> list[str]:
+    """What follows `structseg` to train a row.
+
+    Args:
+        row: the row.
+        seed: one of its seeds.
+        device: what to train on.
+        data: folder of the data; None for made data.
+        source: the row's YAML, as the caller reaches it.
+        runs_dir: folder of all runs.
+    """
+    if row.stage is not None:
+        args = ["pipeline", source, "--until", row.stage, "--seed", str(seed), "--runs_dir", runs_dir, "--"]
+        return args + args_of_stages(row, device, data)
+    args = ["fit", "--config", source, "--experiment", row.name, "--runs_dir", runs_dir, "--seed_everything", str(seed)]
+    return [*args, *row.overrides, *args_of_stages(row, device, data)]
+
+
+def args_of_stages(row: Row, device: Device, data: str | None) -> list[str]:
+    """What every fit of a row gets, each stage of a pipeline too."""
+    return ([row.data_option, data] if data is not None else []) + _on(device)
+
+
+def args_to_score(row: Row, checkpoint: str, seed: int, device: Device) -> dict[str, list[str]]:
+    """What follows `structseg` to score the checkpoint of a run, for each of the row's tests; "" = it has no names."""
+    command = "test" if row.scored_on == "test" else "validate"
+    args = [command, "--ckpt_path", checkpoint, "--seed_everything", str(seed)]
+    return {name: [*args, *more, *_on(device)] for name, more in (row.tests or {"": ()}).items()}
+
+
+def _on(device: Device) -> list[str]:
+    return ["--trainer.accelerator", MINUTES_KEYS[device], "--trainer.devices", "1"]

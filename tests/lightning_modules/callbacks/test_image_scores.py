@@ -1,0 +1,146 @@
+import gzip
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from structseg.datamodules.label_spaces import label_space
+from structseg.lightning_modules.callbacks.image_scores import (
+    ImageScores,
+    image_columns,
+    image_rows,
+    read_table,
+    write_table,
+)
+from tests.data.tiny import TinyDataModule
+from tests.data.tiny_runs import make_module, make_trainer, predict
+
+SPACE = label_space("parts")
+
+
+def test_cells_by_hand():
+    truth = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 255]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
+    guess = torch.tensor([[[0, 1, 1, 1], [0, 0, 1, 2]], [[0, 2, 0, 2], [0, 0, 0, 0]]])
+    one, other = image_rows(["b.png", "a.png"], guess, truth, SPACE)
+    assert image_columns(SPACE.classes)[:4] == ["name", "tp/background", "tp/face", "tp/hair"]
+    assert one[:10] == ["b.png", *"330", *"010", *"100"]  # one pixel of background taken for face
+    assert other[:10] == ["a.png", *"600", *"002", *"200"]
+    assert one[10:12] == ["0", "0.0000"]
+    assert other[10:] == ["2", "2.0000", "0.0000"]  # no hair in the truth, two pieces in the prediction
+    assert image_columns(SPACE.classes)[10:] == ["component_error", "component_error_relative", "boundary_f1"]
+
+
+def test_an_image_of_ignored_pixels_has_no_boundary_score():
+    nothing = torch.full((1, 3, 3), 255)
+    (row,) = image_rows(["x"], torch.zeros_like(nothing), nothing, SPACE)
+    assert row == ["x", *"000000000", "0", "0.0000", "nan"]
+
+
+@pytest.mark.parametrize("score_at", ["size", "native"])
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_every_image_has_a_row(tmp_path, split, score_at):
+    data = TinyDataModule(score_at=score_at, test_images=5, val_images=5, batch_size=2)
+    module = make_module(data)
+    trainer = make_trainer(tmp_path, [ImageScores()])
+    if split == "test":
+        trainer.test(module, data, verbose=False)
+    else:
+        trainer.validate(module, data, verbose=False)
+    assert [file.name for file in tmp_path.glob("images_*")] == [f"images_{split}.csv.gz"]
+    header, *rows = read_table(tmp_path / f"images_{split}.csv.gz")
+    assert header == image_columns(SPACE.classes)
+    assert [row[0] for row in rows] == [f"{split}_{i:03d}" for i in range(5)]
+    for row, (name, _, truth, guess) in zip(rows, predict(module, data.dataset(split)), strict=True):
+        counted = truth != 255
+        pixels = [
+            [int((a(guess, c) & b(truth, c) & counted).sum()) for c in range(3)]
+            for a, b in ((np.equal, np.equal), (np.equal, np.not_equal), (np.not_equal, np.equal))
+        ]
+        assert row[0] == name
+        assert [int(cell) for cell in row[1:10]] == np.array(pixels).ravel().tolist()
+        assert 0 <= float(row[12]) <= 1
+    total = np.array([row[1:4] for row in rows], int).sum()
+    assert total / np.array([row[1:10] for row in rows], int)[:, :6].sum() == pytest.approx(
+        float(trainer.callback_metrics[f"{split}/pixel_accuracy"]), abs=1e-6
+    )
+
+
+def test_a_fit_and_a_dry_run_write_nothing(tmp_path):
+    data = TinyDataModule()
+    trainer = make_trainer(tmp_path, [ImageScores()])
+    trainer.fit(make_module(data), data)
+    make_trainer(tmp_path, [ImageScores()], fast_dev_run=True).test(make_module(data), data, verbose=False)
+    assert not list(tmp_path.glob("images_*"))
+
+
+def test_a_second_test_starts_from_nothing(tmp_path):
+    data, scores = TinyDataModule(), ImageScores()
+    module, trainer = make_module(data), make_trainer(tmp_path, [scores])
+    trainer.test(module, data, verbose=False)
+    before = (tmp_path / "images_test.csv.gz").read_bytes()
+    trainer.test(module, data, verbose=False)
+    assert (tmp_path / "images_test.csv.gz").read_bytes() == before
+    assert len(read_table(tmp_path / "images_test.csv.gz")) == 5
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    data = TinyDataModule()
+    with pytest.warns(UserWarning, match="the scores of each image could not be written"):
+        make_trainer(tmp_path / "file", [ImageScores()]).test(make_module(data), data, verbose=False)
+
+
+@pytest.mark.slow
+def test_two_processes_write_each_image_once(tmp_path):
+    code = f"""
+        import torch, torchvision_fallback
+        from structseg.lightning_modules.callbacks.image_scores import ImageScores
+        from tests.data.tiny import TinyDataModule
+        from tests.data.tiny_runs import make_module, make_trainer
+        data = TinyDataModule(test_images=5, batch_size=2)
+        more = dict(devices=2, strategy="ddp", use_distributed_sampler=False)
+        make_trainer({str(tmp_path / "two")!r}, [ImageScores()], **more).test(make_module(data), data, verbose=False)
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    data = TinyDataModule(test_images=5, batch_size=2)
+    make_trainer(tmp_path / "one", [ImageScores()]).test(make_module(data), data, verbose=False)
+    one, two = (read_table(tmp_path / name / "images_test.csv.gz") for name in ("one", "two"))
+    assert one == two
+
+
+def test_equal_tables_are_equal_bytes_and_go_both_ways(tmp_path):
+    lines = [["name", "a"], ['x, "y".png', "1"], ["Ärger\n2", ""]]
+    write_table(tmp_path / "a.csv.gz", lines)
+    write_table(tmp_path / "new" / "b.csv.gz", lines)
+    assert read_table(tmp_path / "a.csv.gz") == lines
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "new" / "b.csv.gz").read_bytes()
+    assert (tmp_path / "a.csv.gz").read_bytes()[4:8] == bytes(4)  # no time in the header
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"name,a\n" * 100)[:-9])
+    with pytest.raises(ValueError, match=r"a\.csv\.gz is damaged"):
+        read_table(path)
+    path.write_text("name,a\n")
+    with pytest.raises(ValueError, match=r"a\.csv\.gz is damaged"):
+        read_table(path)
+
+
+def test_a_large_test_set_makes_a_small_file(tmp_path):
+    random = np.random.default_rng(0)
+    cells = random.integers(0, 60000, (927, 9)).astype(str)
+    rows = [[f"Some_Body_{i:04d}", *cells[i], "3", f"{i / 927:.4f}", f"{math.sin(i) ** 2:.4f}"] for i in range(927)]
+    write_table(tmp_path / "a.csv.gz", rows)
+    assert (tmp_path / "a.csv.gz").stat().st_size < 60_000

@@ -1,0 +1,226 @@
+"""The context map against numbers by hand, its gradient, and how features take it up."""
+
+import math
+
+import pytest
+import torch
+
+from structseg.lightning_modules.networks.context import ContextFusion, ContextMap, context_map, seen_through
+
+# Two classes on a map of 1 x 2.
+CONFOUNDERS = torch.tensor([[[1.0, 0.0]], [[0.5, 1.0]]])
+W1 = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+W2 = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+QUERY = torch.tensor([[1.0, 0.5]])
+# W1 x = (1, 1); W2 c_1 = (1, 0), W2 c_2 = (1.5, 1); products 1 and 2.5, over sqrt(2).
+ALPHA_2 = 1 / (1 + math.exp(-1.5 / math.sqrt(2)))
+ALPHA = (1 - ALPHA_2, ALPHA_2)
+
+
+def test_equation_3_by_hand():
+    found = context_map(QUERY, CONFOUNDERS, W1, W2)
+    expected = torch.tensor([[[[(ALPHA[0] + 0.5 * ALPHA[1]) / 2, ALPHA[1] / 2]]]])
+    torch.testing.assert_close(found, expected)
+    terms = context_map(QUERY, CONFOUNDERS, W1, W2, "stack")
+    expected = torch.tensor([[[[ALPHA[0] / 2, 0.0]], [[0.25 * ALPHA[1], ALPHA[1] / 2]]]])
+    torch.testing.assert_close(terms, expected)
+
+
+def test_equation_3_against_loops():
+    torch.manual_seed(0)
+    n, h, w = 5, 3, 4
+    query, classes = torch.rand(2, h * w).double(), torch.rand(n, h, w).double()
+    w1, w2 = torch.randn(n, h * w).double(), torch.randn(n, h * w).double()
+    for image in range(2):
+        scores = [(w1 @ query[image]).dot(w2 @ classes[k].flatten()) / math.sqrt(n) for k in range(n)]
+        alpha = torch.stack(scores).softmax(0)
+        expected = sum(alpha[k] * classes[k] / n for k in range(n))
+        torch.testing.assert_close(context_map(query, classes, w1, w2)[image, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": torch.zeros(1, 3)}, r"query has shape \(1, 3\), expected \(1, 2\)"),
+        ({"w1": torch.zeros(3, 2)}, r"w1 has shape \(3, 2\), expected \(2, 2\)"),
+        ({"w2": torch.zeros(2, 4)}, "w2 has shape"),
+        ({"confounders": torch.zeros(2, 2)}, r"confounders have shape \(2, 2\), expected \(n, h, w\)"),
+        ({"reduce": "mean"}, "reduce is 'mean', expected sum or stack"),
+    ],
+)
+def test_wrong_shapes(change, message):
+    given = {"query": QUERY, "confounders": CONFOUNDERS, "w1": W1, "w2": W2, **change}
+    with pytest.raises(ValueError, match=message):
+        context_map(**given)
+
+
+def _by_hand(kind="sum", query="foreground", scale=False):
+    context = ContextMap(2, (1, 2), kind, query, scale)
+    context.confounders.copy_(CONFOUNDERS)
+    if "constant" not in kind:
+        with torch.no_grad():
+            context.w1.copy_(W1)
+            context.w2.copy_(W2)
+    return context
+
+
+def _probabilities(first, second):
+    """Two foreground maps of 1 x 2 cells, and what is left to the background."""
+    foreground = torch.tensor([[first], [second]])
+    return torch.cat([1 - foreground.sum(0, keepdim=True), foreground])[None]
+
+
+def test_foreground_is_what_is_not_background():
+    found = _by_hand()(_probabilities([0.75, 0.25], [0.25, 0.25]))
+    torch.testing.assert_close(found, context_map(QUERY, CONFOUNDERS, W1, W2))
+
+
+def test_classes_are_averaged_over_those_that_the_map_holds():
+    context = _by_hand(query="classes")
+
+    def of(*query):
+        return context_map(torch.tensor([query]), CONFOUNDERS, W1, W2)
+
+    torch.testing.assert_close(context(_probabilities([0.8, 0.2], [0.1, 0.6])), of(0.45, 0.4))
+    torch.testing.assert_close(context(_probabilities([0.0, 0.0], [0.1, 0.6])), of(0.1, 0.6))
+    torch.testing.assert_close(context(_probabilities([0.0, 0.0], [0.0, 0.0])), of(0.0, 0.0))
+    assert not torch.equal(of(0.1, 0.6), of(0.45, 0.4))
+
+
+@pytest.mark.parametrize("kind", ["sum", "stack"])
+def test_scaling_gives_unit_mean_and_keeps_the_proportions(kind):
+    probabilities = _probabilities([0.75, 0.25], [0.25, 0.25])
+    plain, scaled = _by_hand(kind)(probabilities), _by_hand(kind, scale=True)(probabilities)
+    torch.testing.assert_close(scaled.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(scaled / scaled.sum(), plain / plain.sum())
+
+
+def test_scaling_is_by_image():
+    torch.manual_seed(0)
+    context = ContextMap(2, (2, 2))
+    context.confounders.copy_(torch.rand(2, 2, 2))
+    torch.testing.assert_close(context(torch.rand(3, 3, 2, 2)).mean((1, 2, 3)), torch.ones(3))
+
+
+@pytest.mark.parametrize("absent", [[1], [0, 1]])
+@pytest.mark.parametrize("kind", ["sum", "stack"])
+def test_classes_without_images_are_no_trouble(kind, absent):
+    context = _by_hand(kind, scale=True)
+    context.confounders[absent] = 0
+    found = context(_probabilities([0.7, 0.2], [0.1, 0.3]))
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert context.w1.grad.isfinite().all()
+    assert found.any() == (len(absent) == 1)
+
+
+@pytest.mark.parametrize("query", ["foreground", "classes"])
+def test_the_gradient_reaches_w1_and_w2_alone(query):
+    context = _by_hand(query=query)
+    context.confounders.requires_grad_(True)
+    probabilities = _probabilities([0.7, 0.2], [0.1, 0.3]).requires_grad_(True)
+    context(probabilities)[0, 0, 0, 0].backward()
+    assert probabilities.grad is None
+    assert context.confounders.grad is None
+    assert context.w1.grad.abs().sum() > 0
+    assert context.w2.grad.abs().sum() > 0
+
+
+def test_first_weights_are_near_the_uniform_prior():
+    torch.manual_seed(0)
+    context = ContextMap(20, (32, 32), "stack", scale=False)
+    context.confounders.fill_(0.5)
+    alpha = context(torch.rand(4, 21, 32, 32))[:, :, 0, 0] * 20 / 0.5
+    assert ((alpha - 1 / 20).abs() < 0.02).all()
+    assert (alpha.std(1) < 1e-6).all()  # equal confounders, equal weights
+
+
+@pytest.mark.parametrize(("kind", "held_to", "channels"), [("constant", "sum", 1), ("stack_constant", "stack", 2)])
+def test_constants_are_ones_with_channels_and_parameters_of_what_they_control(kind, held_to, channels):
+    constant, other = _by_hand(kind), _by_hand(held_to)
+    probabilities = _probabilities([0.7, 0.2], [0.1, 0.3])
+    assert torch.equal(constant(probabilities), torch.ones(1, channels, 1, 2))
+    assert constant.channels == other.channels == channels
+    shapes = [[tuple(p.shape) for p in one.parameters()] for one in (constant, other)]
+    assert shapes[0] == shapes[1]
+    assert not any(p.requires_grad for p in constant.parameters())
+    assert all(p.requires_grad for p in other.parameters())
+
+
+def test_without_a_mask_the_map_is_the_mean_of_the_confounders():
+    context = _by_hand()
+    torch.testing.assert_close(context(context.unknown(2)), CONFOUNDERS.mean(0).div(2).expand(2, 1, 1, 2))
+
+
+def test_half_precision_does_not_swallow_it():
+    context = _by_hand(scale=True)
+    context.confounders.mul_(1e-6)
+    probabilities = _probabilities([0.7, 0.2], [0.1, 0.3])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = context(probabilities)
+    torch.testing.assert_close(found, context(probabilities), atol=0, rtol=0)
+    torch.testing.assert_close(found.mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "mean"}, "kind is 'mean', expected sum, stack, constant or stack_constant"),
+        ({"query": "all"}, "query is 'all', expected foreground or classes"),
+        ({"classes": 0}, "0 classes at"),
+    ],
+)
+def test_wrong_settings(given, message):
+    with pytest.raises(ValueError, match=message):
+        ContextMap(**{"classes": 2, **given})
+
+
+def test_wrong_probabilities():
+    with pytest.raises(ValueError, match=r"context has shape \(1, 2, 1, 2\), expected \(N, 3, 1, 2\)"):
+        _by_hand()(torch.zeros(1, 2, 1, 2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fusion_starts_as_the_identity(channels):
+    torch.manual_seed(0)
+    fusion = ContextFusion(6, channels)
+    features, context = torch.randn(2, 6, 5, 7), torch.rand(2, channels, 4, 4)
+    fused = fusion(features, context)
+    assert torch.equal(fused, features)
+    fused.sum().backward()
+    assert fusion.convolution.weight.grad[:, 6:].abs().sum() > 0
+    assert sum(p.numel() for p in fusion.parameters()) == 6 * (6 + channels)
+
+
+def test_fusion_adds_the_map_through_the_view():
+    fusion = ContextFusion(2, 1)
+    with torch.no_grad():
+        fusion.convolution.weight[1, 2] = 3.0
+    context = torch.arange(16.0).view(1, 1, 4, 4)
+    crop = torch.tensor([[[0.5, 0.0, 0.5], [0.0, 0.5, -0.5]]])  # the upper right quarter
+    fused = fusion(torch.zeros(1, 2, 2, 2), context, crop)
+    torch.testing.assert_close(fused[0, 1], 3 * torch.tensor([[2.0, 3.0], [6.0, 7.0]]))
+    assert not fused[0, 0].any()
+
+
+def test_a_mirrored_view_sees_the_mirrored_map():
+    torch.manual_seed(0)
+    context = torch.rand(2, 3, 32, 32)
+    views = torch.tensor([[0.6, 0.0, 0.2], [0.0, 0.7, -0.4]]).expand(2, 2, 3)
+    mirrored = views.clone()
+    mirrored[:, 0, 0] *= -1
+    plain, turned = seen_through(context, views, (16, 12)), seen_through(context, mirrored, (16, 12))
+    torch.testing.assert_close(turned, plain.flip(-1), atol=1e-5, rtol=0)
+    exact = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).expand(2, 2, 3)
+    assert torch.equal(seen_through(context, exact, (32, 32)), context.flip(-1))
+    assert torch.equal(seen_through(context, None, (32, 32)), context)
+
+
+def test_ones_are_seen_as_ones_and_as_nothing_outside():
+    ones = torch.ones(1, 1, 4, 4)
+    torch.testing.assert_close(seen_through(ones, None, (64, 64)), torch.ones(1, 1, 64, 64))
+    wide = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])  # the image is the middle of the view
+    seen = seen_through(ones, wide, (8, 8))
+    expected = torch.zeros(1, 1, 8, 8)
+    expected[..., 2:6, 2:6] = 1
+    torch.testing.assert_close(seen, expected)
