@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from structseg import provenance
-from structseg.files import part_of, write_result
+from structseg.files import ROOT, part_of, write_result
 from structseg.lightning_modules.callbacks.image_scores import read_table
 from structseg.metric_names import nest_metrics
 from structseg.pipelines.record import RECORD, Inputs, Record, read_record
@@ -721,11 +721,11 @@ def test_rows_that_are_stages_of_a_pipeline_share_them(tmp_path, capsys):
     assert run.is_dir()
 
 
-def test_the_readme_shows_the_table_that_the_results_make(capsys):
+def test_the_page_shows_the_table_that_the_results_make(capsys):
     results.main(["--markdown"])
     table = capsys.readouterr().out.strip()
     shown = (
-        (result_files.ROOT / "README.md")
+        (ROOT / "docs" / "results.md")
         .read_text()
         .partition("<!-- structseg results --markdown -->")[2]
         .partition("<!-- end -->")[0]
