@@ -18,14 +18,12 @@ from structseg.datamodules.base import SegmentationDataModule, Split
 from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
 from structseg.datamodules.celebamask_hq.files import (
     LEFT_RIGHT_FILE,
-    MAPPING_FILE,
     SPLIT_FILE,
     SPLITS,
     Pair,
     Splits,
     find_home,
     find_pairs,
-    official_file,
     official_split,
     read_label,
     reversed_from_file,
@@ -33,9 +31,8 @@ from structseg.datamodules.celebamask_hq.files import (
     split_from_file,
 )
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.images import image_size, read_image, resize_image, resize_mask
+from structseg.datamodules.images import read_image, resize_image, resize_mask
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
-from structseg.datamodules.packed import PackedFile, packed_size
 from structseg.datamodules.wrappers.blobs import BlobKind
 from structseg.datamodules.wrappers.full_size import Originals, originals_problems, sample_with_original
 from structseg.datamodules.wrappers.occluders import OccludedDataset, Occluders, check_space
@@ -141,20 +138,6 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
         return find_home(self.root)
 
     @cached_property
-    def packed(self) -> bool:
-        """Whether this is a copy with images shrunk to what is read; raises ValueError where it is for another size."""
-        folders = (self.home, self.home.parent)
-        if self.originals is None:
-            return any(packed_size(folder, self.size) is not None for folder in folders)
-        sizes = [size for folder in folders if (size := packed_size(folder)) is not None]
-        if sizes and max(sizes[0]) != self.originals.max_side:
-            raise ValueError(
-                f"{self.root} is a copy for images of {sizes[0][0]}x{sizes[0][1]}; set --data.originals.max_side "
-                f"{max(sizes[0])} or read the original"
-            )
-        return bool(sizes)
-
-    @cached_property
     def all_pairs(self) -> dict[str, Pair]:
         """Every image of the data with its label, by name; raises as `find_pairs`."""
         return find_pairs(self.home)
@@ -201,7 +184,7 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
         if self.left_right_file is None:
             return frozenset()
         names = reversed_from_file(self.left_right_file)
-        if not names.intersection(self.all_pairs) and names and not self.packed:
+        if not names.intersection(self.all_pairs) and names:
             raise ValueError(
                 f"{self.left_right_file} lists none of the images in {self.home}; give the list of these images, or "
                 "set --data.mend_left_right false"
@@ -223,7 +206,6 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
             self.label_space if self.occluders is None else CELEBAMASK_HQ,
             self.reversed_names,
             native_mask=split != "train" and self.score_at == "native",
-            packed=self.packed,
             originals=self.originals,
         )
         if self.occluders is None:
@@ -246,41 +228,11 @@ class CelebAMaskHQDataModule(SegmentationDataModule):
                     CELEBAMASK_HQ,
                     masks,
                     partial(read_label, pair) if masks else None,
-                    shrunk=self.size if self.packed else None,
                     coarse=True,
                     exchanged=pair.name in self.reversed_names,
                 )
             )
         return samples
-
-    def files_to_pack(self) -> list[PackedFile]:
-        """Images shrunk as they are read, masks as they are, the lists of names; training images beyond the limit too.
-
-        Raises:
-            ValueError: a list of names lies outside of `root`.
-        """
-        listed = [self.split_file, self.left_right_file]
-        if self.split == "official":
-            listed += [self.home / MAPPING_FILE, official_file(self.home, self.root)]
-        files = [PackedFile(path, self._place(path)) for path in listed if path is not None]
-        for pair in (self.all_pairs[name] for split in SPLITS for name in self.splits[split]):
-            files.append(PackedFile(pair.image, self._place(pair.image), self._packed_image_size(pair.image)))
-            files += [PackedFile(path, self._place(path)) for path in pair.mask_files]
-        return files
-
-    def _packed_image_size(self, image: Path) -> tuple[int, int] | None:
-        """The (H, W) that an image is always shrunk to; None where it is read as it is."""
-        if self.originals is None:
-            return self.size
-        width, height = image_size(image)
-        kept = self.originals.size_of((height, width))
-        return None if kept == (height, width) else kept
-
-    def _place(self, path: Path) -> str:
-        place = path.relative_to(self.root) if path.is_relative_to(self.root) else Path("..")
-        if ".." in place.parts:
-            raise ValueError(f"{path} lies outside of {self.root}; put it there, so that a copy of the data has it")
-        return place.as_posix()
 
 
 class CelebAMaskHQDataset(Dataset[Sample]):
@@ -292,7 +244,6 @@ class CelebAMaskHQDataset(Dataset[Sample]):
         label_space: of the masks; CELEBAMASK_HQ or one that it maps to.
         reversed_names: images whose left and right labels are exchanged on reading, before any map.
         native_mask: keep masks at the size of their files.
-        packed: images of a compact copy, shrunk to `size` already, need not have the aspect of their masks.
         memory_bytes: how much of the resized samples to keep in memory.
         originals: let each photograph come along as `original`, and masks of its size.
 
@@ -307,7 +258,6 @@ class CelebAMaskHQDataset(Dataset[Sample]):
         label_space: LabelSpace = CELEBAMASK_HQ,
         reversed_names: frozenset[str] = frozenset(),
         native_mask: bool = False,
-        packed: bool = False,
         memory_bytes: int = 512 << 20,
         originals: Originals | None = None,
     ) -> None:
@@ -315,7 +265,6 @@ class CelebAMaskHQDataset(Dataset[Sample]):
         self.size = size
         self.reversed_names = reversed_names
         self.native_mask = native_mask
-        self.packed = packed and originals is None
         self.originals = originals
         self.memory_left = memory_bytes
         to_space = CELEBAMASK_HQ.lookup(label_space)
@@ -364,8 +313,7 @@ class CelebAMaskHQDataset(Dataset[Sample]):
     def _check_aspect(self, index: int, image: tuple[int, int], mask: tuple[int, ...]) -> None:
         """(width, height) of the image against (h, w) of the mask: a pixel of the coarser's rounding is let pass."""
         width, height = image
-        shrunk = self.packed and (height, width) == self.size
-        if not shrunk and abs(width * mask[0] - mask[1] * height) >= max(height, mask[0]):
+        if abs(width * mask[0] - mask[1] * height) >= max(height, mask[0]):
             pair = self.pairs[index]
             raise ValueError(
                 f"{pair.image} is {width}x{height} but its mask {pair.mask_files[0]} {mask[1]}x{mask[0]}, of another "

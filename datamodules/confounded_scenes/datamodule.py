@@ -17,7 +17,6 @@ from structseg.datamodules.confounded_scenes.dataset import ConfoundedScenes
 from structseg.datamodules.confounded_scenes.layouts import PaintedLayouts, choose_layouts
 from structseg.datamodules.confounded_scenes.scene import Picture
 from structseg.datamodules.label_spaces import SCENES, VOC
-from structseg.datamodules.packed import PackedFile
 from structseg.datamodules.weak.crops import Views
 from structseg.datamodules.weak.datamodule import ContextOf, Read, WeaklySupervisedDataModule
 from structseg.datamodules.wrappers.blobs import BlobKind
@@ -132,16 +131,6 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
     def entries(self, split: Split) -> list[str]:
         """The names of a split's images."""
         return self._chosen[split]
-
-    def files_to_pack(self) -> list[PackedFile]:
-        """All layouts, as they are: which of them are chosen depends on what is there. None where shapes are drawn.
-
-        Raises:
-            ValueError: lists choose the layouts, and a copy has no place for them.
-        """
-        if self.layout_lists:
-            raise ValueError("layout_lists cannot be packed; put the layouts that they name into a folder")
-        return [PackedFile(path, path.name) for path in sorted(self.layouts.glob("*.png"))] if self.layouts else []
 
     def render(self, name: str) -> Picture:
         """The picture of that name, with its mask in the classes of `scenes` or `voc`.

@@ -26,7 +26,6 @@ from structseg.datamodules.files.download import file_sha256
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.images import check_image, read_image, resize_image, resize_mask
 from structseg.datamodules.label_spaces import FASSEG
-from structseg.datamodules.packed import PackedFile, packed_size
 
 LabelDecoding = Literal["fasseg-labels-1", "published"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -175,22 +174,13 @@ class FASSEGDataModule(SegmentationDataModule):
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
         """For `structseg check`; raises as `find_pairs` where a folder is missing."""
-        shrunk = packed_size(self.root)
         return [
-            FileSample(pair.name, pair.image, FASSEG, (pair.label,), partial(read_label, pair.label), shrunk=shrunk)
+            FileSample(pair.name, pair.image, FASSEG, (pair.label,), partial(read_label, pair.label))
             for pair in self.pairs(split, faults)
         ]
 
-    def files_to_pack(self) -> list[PackedFile]:
-        """Photographs, shrunk to `size`, and labels as they are: the published decoding reads their off colours."""
-        pairs = [pair for split in SPLITS for pair in self.pairs(split)]
-        photographs = [PackedFile(pair.image, pair.name + pair.image.suffix, self.size) for pair in pairs]
-        places = [pair.name.replace("_RGB/", "_Labels/") + pair.label.suffix for pair in pairs]
-        return photographs + [PackedFile(pair.label, place) for pair, place in zip(pairs, places, strict=True)]
-
     def _part(self, part: Part, faults: list[str] | None = None) -> tuple[Pair, ...]:
         if part not in self._parts:
-            packed_size(self.root, self.size)
             try:
                 found = find_pairs(self.root, self.version, part, faults)
             except FileNotFoundError as error:

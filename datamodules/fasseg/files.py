@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 
 from structseg.datamodules.images import image_size, refuse
-from structseg.datamodules.packed import packed_size
 
 Version = Literal["V1", "V2", "V3"]
 Part = Literal["train", "test"]
@@ -169,7 +168,6 @@ def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | Non
             text = f"{labels[key]} has no photograph {key} in {part.title()}_RGB; add it or remove the label"
             refuse(ValueError(text), faults)
 
-    shrunk = packed_size(home) or packed_size(home.parent)
     mismatched = [key for key in labels if known and key in MISMATCHED_TEST]
     pairs = []
     for key in sorted(labels, key=_order):
@@ -177,7 +175,7 @@ def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | Non
             continue
         pair = Pair(f"{version}/{part.title()}_RGB/{key}", photographs[key], labels[key])
         if faults is None:
-            _check_sizes(pair, shrunk)
+            _check_sizes(pair)
         pairs.append(pair)
     prefix = f"{version}/{part.title()}_RGB/"
     return Found(
@@ -254,10 +252,9 @@ def _number(text: str) -> float:
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else float("inf")
 
 
-def _check_sizes(pair: Pair, shrunk: tuple[int, int] | None) -> None:
-    """`shrunk`: the (H, W) that photographs have in a compact copy; its labels keep their size."""
+def _check_sizes(pair: Pair) -> None:
     image, label = image_size(pair.image), image_size(pair.label)
-    if image != label and image[::-1] != shrunk:
+    if image != label:
         raise ValueError(
             f"{pair.image} is {image[0]}x{image[1]} but its label {pair.label.name} {label[0]}x{label[1]}; "
             f"the label must be of the same crop: mend or remove the pair"

@@ -23,7 +23,6 @@ class FileSample(NamedTuple):
         masks: the files of its label; none where they are missing, which has been said, or not needed.
         read_mask: gives the label at the size of its files, (h, w) uint8; raises as training does.
         tags: gives the classes that the image is said to hold, to be held against the mask; None = nothing to hold.
-        shrunk: (H, W) that the photographs of a compact copy have, whose masks keep their size.
         coarse: whether the mask may be of another size than the photograph, of the same aspect.
         exchanged: whether a list says that left and right are exchanged in the files, which reading puts right.
     """
@@ -34,7 +33,6 @@ class FileSample(NamedTuple):
     masks: tuple[Path, ...] = ()
     read_mask: Callable[[], NDArray[np.uint8]] | None = None
     tags: Callable[[], frozenset[str] | None] | None = None
-    shrunk: tuple[int, int] | None = None
     coarse: bool = False
     exchanged: bool = False
 

@@ -20,7 +20,6 @@ from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.helen.files import LISTS, Face, check_sizes, find_faces, find_home, read_label, read_lists
 from structseg.datamodules.images import image_size, read_image, resize_image, resize_mask
 from structseg.datamodules.label_spaces import HELEN, STN
-from structseg.datamodules.packed import PackedFile
 from structseg.datamodules.wrappers.blobs import BlobKind
 from structseg.datamodules.wrappers.full_size import Originals, originals_problems, sample_with_original
 
@@ -137,13 +136,6 @@ class HelenDataModule(SegmentationDataModule):
             whole = len(masks) == len(HELEN)  # missing ones have been said
             samples.append(FileSample(face.name, face.image, HELEN, masks, partial(_label_of, face) if whole else None))
         return samples
-
-    def files_to_pack(self) -> list[PackedFile]:
-        """The lists, and the images and soft masks that they name, as they are: originals are read at their size."""
-        files = [self.home / name for name in LISTS.values()]
-        for face in find_faces(self.home, [name for names in self.lists.values() for name in names]):
-            files += [face.image, *face.masks]
-        return [PackedFile(path, path.relative_to(self.home).as_posix()) for path in files]
 
 
 def _label_of(face: Face) -> NDArray[np.uint8]:

@@ -21,21 +21,15 @@ from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.images import check_image, open_image, read_image, resize_image, resize_mask, to_rgb
 from structseg.datamodules.label_spaces import PARTS
-from structseg.datamodules.lfw_parts.files import (  # fmt: skip
-    IMAGES,
-    LABELS,
-    LISTS,
-    SUPERPIXELS,
+from structseg.datamodules.lfw_parts.files import (
     Face,
     find_faces,
     find_unlabelled,
     person_of,
     read_lists,
 )
-from structseg.datamodules.packed import PackedFile, packed_size
 from structseg.datamodules.wrappers.blobs import BlobKind
 
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _SHIFTS = np.array([1, 1 << 8, 1 << 16], dtype=np.uint32)
 _COLOURS = [red + (green << 8) + (blue << 16) for red, green, blue in PARTS.palette]
 _NO_COLOUR = 1 << 24
@@ -145,7 +139,6 @@ class LFWPartsDataModule(SegmentationDataModule):
         names = self.names(split)
         if split == "train" and self.unlabelled is not None:
             return find_unlabelled(self.unlabelled, frozenset(name for part in self._lists.values() for name in part))
-        packed_size(self.root, self.size)
         return find_faces(self.root, names)
 
     def make_dataset(self, split: Split) -> LFWPartsDataset:
@@ -169,27 +162,13 @@ class LFWPartsDataModule(SegmentationDataModule):
         """For `structseg check`; raises as `read_lists` and `image_folder` where a folder or list is missing."""
         if not self._lists:
             self._lists = read_lists(self.root, faults)
-        shrunk = packed_size(self.root)
         if split == "train" and self.unlabelled is not None:
             return [FileSample(face.name, face.image, PARTS) for face in self.faces(split)]
         return [
-            FileSample(face.name, face.image, PARTS, (face.label,), partial(read_label, face.label), shrunk=shrunk)
+            FileSample(face.name, face.image, PARTS, (face.label,), partial(read_label, face.label))
             for face in find_faces(self.root, self.names(split), faults)
             if face.label is not None
         ]
-
-    def files_to_pack(self) -> list[PackedFile]:
-        """Labelled photographs, shrunk to `size`; labels, superpixels and lists as they are."""
-        names = read_lists(self.root)
-        packed = [PackedFile(self.root / name, name) for name in LISTS.values()]
-        for face in find_faces(self.root, [name for split in _SPLITS for name in names[split]]):
-            assert face.label is not None
-            folder = person_of(face.name)
-            packed.append(PackedFile(face.image, f"{IMAGES}/{folder}/{face.image.name}", self.size))
-            packed.append(PackedFile(face.label, f"{LABELS}/{face.label.name}"))
-            if face.superpixels is not None:
-                packed.append(PackedFile(face.superpixels, f"{SUPERPIXELS}/{folder}/{face.superpixels.name}"))
-        return packed
 
 
 class LFWPartsDataset(Dataset[Sample]):

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from structseg.datamodules.images import IMAGE_SUFFIXES, image_size, read_image, refuse
-from structseg.datamodules.packed import packed_size
 
 IMAGES = "lfw_funneled"
 LABELS = "parts_lfw_funneled_gt_images"
@@ -120,11 +119,10 @@ def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None
                 raise
             if "alignment" in str(error):  # else it is found when it is read
                 faults.append(str(error))
-    shrunk = packed_size(root)
     faces = []
     for name in names:
         if faults is None:
-            _check_sizes(images[name], labels[name], shrunk)
+            _check_sizes(images[name], labels[name])
         labels.setdefault(name, root / LABELS / f"{name}.ppm")
         dat = root / SUPERPIXELS / person_of(name) / f"{name}.dat"
         faces.append(Face(name, images[name], labels[name], dat if dat.is_file() else None))
@@ -194,10 +192,9 @@ def _refuse_realigned(image: Path, expected: bytes) -> None:
         )
 
 
-def _check_sizes(image: Path, label: Path, shrunk: tuple[int, int] | None) -> None:
-    """`shrunk`: the (H, W) that photographs have in a compact copy; its labels keep their size."""
+def _check_sizes(image: Path, label: Path) -> None:
     photograph, painted = image_size(image), image_size(label)
-    if photograph != painted and photograph[::-1] != shrunk:
+    if photograph != painted:
         raise ValueError(
             f"{image} is {photograph[0]}x{photograph[1]} but its label {label.name} {painted[0]}x{painted[1]}; "
             f"both are 250x250 as published: copy them again"

@@ -15,9 +15,7 @@ from structseg.datamodules.base import Split
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.images import read_image, read_mask
 from structseg.datamodules.label_spaces import VOC
-from structseg.datamodules.packed import PackedFile, packed_size
 from structseg.datamodules.voc.files import (
-    ANNOTATIONS,
     IMAGES,
     MASKS,
     check_images,
@@ -122,19 +120,8 @@ class VOCDataModule(WeaklySupervisedDataModule):
 
     @cached_property
     def home(self) -> Path:
-        """The folder with `JPEGImages`; raises as `find_home`, and ValueError for a copy made for other settings."""
-        home = find_home(self.root)
-        if packed_size(home, self.size) is not None and not self._squeezed:
-            raise ValueError(
-                f"{home} is a copy with images of {self.size[0]}x{self.size[1]}; views and score_at=native need the "
-                "original"
-            )
-        return home
-
-    @property
-    def _squeezed(self) -> bool:
-        """Whether every image is always resized to `size` as a whole."""
-        return self.views.whole and self.score_at == "size"
+        """The folder with `JPEGImages`; raises as `find_home`."""
+        return find_home(self.root)
 
     def entries(self, split: Split) -> tuple[str, ...]:
         """The names of a split's list.
@@ -211,7 +198,6 @@ class VOCDataModule(WeaklySupervisedDataModule):
         path = list_file(self.home, given)
         names = read_list(path)
         faults += [f"{path} lists {name} {count} times" for name, count in Counter(names).items() if count > 1]
-        shrunk = packed_size(self.home)
         samples = []
         for name in dict.fromkeys(names):
             mask = mask_file(self.home, name)
@@ -225,7 +211,6 @@ class VOCDataModule(WeaklySupervisedDataModule):
                     () if mask is None else (mask,),
                     None if mask is None else partial(read_mask, mask, len(VOC), VOC.name),
                     None if self.tags_from_masks else partial(self._expected_tags, name, split == "train"),
-                    shrunk,
                 )
             )
         return samples
@@ -238,29 +223,3 @@ class VOCDataModule(WeaklySupervisedDataModule):
         if unknown:
             raise ValueError(f"tag {unknown[0]!r} of {name} is no class of VOC; mend it")
         return tags
-
-    def files_to_pack(self) -> list[PackedFile]:
-        """The photographs, shrunk where they always are, and masks, annotations or tags, and lists, as they are.
-
-        Raises:
-            ValueError: a list or the file of tags lies outside of the data's folder.
-        """
-        given = [value for value in self.lists.values() if value is not None]
-        paths = list(dict.fromkeys(list_file(self.home, value) for value in given))
-        if self.tags.endswith(".csv"):
-            paths.append(self._tag_path)
-        files = [PackedFile(path, self._place(path)) for path in paths]
-        splits: tuple[Split, ...] = ("train", "val", "test")
-        for name in dict.fromkeys(name for split in splits for name in self.entries(split)):
-            photograph = self.home / IMAGES / f"{name}.jpg"
-            files.append(PackedFile(photograph, self._place(photograph), self.size if self._squeezed else None))
-            annotation = self.home / ANNOTATIONS / f"{name}.xml" if self.tags == "annotations" else None
-            for path in (mask_file(self.home, name), annotation):
-                if path is not None and path.is_file():
-                    files.append(PackedFile(path, self._place(path)))
-        return files
-
-    def _place(self, path: Path) -> str:
-        if not path.is_relative_to(self.home):
-            raise ValueError(f"{path} lies outside of {self.home}; put it there, so that a copy of the data has it")
-        return path.relative_to(self.home).as_posix()

@@ -106,8 +106,8 @@ def _mask_faults(sample: FileSample, mask: NDArray[np.uint8], image: tuple[int, 
 
 def _fits(sample: FileSample, mask: tuple[int, ...], image: tuple[int, int]) -> bool:
     width, height = image
-    if mask == (height, width) or sample.shrunk == (height, width):
-        return True  # of a shrunk photograph the aspect is not kept
+    if mask == (height, width):
+        return True
     return sample.coarse and abs(width * mask[0] - mask[1] * height) < max(height, mask[0])  # but for rounding
 
 

@@ -17,7 +17,7 @@ from structseg.messages import fail
 from structseg.pipelines.record import checkpoint_of
 from structseg.pipelines.stages import RUN_ID, pipeline_folder
 from structseg.provenance import Device
-from structseg.results import pack, run_rows
+from structseg.results import run_rows
 from structseg.results.by_round import METRICS, ROUND, by_round
 from structseg.results.compare import compare_rows
 from structseg.results.files import Result, read_results
@@ -44,15 +44,13 @@ _ONLY_WITH: dict[str, tuple[str, ...]] = {
     "runs_dir": ("run", "missing"),
     "device": ("run", "missing"),
     "seeds": ("run", "missing"),
-    "data_root": ("run", "missing", "pack"),
-    "out": ("pack", "plot"),
+    "data_root": ("run", "missing"),
+    "out": ("plot",),
     "x": ("plot",),
     "y": ("plot", "rounds"),
-    "limit": ("pack",),
-    "quality": ("pack",),
 }
 
-_NEEDS = {"pack": ("out",), "plot": ("x", "out")}
+_NEEDS = {"plot": ("x", "out")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,14 +61,13 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="structseg results",
-        description="Prints the results table (mean and spread over seeds), measures its rows, packs their data.",
+        description="Prints the results table (mean and spread over seeds), measures rows, compares and plots them.",
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--details", metavar="ROW", help="every metric of a row, each seed")
     what.add_argument("--missing", action="store_true", help="rows not yet measured, and the commands to do it by hand")
     what.add_argument("--run", nargs="+", metavar="ROW", help=f"measure rows, or `{MISSING_ROWS}` for all of them")
-    what.add_argument("--pack", nargs="+", metavar="ROW", help="copy what rows read into --out, images shrunk")
     what.add_argument("--compare", nargs=2, metavar="ROW", help="two rows on the same images, with intervals")
     what.add_argument("--rounds", nargs="+", metavar="ROW", help="rows of pipelines, --y by round")
     what.add_argument("--plot", nargs="+", metavar="ROW", help="draw --y over --x into --out")
@@ -89,11 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="what to train on; default: cpu")
     parser.add_argument("--data_root", metavar="FOLDER", help="holds the data folders; default: STRUCTSEG_DATA")
     parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="of all runs; default: runs")
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="new or empty folder of the compact copy; PNG of the plot"
-    )
-    parser.add_argument("--limit", type=float, metavar="MIB", help="largest compact copy; default: 64 MiB")
-    parser.add_argument("--quality", type=int, metavar="1..100", help="of JPEG, for shrunk images; default: lossless")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="PNG of the plot")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="of ROW.SEED.json; default: the manifest's")
     return parser
@@ -110,7 +103,7 @@ def main(args: list[str]) -> None:
         lacking = [f"--{option}" for option in needed if getattr(given, mode) and getattr(given, option) is None]
         if lacking:
             parser.error(f"--{mode} needs {' and '.join(lacking)}")
-    other = [mode for mode in ("details", "missing", "run", "pack", "plot") if getattr(given, mode)]
+    other = [mode for mode in ("details", "missing", "run", "plot") if getattr(given, mode)]
     if given.markdown and other:
         parser.error(f"--markdown is not allowed with --{other[0]}")
     if given.budget is not None and not (math.isfinite(given.budget) and given.budget > 0):
@@ -134,11 +127,6 @@ def main(args: list[str]) -> None:
         failed = run_rows.run_jobs(jobs, place, given.budget)
         if failed:
             fail(f"results: failed: {', '.join(map(str, failed))}")
-    elif given.pack:
-        jobs = choose_jobs(rows, results, given.pack, None, again=MISSING_ROWS not in given.pack)
-        chosen = list({job.row.name: job.row for job in jobs}.values())
-        limit = 64.0 if given.limit is None else given.limit
-        pack.pack_rows(chosen, given.out, data_root, limit, given.quality)
     elif given.compare:
         first, second = (find_row(rows, name) for name in given.compare)
         for comparison in compare_rows(first, second, results):

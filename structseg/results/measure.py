@@ -15,7 +15,6 @@ import yaml
 from structseg.command.configs import make_datamodule
 from structseg.command.lightning import StructsegCLI, run
 from structseg.command.run_folder import CONFIG_NAME
-from structseg.datamodules.packed import packed_copy
 from structseg.files import ROOT, write_result
 from structseg.lightning_modules.callbacks.image_scores import images_file, read_table
 from structseg.lightning_modules.callbacks.round_folder_writer import IMAGES
@@ -110,7 +109,6 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         "seed": seed,
         "method": trained.method,
         "data": row.data,
-        "packed": None if data is None else packed_copy(data),
         "date": date,
         "commit": head,
         "dirty": dirty or trained.dirty,

@@ -16,7 +16,6 @@ from structseg.datamodules.coco.files import read_instances
 from structseg.datamodules.fasseg.datamodule import FASSEGDataModule
 from structseg.datamodules.helen.datamodule import HelenDataModule
 from structseg.datamodules.lfw_parts.datamodule import LFWPartsDataModule
-from structseg.datamodules.packed import packed_copy
 from structseg.datamodules.voc.datamodule import VOCDataModule
 from structseg.datamodules.voc.files import read_tags
 from tests.data.celebamask_hq import make_celebamask_hq
@@ -90,7 +89,6 @@ def _with(copy: Callable[[Path], Path], name: str, content: str) -> Callable[[Pa
 
 HOME = "VOCdevkit/VOC2012"
 TAGS = _with(VOC, f"{HOME}/tags.csv", "name,classes\n" + "".join(f"2007_00000{n},horse dog\n" for n in range(1, 5)))
-PACKED = _with(lambda folder: folder, "packed.json", '{"format": 1, "size": [32, 32], "quality": 95}')
 
 
 def _entity_bomb() -> str:
@@ -203,14 +201,6 @@ CASES: list[Damage] = [
             "a line of 1 MB": "x" * 1_000_000,
             "names of people who are not there": "Nobody 1\nNo_One 2\n",
         }.items()
-    ),
-    *ruin("packed marker", PACKED, "packed.json", packed_copy, bears=("a folder of its name",), odd=False),
-    *(
-        Damage(f"packed marker: {text[:40]}", spoil(PACKED, "packed.json", put(text)), packed_copy, "packed.json is damaged")
-        for text in (
-            "[]", "3", '{"format": 1}', '{"format": 1, "size": 3}', '{"format": 1, "size": ["a", "b"]}', "[" * 100_000,
-            '{"format": 1, "size": [1e99, 2]}', '{"format": 1, "size": [-1, 0]}', '{"format": 1, "size": "ab"}',
-        )
     ),
     *ruin("CelebAMask-HQ split", CELEBA, "split_622.json", celeba),
     *ruin("CelebAMask-HQ sides", CELEBA, "left_right_reversed.json", celeba, odd=False),

@@ -11,7 +11,6 @@ from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModul
 from structseg.datamodules.celebamask_hq.files import SPLITS, find_home, find_pairs
 from structseg.datamodules.images import read_image, resize_image
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, label_space
-from structseg.datamodules.packed import MARKER
 from structseg.datamodules.wrappers.full_size import Originals
 from structseg.datamodules.wrappers.occluders import Occluders
 from tests.data.celebamask_hq import compact_names, face_parts, make_celebamask_hq, merge, photograph
@@ -148,9 +147,6 @@ def test_masks_of_another_aspect_are_refused(tmp_path: Path) -> None:
         ):
             data[0]
         assert data[1]["mask"].shape == size
-    assert CelebAMaskHQDataset(pairs, (48, 48), packed=True)[0]["image"].shape == (3, 48, 48)
-    with pytest.raises(ValueError, match="of another aspect"):
-        CelebAMaskHQDataset(pairs, (24, 24), packed=True)[0]
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -279,84 +275,6 @@ def test_what_does_not_go_with_originals_is_said(tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(ValueError, match=r"^data: originals\.hide_parts=2 with label_space=celebamask_hq \(stn or "):
         CelebAMaskHQDataModule(tmp_path, originals=Originals(hide_parts=2))
-
-
-def pack(data: CelebAMaskHQDataModule, copy: Path) -> Path:
-    """What the pack of a row does, at one size."""
-    for source, place, size in data.files_to_pack():
-        target = copy / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if size is None:
-            shutil.copyfile(source, target)
-        else:
-            resize_image(read_image(source), size).save(target, "PNG")
-    (size,) = {size for _, _, size in data.files_to_pack() if size is not None} or {None}
-    note = {"format": 1, "size": None if size is None else list(size), "quality": None}
-    (copy / MARKER).write_text(json.dumps(note))
-    return copy
-
-
-@pytest.mark.parametrize(
-    ("layout", "settings"),
-    [
-        ("compact", {}),
-        ("compact", {"split": "seed", "train_limit": 3, "left_right": "more/mine.json"}),
-        ("compact", {"split": "more/split.json", "label_space": "stn"}),
-        ("full", {"split": "official"}),
-        ("full", {"split": "seed", "score_at": "native"}),
-    ],
-)
-def test_a_packed_copy_gives_the_same_samples(tmp_path: Path, layout: str, settings: dict) -> None:
-    root = make_celebamask_hq(tmp_path / "data", layout, count=10)
-    names = compact_names(10)
-    (root / "more").mkdir()
-    (root / "more" / "mine.json").write_text(json.dumps({"reversed": names[1:9]}))
-    lists = {"train": names[5:8], "val": names[2:3], "test": names[8:]}  # none of those that are listed as reversed
-    (root / "more" / "split.json").write_text(json.dumps(lists))
-    (root / "list_eval_partition.txt").write_text(  # in the parent of the published layout, and not as CelebA has it
-        "".join(f"{number:06}.jpg {index % 3}\n" for index, number in enumerate(
-            [1000, 2001, 3002, 170003, 190004, 1005, 2006, 3007, 170008, 190009]))
-    )  # fmt: skip
-    original = CelebAMaskHQDataModule(root, size=(24, 20), **settings)
-    copy = pack(original, tmp_path / "copy")
-    again = CelebAMaskHQDataModule(copy, size=(24, 20), **settings)
-    for split in ("train", "val", "test"):
-        pairs = list(zip(original.dataset(split), again.dataset(split), strict=True))
-        assert pairs
-        for one, other in pairs:
-            assert one["name"] == other["name"]
-            assert torch.equal(one["image"], other["image"])
-            assert torch.equal(one["mask"], other["mask"])
-    with pytest.raises(ValueError, match=r"is a copy for images of 24x20, not 32x32"):
-        CelebAMaskHQDataModule(copy, size=(32, 32), **settings).dataset("test")
-
-
-@pytest.mark.parametrize("max_side", [None, 50, 17])
-def test_a_packed_copy_gives_the_same_originals(tmp_path: Path, max_side: int | None) -> None:
-    root = make_celebamask_hq(tmp_path / "data", "full", count=10, size=(48, 60), split_file=True)
-    settings = {"size": (24, 20), "split": "seed", "originals": Originals(max_side)}
-    original = CelebAMaskHQDataModule(root, **settings)
-    copy = pack(original, tmp_path / "copy")
-    again = CelebAMaskHQDataModule(copy, **settings)
-    for one, other in zip(original.dataset("train"), again.dataset("train"), strict=True):
-        for key in ("image", "original", "mask"):
-            assert torch.equal(one[key], other[key])
-    if max_side is not None:
-        assert again.dataset("train").photograph(0).width == max_side
-        with pytest.raises(ValueError, match=rf"x{max_side}; set --data\.originals\.max_side {max_side} or read the "):
-            CelebAMaskHQDataModule(copy, **settings | {"originals": Originals(64)}).dataset("train")
-
-
-def test_lists_from_elsewhere_cannot_be_packed(tmp_path: Path) -> None:
-    root = make_celebamask_hq(tmp_path / "data", count=5)
-    (root / "split_622.json").rename(tmp_path / "mine.json")
-    for mine in ("../mine.json", str(tmp_path / "mine.json")):
-        data = CelebAMaskHQDataModule(root, split=mine)
-        assert len(data.pairs("train")) == 3
-        with pytest.raises(
-            ValueError, match=r"mine\.json lies outside of .*; put it there, so that a copy of the data"
-        ):
-            data.files_to_pack()
 
 
 # The class table of the copy's README: images of all, train, val and test that hold the class.

@@ -96,17 +96,6 @@ def test_layouts_are_painted_in_voc(folder):
     assert batch["mask"].dtype == torch.int64
 
 
-def test_files_to_pack_make_a_folder_of_the_same_samples(folder, tmp_path):
-    data = _data(layouts=str(folder), label_space="voc", train=5, test=3)
-    for file in data.files_to_pack():
-        (tmp_path / file.place).write_bytes(file.source.read_bytes())
-    copy = _data(layouts=str(tmp_path), label_space="voc", train=5, test=3)
-    assert [copy.entries(split) for split in ("train", "test")] == [data.entries(split) for split in ("train", "test")]
-    assert _data().files_to_pack() == []
-    with pytest.raises(ValueError, match="layout_lists cannot be packed"):
-        _data(layouts=str(folder), label_space="voc", layout_lists={"train": "x"}).files_to_pack()
-
-
 def test_layouts_in_some_of_vocs_classes(folder):
     data = _data(layouts=str(folder), label_space="voc[person]", train=7, test=3)
     assert set(data.names("train")) == {name for name in data.entries("train") if int(name[-1]) % 2 == 0}

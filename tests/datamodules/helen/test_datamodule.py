@@ -8,7 +8,7 @@ from PIL import Image
 
 from structseg.datamodules.augmentation import Augmentation
 from structseg.datamodules.helen.datamodule import HelenDataModule, HelenDataset
-from structseg.datamodules.helen.files import SUBFOLDER, find_faces, mask_names, read_lists
+from structseg.datamodules.helen.files import SUBFOLDER, find_faces, read_lists
 from structseg.datamodules.label_spaces import HELEN, label_space
 from structseg.datamodules.wrappers.full_size import Originals
 from tests.data.helen import face_classes, make_helen, name_of, paint
@@ -182,21 +182,3 @@ def test_files_that_do_not_fit_are_named_before_training(tmp_path: Path) -> None
     (root / "images" / "3001_1.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 3 listed images .*3001_1\.jpg"):
         HelenDataModule(root).dataset("test")
-
-
-def test_files_to_pack_make_a_tree_of_the_same_samples(tmp_path: Path) -> None:
-    root = make_helen(tmp_path / "whole" / SUBFOLDER, 2, 1, 1)
-    (root / "images" / "999_1.jpg").write_bytes(b"in no list")
-    data = HelenDataModule(root.parent, train_limit=1)
-    files = data.files_to_pack()
-    assert len(files) == 3 + 4 * 12  # lists; photographs and eleven masks, those beyond the limit too
-    assert {file.size for file in files} == {None}
-    assert f"labels/1001_1/{mask_names('1001_1')[10]}" in {file.place for file in files}
-    for file in files:
-        (tmp_path / "copy" / file.place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file.source, tmp_path / "copy" / file.place)
-    copy = HelenDataModule(tmp_path / "copy", train_limit=1)
-    for split in ("train", "val", "test"):
-        ours, theirs = copy.dataset(split)[0], data.dataset(split)[0]
-        assert ours["name"] == theirs["name"]
-        assert all(torch.equal(ours[key], theirs[key]) for key in ("image", "mask", "original"))

@@ -6,11 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from structseg.datamodules.images import read_image, resize_image
+from structseg.datamodules.images import read_image
 from structseg.datamodules.label_spaces import PARTS
 from structseg.datamodules.lfw_parts.datamodule import LFWPartsDataModule, LFWPartsDataset, read_label
 from structseg.datamodules.lfw_parts.files import THUMBNAILS, find_faces, person_of, read_lists
-from structseg.datamodules.packed import MARKER
 from structseg.datamodules.wrappers.blobs import BlobKind, make_blobs
 from tests.data.lfw import face_classes, make_lfw, photograph, squares, write_face
 
@@ -316,31 +315,6 @@ def test_deep_funneled_images_are_known_by_their_pixels(tmp_path: Path) -> None:
     Image.fromarray(grey[:, ::-1]).convert("RGB").save(image)
     with pytest.raises(ValueError, match=rf"{name}\.jpg is not the funneled image .*such as deep-funneled; put LFW's"):
         LFWPartsDataModule(root).dataset("train")
-
-
-def test_files_to_pack_make_a_tree_of_the_same_samples(tmp_path: Path) -> None:
-    root = make_lfw(tmp_path / "whole", superpixels=True, extra=1)
-    data = LFWPartsDataModule(root, size=(32, 32), blobs="superpixels", score_at="native")
-    files = data.files_to_pack()
-    assert len(files) == 3 + 3 * 9  # lists; photographs, labels, superpixels
-    assert {file.size for file in files if file.place.startswith("lfw_funneled/")} == {(32, 32)}
-    assert {file.size for file in files if not file.place.startswith("lfw_funneled/")} == {None}
-    copy = tmp_path / "copy"
-    for file in files:
-        (copy / file.place).parent.mkdir(parents=True, exist_ok=True)
-        if file.size is None:
-            (copy / file.place).write_bytes(file.source.read_bytes())
-        else:
-            resize_image(read_image(file.source), file.size).save(copy / file.place, "PNG")
-    (copy / MARKER).write_text('{"format": 1, "size": [32, 32]}')
-    packed = LFWPartsDataModule(copy, size=(32, 32), blobs="superpixels", score_at="native")
-    for split, count in (("train", 4), ("val", 2), ("test", 3)):
-        for i in range(count):
-            ours, theirs = packed.dataset(split)[i], data.dataset(split)[i]
-            assert ours["name"] == theirs["name"]
-            assert all(torch.equal(ours[key], theirs[key]) for key in ("image", "mask", "blobs"))
-    with pytest.raises(ValueError, match="copy for images of 32x32, not 128x128"):
-        LFWPartsDataModule(copy).dataset("train")
 
 
 @pytest.mark.data

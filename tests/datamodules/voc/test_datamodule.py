@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from structseg.datamodules.label_spaces import VOC, label_space
 from structseg.datamodules.round_files import About, write_mask
@@ -168,32 +167,6 @@ def test_artefacts_train_in_place_of_the_truth(tmp_path: Path) -> None:
     data = VOCDataModule(tmp_path, masks=str(folder), views=Views(scale=(2, 2)), size=(16, 16))
     assert {int(data.dataset("train")[index]["mask"].unique()) for index in range(4)} == {7}
     assert data.dataset("test")[0]["mask"].max() == 255
-
-
-def test_files_to_pack_make_a_tree_of_the_same_samples(tmp_path: Path) -> None:
-    make_voc(tmp_path)
-    data = VOCDataModule(tmp_path, size=(16, 16), masks="truth")
-    copy = tmp_path / "copy"
-    for source, place, size in data.files_to_pack():
-        (copy / place).parent.mkdir(parents=True, exist_ok=True)
-        if size is None:
-            (copy / place).write_bytes(source.read_bytes())
-        else:
-            Image.open(source).resize(size[::-1], Image.Resampling.BILINEAR).save(
-                copy / place, "PNG"
-            )  # no further loss
-    (copy / "packed.json").write_text('{"format": 1, "size": [16, 16], "quality": null}')
-    packed = VOCDataModule(copy, size=(16, 16), masks="truth")
-    for split in ("train", "test"):
-        for one, two in zip(data.dataset(split), packed.dataset(split), strict=True):
-            for key in ("image", "mask", "tags"):
-                assert torch.equal(one[key], two[key]), key
-    with pytest.raises(ValueError, match="is a copy with images of 16x16; views and score_at=native need the original"):
-        VOCDataModule(copy, size=(16, 16), views=Views(scale=(1, 1))).dataset("train")
-    assert all(size is None for *_, size in VOCDataModule(tmp_path, views=Views(scale=(1, 1))).files_to_pack())
-    (tmp_path / "mine.txt").write_text(TRAIN[0])
-    with pytest.raises(ValueError, match=r"mine\.txt lies outside of .*VOC2012; put it there"):
-        VOCDataModule(tmp_path, train_list=str(tmp_path / "mine.txt")).files_to_pack()
 
 
 @pytest.mark.data

@@ -16,10 +16,14 @@ import torch
 import yaml
 
 from structseg import provenance
+from structseg.command.configs import make_datamodule, resolved_config
+from structseg.datamodules.base import SegmentationDataModule
 from structseg.files import ROOT, part_of, write_result
 from structseg.lightning_modules.callbacks.image_scores import read_table
 from structseg.metric_names import nest_metrics
+from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import RECORD, Inputs, Record, read_record
+from structseg.pipelines.session import Session
 from structseg.pipelines.stages import pipeline_folder
 from structseg.provenance import commit
 from structseg.results import command as results
@@ -28,6 +32,7 @@ from structseg.results import measure, run_rows
 from structseg.results.files import Result, images_path, portable, read_results, result_path, write_images
 from structseg.results.manifest import (
     Row,
+    args_of_stages,
     args_to_fit,
     args_to_score,
     data_folder,
@@ -36,7 +41,6 @@ from structseg.results.manifest import (
     load_manifest,
     recipe,
 )
-from structseg.results.pack import Packable, row_datamodules
 from structseg.results.run_rows import Job, Place, estimate_minutes, run_jobs
 from structseg.results.table import STALE_NOTE, details, markdown, not_measured, rich_table, summarise
 from tests.data.fasseg import make_fasseg
@@ -88,13 +92,19 @@ def refused(call, *args, code=1, capsys):
 
 class TestManifest:
     @pytest.mark.slow
-    def test_every_shipped_row_makes_a_datamodule_that_can_be_packed(self, tmp_path):
+    def test_every_shipped_row_makes_its_datamodules(self, tmp_path):
         rows = load_manifest()
         assert "fasseg_v2_readme" in rows
         kinds = {(row.source, row.overrides, (row.stage or "").rpartition("/")[2]): row for row in rows.values()}
         for shipped in kinds.values():  # of the arms and rounds of a pipeline one
-            for module in row_datamodules(shipped, None if shipped.data == "synthetic" else tmp_path):
-                assert isinstance(module, Packable) or shipped.data == "synthetic", shipped.name
+            data = None if shipped.data == "synthetic" else str(tmp_path)
+            if shipped.pipeline is None:
+                configs = [resolved_config(args_to_fit(shipped, 0, "cpu", data, str(ROOT / shipped.source), "runs"))]
+            else:
+                more = tuple(args_of_stages(shipped, "cpu", data))
+                session = Session(load_pipeline(ROOT / shipped.pipeline), more=more, last=shipped.stage)
+                configs = list(session.configs().values())
+            assert all(isinstance(make_datamodule(config), SegmentationDataModule) for config in configs), shipped.name
 
     def test_reads_rows_in_order(self, tmp_path):
         rows = load_manifest(manifest(tmp_path, b={}, a={"overrides": ["--x", "1"], "aim": 0.9, "minutes": {"cpu": 2}}))
@@ -465,10 +475,9 @@ class TestCommand:
         [
             (["--budget", "3"], 2, "--budget says nothing without --run"),
             (["--details", "a", "--seeds", "1"], 2, "--seeds says nothing without --run or --missing"),
-            (["--pack", "a"], 2, "--pack needs --out"),
             (["--plot", "a", "b", "--y", "miou"], 2, "--plot needs --x and --out"),
             (["--x", "a"], 2, "--x says nothing without --plot"),
-            (["--compare", "a", "b", "--out", "x"], 2, "--out says nothing without --pack or --plot"),
+            (["--compare", "a", "b", "--out", "x"], 2, "--out says nothing without --plot"),
             (["--compare", "a"], 2, "--compare: expected 2 arguments"),
             (["--compare", "a", "b", "--plot", "a"], 2, "not allowed with"),
             (["--details", "a", "--markdown"], 2, "--markdown is not allowed with --details"),
@@ -694,10 +703,6 @@ def test_rows_that_are_stages_of_a_pipeline_share_them(tmp_path, capsys):
     del content["config"]
     both = {"t": {**content, "stage": "teacher"}, "u": {**content, "stage": "student"}}
     path = manifest(tmp_path, yaml.safe_dump(both))
-    assert [module.size for module in row_datamodules(load_manifest(path)["u"], tmp_path / "data" / "fasseg")] == [
-        (32, 32),
-        (24, 24),
-    ]
     where = ["--manifest", str(path), "--results", str(tmp_path / "results"), "--data_root", str(tmp_path / "data")]
     results.main(["--run", "missing", *where, "--runs_dir", str(tmp_path / "runs")])
     assert "u.1: measured" in capsys.readouterr().out
