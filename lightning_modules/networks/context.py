@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ContextKind = Literal["sum", "stack", "constant", "stack_constant"]
+ContextKind = Literal["sum", "constant"]
 ContextQuery = Literal["foreground", "classes"]
 
 _SMALLEST_MEAN = 1e-12
 
 
-def context_map(
-    query: Tensor, confounders: Tensor, w1: Tensor, w2: Tensor, reduce: Literal["sum", "stack"] = "sum"
-) -> Tensor:
+def context_map(query: Tensor, confounders: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """Equation 3: M = sum_k alpha_k c_k P(c_k), alpha = softmax_k((W1 x)^T (W2 c_k) / sqrt(n)), P(c_k) = 1/n.
 
     Args:
@@ -25,13 +23,12 @@ def context_map(
         confounders: c, (n, h, w).
         w1: (n, h * w).
         w2: (n, h * w).
-        reduce: `sum`, or `stack` that keeps the n terms.
 
     Returns:
-        (N, 1, h, w), or (N, n, h, w) for `stack`.
+        (N, 1, h, w).
 
     Raises:
-        ValueError: shapes that do not fit, or another `reduce`.
+        ValueError: shapes that do not fit.
 
     Source: Zhang, Zhang, Tang, Hua, Sun, "Causal Intervention for Weakly-Supervised Semantic Segmentation", NeurIPS
     2020, equation 3.
@@ -50,12 +47,9 @@ def context_map(
                 f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]} for confounders of "
                 f"shape {tuple(confounders.shape)}"
             )
-    if reduce not in ("sum", "stack"):
-        raise ValueError(f"reduce is {reduce!r}, expected sum or stack")
     keys = confounders.flatten(1) @ w2.T  # (n, n): row k is W2 c_k
     alpha = ((query @ w1.T) @ keys.T / math.sqrt(count)).softmax(1)
-    terms = alpha[:, :, None, None] * confounders / count
-    return terms if reduce == "stack" else terms.sum(1, keepdim=True)
+    return (alpha[:, :, None, None] * confounders / count).sum(1, keepdim=True)
 
 
 class ContextMap(nn.Module):
@@ -64,16 +58,15 @@ class ContextMap(nn.Module):
     Args:
         classes: n, of the foreground.
         size: (h, w) of the confounders and of the probabilities.
-        kind: `sum` (equation 3, one channel), `stack` (its n terms), or their controls `constant` and `stack_constant`:
-            ones, with the same channels and parameters, of which W1 and W2 stand still.
+        kind: `sum` (equation 3), or its control `constant`: ones, with the same parameters, of which W1 and W2 do not
+            learn.
         query: `foreground`, x = 1 - p(background); `classes`, W1 on each class map, averaged over the classes that the
             map holds at all: those that the tags allow, where the segmenter knew them. W1 is linear, so this is W1 on
             the average of these maps.
-        scale: bring M to unit mean over its channels and cells. P(c) and the averages make it tiny, and weight decay
+        scale: bring M to unit mean over its cells. P(c) and the averages make it tiny, and weight decay
             would switch it off.
 
     Attributes:
-        channels: of the map.
         confounders: (n, h, w), zeros until they are put in. Of a class without images they may stay zero.
 
     Raises:
@@ -91,21 +84,20 @@ class ContextMap(nn.Module):
         scale: bool = True,
     ) -> None:
         super().__init__()
-        if kind not in ("sum", "stack", "constant", "stack_constant"):
-            raise ValueError(f"kind is {kind!r}, expected sum, stack, constant or stack_constant")
+        if kind not in ("sum", "constant"):
+            raise ValueError(f"kind is {kind!r}, expected sum or constant")
         if query not in ("foreground", "classes"):
             raise ValueError(f"query is {query!r}, expected foreground or classes")
         if classes < 1 or min(size) < 1:
             raise ValueError(f"{classes} classes at {tuple(size)}, expected 1 or more of each")
         self.size = (int(size[0]), int(size[1]))
         self.kind, self.query, self.scale = kind, query, scale
-        self.channels = classes if kind in ("stack", "stack_constant") else 1
         cells = self.size[0] * self.size[1]
         self.register_buffer("confounders", torch.zeros(classes, *self.size))
         # x and c_k lie in 0..1, so W1 x and W2 c_k are below 1 then: alpha starts near 1/n, which is P(c), and yet
         # both matrices have a gradient, which zeros would not have.
-        self.w1 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind in ("sum", "stack"))
-        self.w2 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind in ("sum", "stack"))
+        self.w1 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind == "sum")
+        self.w2 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind == "sum")
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """M, whose gradient reaches W1 and W2 alone.
@@ -114,7 +106,7 @@ class ContextMap(nn.Module):
             probabilities: (N, n + 1, h, w), the background first.
 
         Returns:
-            (N, channels, h, w) float32.
+            (N, 1, h, w) float32.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -125,13 +117,12 @@ class ContextMap(nn.Module):
                 f"context has shape {tuple(probabilities.shape)}, expected (N, {classes + 1}, {self.size[0]}, "
                 f"{self.size[1]}): class probabilities, background first, at context_size"
             )
-        if self.kind in ("constant", "stack_constant"):
-            return torch.ones(len(probabilities), self.channels, *self.size, device=probabilities.device)
+        if self.kind == "constant":
+            return torch.ones(len(probabilities), 1, *self.size, device=probabilities.device)
         # In half precision the mean of the small terms is lost.
         with torch.autocast(probabilities.device.type, enabled=False):
             query = self._query_of(probabilities.detach().float()).flatten(1)
-            reduce: Literal["sum", "stack"] = "stack" if self.kind == "stack" else "sum"
-            m = context_map(query, self.confounders.detach(), self.w1, self.w2, reduce)
+            m = context_map(query, self.confounders.detach(), self.w1, self.w2)
             return m / m.mean((1, 2, 3), keepdim=True).clamp(min=_SMALLEST_MEAN) if self.scale else m
 
     def _query_of(self, probabilities: Tensor) -> Tensor:
@@ -152,27 +143,26 @@ class ContextMap(nn.Module):
 
 
 class ContextFusion(nn.Module):
-    """A 1x1 convolution from C + m to C channels, of features beside a context map; starts as the identity on the C.
+    """A 1x1 convolution from C + 1 to C channels, of features beside a context map; starts as the identity on the C.
 
     Without a bias: the `constant` map takes its place.
 
     Args:
         channels: C.
-        context_channels: m.
     """
 
-    def __init__(self, channels: int, context_channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels + context_channels, channels, 1, bias=False)
+        self.convolution = nn.Conv2d(channels + 1, channels, 1, bias=False)
         with torch.no_grad():
-            self.convolution.weight.copy_(torch.eye(channels, channels + context_channels)[:, :, None, None])
+            self.convolution.weight.copy_(torch.eye(channels, channels + 1)[:, :, None, None])
 
     def forward(self, features: Tensor, context: Tensor, view: Tensor | None = None) -> Tensor:
         """Features with the context taken up.
 
         Args:
             features: (N, C, H, W) of a view.
-            context: (N, m, h, w) in the coordinates of the whole image.
+            context: (N, 1, h, w) in the coordinates of the whole image.
             view: (N, 2, 3), from the view's normalised coordinates to the image's, as `F.affine_grid` takes it with
                 align_corners=False; None: the view is the whole image.
 

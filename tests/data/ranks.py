@@ -35,7 +35,7 @@ from structseg.lightning_modules.conta.relation_network import CONTARelationNetw
 from structseg.lightning_modules.conta.segmenter import CONTASegmenter
 from structseg.lightning_modules.fasseg_unet import FASSEGUNet
 from structseg.lightning_modules.stn.stn_icnn import STNiCNN
-from structseg.losses import BalancedTagLoss, ConsensusLoss, CrossEntropyDiceLoss, OneHotBCELoss
+from structseg.losses import ConsensusLoss, CrossEntropyDiceLoss, OneHotBCELoss
 from tests.data.tiny import TinyDataModule, TinyNetwork
 
 PETS = label_space("voc[cat,dog]")
@@ -124,8 +124,8 @@ class _Pool(nn.Module):
         return found.view(len(mask), -1, 4)
 
 
-def _classifier(loss: Callable[[], nn.Module | None]) -> TrainedModule:
-    return CONTAClassifier(PETS, "test_resnet", weights="random", batch_norm="frozen", loss=loss())
+def _classifier() -> TrainedModule:
+    return CONTAClassifier(PETS, "test_resnet", weights="random", batch_norm="frozen")
 
 
 WEIGHTS = (1.0, 3.0, 0.5)
@@ -150,8 +150,7 @@ CASES = {
     "stn_parts_bce": Case(lambda: _stn("parts", loss=OneHotBCELoss()), "face"),
     "stn_end_to_end": Case(lambda: _stn("end_to_end", theta_weight=0.5), "face"),
     "stn_pasted": Case(lambda: _stn("end_to_end", loss_on="pasted"), "face"),
-    "classifier": Case(lambda: _classifier(lambda: None), "pets", 0.01),
-    "classifier_balanced": Case(lambda: _classifier(BalancedTagLoss), "pets", 0.01),
+    "classifier": Case(_classifier, "pets", 0.01),
     "relation": Case(lambda: CONTARelationNetwork(PETS, "test_resnet", weights="random", radius=4), "pets", 0.01),
     "segmenter": Case(lambda: CONTASegmenter(PARTS, "tf_efficientnet_lite0", output_stride=16), rate=0.001),
 }

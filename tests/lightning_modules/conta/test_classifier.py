@@ -17,8 +17,7 @@ from structseg.lightning_modules.conta.class_activation import class_activation_
 from structseg.lightning_modules.conta.classifier import CONTAClassifier
 from structseg.lightning_modules.metrics.tag_scores import TagScores
 from structseg.lightning_modules.networks.context import seen_through
-from structseg.lightning_modules.networks.mask_pooling import mask_pooled, mask_teaching_loss
-from structseg.losses import BalancedTagLoss
+from structseg.lightning_modules.networks.mask_pooling import mask_pooled
 
 SPACE = LabelSpace("pets", ("background", "cat", "dog", "cow"), ((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9)))
 SIZE = (4, 4)
@@ -103,14 +102,14 @@ def test_tag_scores_by_hand():
         scores.update(torch.zeros(2, 2), torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("context", ["none", "sum", "stack", "constant", "placebo", "stack_constant", "stack_placebo"])
+@pytest.mark.parametrize("context", ["none", "sum", "constant", "placebo"])
 def test_every_context_learns_and_logs_what_it_says(context, tmp_path):
-    asks = context in ("sum", "stack", "placebo", "stack_placebo")
+    asks = context in ("sum", "placebo")
     path = _confounders(tmp_path / "confounders.npz") if asks else None
     module = _made(context, confounders=path)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     view = torch.tensor([[[-0.5, 0.0, 0.1], [0.0, 0.6, 0.0]]]).expand(2, 2, 3)
-    data = _Data(_batch(context=asks, view=view), "another" if "placebo" in context else "own")
+    data = _Data(_batch(context=asks, view=view), "another" if context == "placebo" else "own")
     trainer = _fit(module, data, tmp_path)
     logged = set(trainer.logged_metrics) | set(trainer.callback_metrics)
     assert logged == module.logged_keys()
@@ -231,34 +230,6 @@ def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
     with pytest.raises(ValueError, match=r"mask_pooling needs the last round's segmentation .* set --data.queries"):
         _fit(_made(mask_pooling=0.5), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
     _fit(_made(mask_pooling=0.5), _Data(_batch(context=True), "another_of_class"), tmp_path)  # its control
-
-
-@pytest.mark.parametrize("share", [0.0, 0.75])
-def test_each_position_of_a_fit_is_held_to_the_images_own_masks(share, tmp_path):
-    module, seen = _made(mask_pooling=share, mask_teaching=2.0), torch.zeros(2, 4, *SIZE)
-    seen[:, 0], seen[0, 0, :2], seen[0, 1, :2] = 1, 0, 1
-    batch = {**_batch(), "context": seen}
-    activation = module.network.activation(module.normalized(batch["image"])).detach()
-    masks = seen_through(seen, None, tuple(activation.shape[2:]))[:, 1:]
-    taught = mask_teaching_loss(activation, masks, batch["tags"])
-    tags_alone = module.loss(mask_pooled(activation, masks, share), batch["tags"])
-    module.log = lambda *args, **kwargs: None
-    assert taught > 0.01
-    torch.testing.assert_close(module.training_step(batch, 0)["loss"].detach(), tags_alone + 2 * taught)
-    with pytest.raises(ValueError, match=r"mask_\w+ needs the last round's segmentation .* set --data.queries"):
-        _fit(_made(mask_pooling=share, mask_teaching=2.0), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
-    _fit(
-        _made(mask_pooling=share, mask_teaching=2.0), _Data(_batch(context=True), "displaced"), tmp_path
-    )  # its control
-
-
-def test_maps_may_be_made_under_the_context_of_other_images(tmp_path):
-    path = _confounders(tmp_path / "c.npz")
-    module = _made("sum", confounders=path)
-    module.setup("fit")
-    data = _Data(_batch(context=True), "another", queries="there")
-    with pytest.warns(UserWarning, match="sum is given the masks of other images"):
-        _trainer(tmp_path).predict(module, data)
 
 
 def test_the_wrong_source_of_masks_is_refused(tmp_path):
@@ -489,68 +460,12 @@ def test_random_weights_and_another_batch_are_noticed(tmp_path):
     assert any("the recipe has 16" in text for text in module.notices)
 
 
-def test_a_loss_that_balances_tags_learns_them_when_a_fit_starts_and_evaluation_stays_plain(tmp_path):
-    class Tagged(_Data):
-        def train_tags(self):
-            return torch.tensor([[1.0, 1.0, 0.0]] * 3 + [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]] + [[0.0, 0.0, 1.0]] * 3)
-
-    module = _made(loss=BalancedTagLoss())
-    run = _trainer(tmp_path)
-    run.fit(module, Tagged(_batch()))
-    assert module.loss.prior.tolist() == [0.5, 0.5, 0.375]
-    plain = _made()
-    plain.load_state_dict(module.state_dict())  # the weights of the loss are no part of a checkpoint
-    found = [_trainer(tmp_path).test(each, _Data(_batch()), verbose=False)[0]["test/loss"] for each in (module, plain)]
-    assert found[0] == found[1]
-    other = _trainer(tmp_path)
-    other.fit(_made(), Tagged(_batch()))
-    assert run.callback_metrics["train/loss_epoch"] != other.callback_metrics["train/loss_epoch"]
-
-
-def _pasted(tmp_path, **more):
-    """What the backbone sees of a fit on two views, black with class 1 at the left, white with 1 at the top."""
-    image = torch.stack([torch.zeros(3, 48, 32), torch.ones(3, 48, 32)])
-    mask = torch.zeros(2, 48, 32, dtype=torch.int64)
-    mask[0, :, :16], mask[1, :24] = 1, 1
-    seen = []
-    module = _made(decouple=1.0, **more)
-    module.network.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach() / 2 + 0.5))
-    _fit(module, _Data(_batch(image=image, mask=mask)), tmp_path, num_sanity_val_steps=0)
-    assert all(torch.equal(one, image) for one in seen[1:])  # validation
-    assert len(seen) > 1
-    return seen[0][:, 0]
-
-
-def test_objects_are_pasted_in_training_alone(tmp_path):
-    first, second = _pasted(tmp_path)
-    assert (first[:24] == 1).all()
-    assert (first[24:] == 0).all()
-    assert (second[:, :16] == 0).all()
-    assert (second[:, 16:] == 1).all()
-    first, second = _pasted(tmp_path, decouple_shuffled=True)
-    assert (first[:, :16] == 1).all()  # the shape of the other
-    assert (second[:24] == 0).all()
-    with pytest.raises(ValueError, match=r"decouple cuts objects out .* set --data.masks to its pseudo_masks"):
-        _fit(_made(decouple=0.5), _Data(_batch()), tmp_path)
-    alone = _Data(_batch())
-    alone.batch_size = 1
-    with pytest.raises(ValueError, match=r"a batch of 1 has none; set --data.batch_size to 2 or more"):
-        _fit(_made(decouple=0.5), alone, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"decouple": 1.5}, r"decouple=1.5 \(a share, 0 to 1\)"),
         ({"mask_pooling": -0.5}, r"mask_pooling=-0.5 \(a share, 0 to 1\)"),
-        ({"mask_teaching": -1.0}, r"mask_teaching=-1.0 \(a weight, 0 or more\)"),
-        ({"mask_teaching": 1.0, "decouple": 0.5}, "mask_teaching with decouple=0.5"),
-        ({"mask_pooling": 0.5, "context": "stack"}, "mask_pooling with context=stack"),
+        ({"mask_pooling": 0.5, "context": "sum"}, "mask_pooling with context=sum"),
         ({"mask_pooling": 0.5, "adjustment": "c2am"}, "mask_pooling with adjustment=c2am"),
-        ({"mask_pooling": 0.5, "decouple": 0.5}, "mask_pooling with decouple=0.5"),
-        ({"decouple_shuffled": True}, "decouple_shuffled without decouple"),
-        ({"decouple": 0.5, "context": "sum"}, "decouple with context=sum"),
-        ({"decouple": 0.5, "loss": BalancedTagLoss()}, "decouple with loss=BalancedTagLoss"),
     ],
 )
 def test_a_share_that_makes_no_sense(given, message):

@@ -8,7 +8,7 @@ from torch import nn
 from structseg.lightning_modules.networks.backbones import Backbone
 from structseg.lightning_modules.networks.cam_classifier import CAMClassifier
 
-KINDS = ["sum", "stack", "constant", "stack_constant"]
+KINDS = ["sum", "constant"]
 
 
 def _made(context="none", position=4, **options):
@@ -68,8 +68,6 @@ def test_controls_have_the_parameters_of_sum():
     channels = 4 * 4 * 3 * 2
     fused = _made("sum").backbone.channels[4]
     assert count("sum") == count("constant") == count("none") + channels + fused * (fused + 1)
-    assert count("stack") == count("stack_constant") > count("sum")
-    assert count("stack") == count("sum") + 2 * fused
 
 
 def test_without_probabilities_the_mean_of_the_confounders_is_taken():
@@ -135,7 +133,7 @@ def test_c2am_multiplies_by_the_global_map_before_the_mean():
         ({"context_position": 0}, "context_position is 0, expected a stage of the backbone, 1 to 4"),
         ({"context_position": 5}, "context_position is 5"),
         ({"adjustment": "mean"}, "adjustment is 'mean', expected none or c2am"),
-        ({"context": "placebo"}, "kind is 'placebo', expected sum, stack, constant or stack_constant"),
+        ({"context": "placebo"}, "kind is 'placebo', expected sum or constant"),
     ],
 )
 def test_wrong_settings(given, message):
