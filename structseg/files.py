@@ -13,6 +13,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]  # of the repository: the manifest's paths start there
 
 
+def experiments_folder() -> Path:
+    """The folder of the configurations: beside this package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).resolve().parent / "experiments"
+    return inside if inside.is_dir() else ROOT / "experiments"
+
+
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
     """Writes beside, syncs, renames: the file is whole or not there. What is not finite becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)

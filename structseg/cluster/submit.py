@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from structseg.command.config_files import find_config, load_config
 from structseg.command.configs import resolved_config
 from structseg.command.processes import command_line
-from structseg.files import ROOT
+from structseg.files import experiments_folder
 from structseg.messages import fail
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.session import Session
-from structseg.yaml_files import load_yaml
 
-TEMPLATES = ROOT / "experiments" / "slurm"
+TEMPLATES = experiments_folder() / "slurm"
 _ARGUMENTS = ': "${1:?'  # how the line of a template begins that asks for arguments; ours are given
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _MEMORY = re.compile(r"\d+[KMGT]?")
@@ -126,10 +126,9 @@ def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
         FileNotFoundError: no such configuration.
     """
     _check(given, more)
-    if not given.config.is_file():
-        raise FileNotFoundError(f"no configuration {given.config}; give the YAML of an experiment or of a pipeline")
-    content, _ = load_yaml(given.config)
-    if isinstance(content, dict) and {"stages", "base"} & content.keys():
+    given.config = find_config(given.config)
+    content = load_config(given.config)
+    if isinstance(content, dict) and "stages" in content:
         return _pipeline_jobs(given, more, origin)
     name = given.job_name or _job_name(given.config.stem)
     elsewhere = [] if given.runs_dir == Path("runs") else ["--runs_dir", str(given.runs_dir)]
@@ -285,7 +284,7 @@ def parsed(args: list[str]) -> argparse.Namespace:
         "a stage, each after the one before. A job that runs out of time, or is pre-empted, goes on where it was.",
         allow_abbrev=False,
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML of an experiment or of a pipeline")
+    parser.add_argument("config", metavar="CONFIG", help="an experiment or a pipeline, by path or name")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="a process each; 0: CPU; default: 1")
     parser.add_argument("--cpus-per-task", type=int, metavar="C", help="default: the loader's workers and one")

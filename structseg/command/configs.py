@@ -1,36 +1,34 @@
-"""The data part of a configuration as a datamodule, for tools that train nothing."""
+"""Where a configuration becomes objects, in this process: resolved, or the datamodule of its data part."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import Any
+from functools import cache
+from itertools import pairwise
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace
 
-from structseg.command.lightning import run
-from structseg.command.parser import StructsegParser
+from structseg.command.config_files import find_config, load_config
+from structseg.command.lightning import StructsegCLI
+from structseg.command.parser import StructsegParser, check_order, import_rooms, shorten
 from structseg.datamodules.base import SegmentationDataModule
-from structseg.yaml_files import load_yaml
 
 
 def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace:
-    """Adds the argument `config_file` and the options `--data...`, whose defaults the named file gives, and parses.
+    """Adds the argument `config_file` and the options `--data...`, whose defaults that file gives, and parses.
 
     Raises:
         FileNotFoundError: no such configuration.
         ValueError: the configuration is no YAML or has no data; the message names the `tool` that needs some.
     """
-    parser.add_argument("config_file", type=str, help="the YAML of an experiment; its data part is used")
+    given = _positional(parser, args)
+    parser.add_argument("config_file", type=str, help="an experiment, by path or name; its data part is used")
     parser.add_subclass_arguments(SegmentationDataModule, "data", fail_untyped=False)
-    path = Path(next((arg for arg in args if arg.endswith((".yaml", ".yml"))), ""))
-    if path.name:
-        if not path.is_file():
-            raise FileNotFoundError(f"no configuration {path}; give the YAML of an experiment")
-        content, _ = load_yaml(path)
+    if given:
+        path = find_config(given)
+        content = load_config(path)
         data = content.get("data") if isinstance(content, dict) else None
         if not data:
             raise ValueError(f"{path} has no data part; {tool} needs a datamodule")
@@ -38,20 +36,68 @@ def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace
     return parser.parse_args(args)
 
 
+def _positional(parser: StructsegParser, args: Sequence[str]) -> str:
+    """The first argument that is neither an option nor the value of one; "" where there is none."""
+    flags = {option for action in parser._actions if action.nargs == 0 for option in action.option_strings}
+    for before, arg in pairwise(["", *args]):
+        if not arg.startswith("-") and (not before.startswith("-") or before in flags or "=" in before):
+            return arg
+    return ""
+
+
+class _Refused(Exception):
+    """The parser's complaint in one line."""
+
+
+class _Resolved(Exception):
+    """What `--print_config` would print; required options may be missing."""
+
+
+class _ResolvingParser(StructsegParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a nested parser, whose failure the outer one weighs
+            super().error(message, ex)
+        raise _Refused(shorten(message))
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        text: str = super().dump(*args, **kwargs)
+        if not self.exit_on_error:
+            return text
+        raise _Resolved(text)
+
+
+class _ParserMade(Exception):
+    """Carries the command line's parser."""
+
+
+class _ParserOnly(StructsegCLI):
+    def parse_arguments(self, parser: Any, args: Any) -> NoReturn:  # noqa: ARG002  # Lightning's hook
+        raise _ParserMade(parser)
+
+
+@cache
+def _parser() -> StructsegParser:
+    import_rooms()
+    try:
+        _ParserOnly([], _ResolvingParser)
+    except _ParserMade as made:
+        parser: StructsegParser = made.args[0]
+    return parser
+
+
 def resolved_config(args: Sequence[str]) -> dict[str, Any]:
-    """What one of Lightning's subcommands would run with, parsed in this process.
+    """What one of Lightning's subcommands would run with: `["fit", "--config", "fasseg_v2", ...]`.
 
     Raises:
-        ValueError: the arguments are refused.
+        ValueError: the arguments are refused; the message is the line that the command prints.
+        OSError: a configuration does not exist or cannot be read.
     """
-    out, refused = io.StringIO(), io.StringIO()
     try:
-        with redirect_stdout(out), redirect_stderr(refused):
-            run([*args, "--print_config"])
-    except SystemExit as end:
-        if end.code:
-            raise ValueError(refused.getvalue().strip().rpartition("structseg: error: ")[2]) from None
-    config: dict[str, Any] = yaml.safe_load(out.getvalue())
+        _parser().parse_args([*check_order(args), "--print_config"])
+    except _Resolved as resolved:
+        config: dict[str, Any] = yaml.safe_load(str(resolved))
+    except _Refused as refused:
+        raise ValueError(str(refused)) from None
     return config
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from structseg.command import show
 from structseg.command.lightning import run
-from structseg.files import ROOT
 from structseg.messages import fail
 
-CONFIG = str(ROOT / "experiments" / "fasseg_unet" / "synthetic.yaml")
+CONFIG = "fasseg_unet/synthetic"
 
 
 def main(args: list[str]) -> None:

@@ -103,7 +103,28 @@ class KeepConfig(SaveConfigCallback):
 
 
 class StructsegCLI(LightningCLI):
-    """LightningCLI with the run's folder, loggers and callbacks of the suite."""
+    """LightningCLI with the run's folder, loggers and callbacks of the suite.
+
+    Args:
+        args: the command line, without `structseg`.
+        parser_class: what parses it.
+    """
+
+    def __init__(self, args: list[str], parser_class: type[StructsegParser] = StructsegParser) -> None:
+        super().__init__(
+            TrainedModule,
+            SegmentationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=KeepConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_class=parser_class,
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+            args=args,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The suite's own options and links."""
@@ -310,7 +331,10 @@ def run(args: list[str]) -> StructsegCLI:
     Raises:
         Exception: whatever goes wrong; `main` makes one line of it.
     """
-    check_order(args)
+    try:
+        args = check_order(args)
+    except (OSError, ValueError) as error:
+        fail(str(error), 2)
     if job_id() and threading.current_thread() is threading.main_thread():
         signal.signal(REQUEUE, requeue_before_training)
     import_rooms()
@@ -320,20 +344,7 @@ def run(args: list[str]) -> StructsegCLI:
     given = _with_card(args)
     temporary = Path(given[2]) if given is not args else None
     try:
-        return StructsegCLI(
-            TrainedModule,
-            SegmentationDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=KeepConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_class=StructsegParser,
-            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
-            args=given,
-        )
+        return StructsegCLI(given)
     finally:
         _HELD.close()
         _finish_wandb(stopped=isinstance(sys.exc_info()[1], SIGTERMException))

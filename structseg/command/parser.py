@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import os
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
@@ -19,13 +22,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from structseg import datamodules, lightning_modules, losses
+from structseg.command.config_files import find_config, load_config
 from structseg.command.subcommands import SUBCOMMANDS, TOOLS
 from structseg.datamodules.augmentation import Augmentation
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import TrainedModule
 from structseg.messages import fail, nearest
-from structseg.yaml_files import load_yaml
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 
@@ -39,43 +42,64 @@ def import_rooms() -> None:
             import_module(module.name)
 
 
-def check_order(args: list[str]) -> None:
-    """Options before the subcommand, or before `--config`, would be lost in silence; they are refused.
+def check_order(args: Sequence[str]) -> list[str]:
+    """The arguments with the paths of configurations that are given by name.
 
-    So are configurations that are no YAML of keys and values, which the parser would take apart first.
+    Options before the subcommand, or before `--config`, would be lost in silence; they are refused. So are
+    configurations that are no YAML of keys and values, which the parser would take apart first.
+
+    Raises:
+        ValueError: the arguments are refused.
+        OSError: a configuration cannot be read.
     """
+    args = list(args)
     if not args:
-        fail("a subcommand is missing; structseg --help lists them", 2)
+        raise ValueError("a subcommand is missing; structseg --help lists them")
     if args[0] not in SUBCOMMANDS:
         names = [*SUBCOMMANDS, *TOOLS]
-        near = difflib.get_close_matches(args[0], names, 1)
+        near = [] if args[0].startswith("-") else difflib.get_close_matches(args[0], names, 1)
         hint = f"did you mean {near[0]}?" if near else f"the subcommand comes first: {', '.join(names)}"
-        fail(f"{args[0]} is no subcommand; {hint}", 2)
+        raise ValueError(f"{args[0]} is no subcommand; {hint}")
     for position, arg in enumerate(args[1:], 1):
-        if arg.split("=", 1)[0] in ("--config", "-c"):
+        option, equals, value = arg.partition("=")
+        if option in ("--config", "-c"):
             before = [a for a in args[1:position] if a.startswith("-") and a.split("=", 1)[0] not in ("--config", "-c")]
             if before:
-                fail(f"{before[0]} stands before --config, which would override it; give --config first", 2)
-            _check_config(arg.split("=", 1)[1] if "=" in arg else "".join(args[position + 1 : position + 2]))
+                raise ValueError(f"{before[0]} stands before --config, which would override it; give --config first")
+            if equals:
+                args[position] = f"{option}={_config_path(value)}"
+            elif position + 1 < len(args):
+                args[position + 1] = _config_path(args[position + 1])
+    return args
 
 
-def _check_config(given: str) -> None:
-    try:
-        path = Path(given)
-        if not path.is_file():
-            return  # the parser says so
-        tree, _ = load_yaml(path)
-    except (OSError, ValueError) as error:
-        fail(str(error), 2)
+def _config_path(given: str) -> str:
+    path = find_config(given)
+    tree = load_config(path)
     if not isinstance(tree, dict | None):
-        fail(f"{path} holds {str(tree)[:40]!r}, not keys and values such as `model: ...`", 2)
+        raise ValueError(f"{path} holds {str(tree)[:40]!r}, not keys and values such as `model: ...`")
+    if "stages" in (tree or {}):
+        raise ValueError(f"{path} is a pipeline; structseg pipeline {given} runs it")
     for key in _SECTIONS & (tree or {}).keys():
         if not isinstance((tree or {})[key], dict | None):  # the parser would pass over it
-            fail(f"{path}: {key} holds {str((tree or {})[key])[:40]!r}, not keys and values", 2)
+            raise ValueError(f"{path}: {key} holds {str((tree or {})[key])[:40]!r}, not keys and values")
+    return str(path)
 
 
 class StructsegParser(LightningArgumentParser):
-    """LightningArgumentParser with one-line errors and without abbreviations."""
+    """LightningArgumentParser with one-line errors, without abbreviations, and with bases of configurations."""
+
+    _whole = ""  # the configuration that is being read, on top of its base
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Like the parent's, with the configuration on top of its base."""
+        self._whole = yaml.safe_dump(load_config(Path(path)), sort_keys=False)
+        return super().parse_path(path, *args, **kwargs)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Like the parent's; for `parse_path`, of what the file and its base say together."""
+        content, self._whole = self._whole or content, ""
+        return super().parse_string(content, *args, **kwargs)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:  # noqa: ARG002  # argparse's hook
         return []  # an abbreviated option is refused, not guessed

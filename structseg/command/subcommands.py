@@ -14,6 +14,7 @@ TOOLS = {
     "rounds": ("structseg.pipelines.rounds", "what a pipeline's rounds measured, and pictures of what they made"),
     "check": ("structseg.audit.command", "every broken file of a data set, at once"),
     "submit": ("structseg.cluster.submit", "write a SLURM job for a configuration, and submit it"),
+    "configs": ("structseg.command.config_files", "list the configurations that --config finds by name"),
     "show": ("structseg.command.show", "draw an augmented batch with its labels"),
     "results": ("structseg.results.command", "the results table, and the runs behind it"),
 }

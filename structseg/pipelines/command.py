@@ -11,6 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from structseg.command.config_files import find_config
 from structseg.command.processes import command_line
 from structseg.messages import fail, nearest
 from structseg.pipelines.file import load_pipeline
@@ -54,7 +55,7 @@ def main(args: list[str]) -> None:
         "folder to run it anew.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="YAML that names the stages")
+    parser.add_argument("file", metavar="FILE", help="YAML that names the stages, by path or name")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run and why, and the commands")
     parser.add_argument("--anew", action="store_true", help="replace finished predictions of another configuration")
     parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
@@ -64,7 +65,7 @@ def main(args: list[str]) -> None:
     given = parser.parse_args(args[:at])
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; expected a whole number from 0")
-    pipeline = load_pipeline(given.file)
+    pipeline = load_pipeline(find_config(given.file))
     pipeline = pipeline if given.arm is None else pipeline.of_arm(given.arm)
     session = Session(pipeline, given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
     if given.dry_run:

@@ -1,0 +1,116 @@
+"""The files of configurations: found by name or path, laid on top of their bases; `structseg configs` lists them.
+
+A configuration may begin with `base: FILE`, the path of another one from its own folder, or a name. What it says then
+comes on top: keys are merged, lists and single values are replaced, and another `class_path` drops the base's
+`init_args`. A base may have a base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from structseg.files import experiments_folder
+from structseg.messages import fail, nearest
+from structseg.yaml_files import load_yaml
+
+
+def config_names() -> dict[str, Path]:
+    """The suite's configurations and pipelines by name: `FOLDER/FILE` without `.yaml`."""
+    found = sorted(experiments_folder().glob("*/*.yaml"))
+    return {f"{path.parent.name}/{path.stem}": path for path in found if path.parent.name != "results"}
+
+
+def find_config(given: str | Path, folder: Path = Path()) -> Path:
+    """A configuration by its path or its name.
+
+    Args:
+        given: path, from `folder`; or `consensus/lfw_parts`, or `lfw_parts` where no other folder has one.
+        folder: where paths start.
+
+    Raises:
+        FileNotFoundError: no such file or name; the message has the nearest name.
+        ValueError: several have that name; the message lists them.
+    """
+    path = folder / given
+    if path.is_file():
+        return path
+    known = config_names()
+    fits = [name for name in known if str(given) in (name, name.partition("/")[2])]
+    if len(fits) > 1:
+        raise ValueError(f"several configurations are called {given}; give one of {', '.join(fits)}")
+    if fits:
+        return known[fits[0]]
+    name = "/".join(Path(str(given).removesuffix(".yaml")).parts[-2:])
+    names = {*known, *(name.partition("/")[2] for name in known)}
+    hint = f" (did you mean {name}?)" if name in names else nearest(name, names) or "; structseg configs lists all"
+    raise FileNotFoundError(f"no configuration {path}{hint}")
+
+
+def config_chain(path: Path) -> list[tuple[Path, Any, yaml.Node | None]]:
+    """A configuration, its base, the base of that and so on: path and `load_yaml` of each.
+
+    Raises:
+        OSError: one of the files cannot be read.
+        ValueError: one is no YAML, a base does not exist or holds no keys, or the bases lead in a circle.
+    """
+    chain: list[tuple[Path, Any, yaml.Node | None]] = []
+    while True:
+        tree, node = load_yaml(path)
+        if chain and not isinstance(tree, dict):
+            raise ValueError(f"{chain[-1][0]}: its base {path} holds {str(tree)[:40]!r}, not keys and values")
+        chain.append((path, tree, node))
+        if not isinstance(tree, dict) or "base" not in tree:
+            return chain
+        base = tree.pop("base")
+        if not isinstance(base, str):
+            raise ValueError(f"{path}: base is {base!r}, not the path or the name of one configuration")
+        try:
+            above, path = path, find_config(base, path.parent)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: base: {error}") from None
+        if any(path.resolve() == other.resolve() for other, *_ in chain):
+            circle = " -> ".join(file.name for file in [*(other for other, *_ in chain), path])
+            raise ValueError(f"{above}: its base leads back to a file that builds on it: {circle}")
+
+
+def load_config(path: Path) -> Any:
+    """What a configuration says, on top of its base; errors as of `config_chain`."""
+    whole: Any = {}
+    for _, tree, _ in reversed(config_chain(path)):
+        whole = merge(whole, tree)
+    return whole
+
+
+def merge(below: Any, above: Any) -> Any:
+    """`above` on top of `below`, as this module's docstring says."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if not _same_class(below.get("class_path"), above.get("class_path")):
+        below = {key: value for key, value in below.items() if key != "init_args"}
+    merged = {key: merge(below[key], value) if key in below else value for key, value in above.items()}
+    return {**below, **merged}
+
+
+def _same_class(below: Any, above: Any) -> bool:
+    """Whether two class paths name one class, perhaps without its module; one that is missing names the other's."""
+    if not isinstance(below, str) or not isinstance(above, str) or below == above:
+        return True
+    return below.endswith(f".{above}") or above.endswith(f".{below}")
+
+
+def main(args: list[str]) -> None:
+    """`structseg configs [WORD]`: each configuration's name and its first line; with a word, those that have it."""
+    if len(args) > 1 or (args and args[0].startswith("-")):
+        fail(f"configs: expected one word that the names contain, got {' '.join(args)}", 2)
+    known = config_names()
+    found = [name for name in known if not args or args[0] in name]
+    if not found:
+        hint = nearest(args[0], {*known, *(part for name in known for part in name.split("/"))})
+        fail(f"configs: no name contains {args[0]}{hint}", 2)
+    width = max(map(len, found))
+    for name in found:
+        with known[name].open() as file:
+            print(f"{name:{width}}  {file.readline().lstrip('# ').rstrip()}")
