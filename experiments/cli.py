@@ -35,7 +35,7 @@ from experiments.artefact_writers import artefact_writer
 from experiments.freed_memory import keep_freed_memory
 from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order, fail, import_rooms, shorten
 from experiments.processes import alone
-from experiments.resume import check_id, id_of, is_finished, mark_finished, where_to_go_on
+from experiments.resume import check_id, id_of, is_finished, mark_finished, steps_of, where_to_go_on
 from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
 from experiments.watched_keys import check_watched_keys
 from lightning_modules.base import SegmentationModule
@@ -135,7 +135,7 @@ class StructsegCLI(LightningCLI):
         if name == Path(CONFIG_NAME).stem:
             name = Path(str(files[0])).absolute().parent.parent.name
         name = name or config["model"]["class_path"].rsplit(".", 1)[-1].lower()
-        self.step: int | None = None  # that `--resume auto` goes on from
+        self.step: int | None = None  # that the run goes on from, if it does
         auto, run_id = config.get("resume") == "auto", config.get("run_id")
         if run_id is not None:
             check_id(run_id)
@@ -150,12 +150,15 @@ class StructsegCLI(LightningCLI):
         elif run_id is not None and self.folder.resumed:
             raise ValueError(f"{self.folder.path} has a run already; add --resume auto, or give another --run_id")
         if not auto and config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
-            seen = read_card(Path(config["ckpt_path"]))["epoch"] + 1
+            path = Path(config["ckpt_path"])
+            seen = read_card(path)["epoch"] + 1
             most = config["trainer"]["max_epochs"]
             if self.subcommand == "fit" and most is not None and 0 <= most < seen:
                 raise ValueError(
                     f"{config['ckpt_path']} has seen {seen} epochs; raise --trainer.max_epochs from {most}"
                 )
+            if self.subcommand == "fit" and self.folder.resumed:
+                self.step = steps_of(path)
 
     def _find_out(self, config: Any) -> None:
         """For `--resume auto`: where the run in the folder is.
