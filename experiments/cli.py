@@ -36,7 +36,7 @@ from experiments.freed_memory import keep_freed_memory
 from experiments.parser import SUBCOMMANDS, TOOLS, StructsegParser, check_order, fail, import_rooms, shorten
 from experiments.processes import alone
 from experiments.resume import check_id, id_of, is_finished, mark_finished, steps_of, where_to_go_on
-from experiments.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
+from experiments.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
 from experiments.watched_keys import check_watched_keys
 from lightning_modules.base import SegmentationModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
@@ -68,6 +68,7 @@ _KNOWN_WARNINGS = (
 _RESUME_HELP = "auto: the same command goes on where its run was, whatever ended it, and ends at once when it is done"
 _RUN_ID_HELP = "Name of the run's folder; default: a new one, or, with --resume auto, one that stands for the settings"
 _GOES_ON = "a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt, one of --resume auto by its own command"
+_ANOTHER = "add --resume auto, or give another --run_id"
 _HELD = ExitStack()  # the lock of the run's folder, until the command ends
 _WANDB_SECONDS = 5
 _PATIENCE = 30.0  # seconds for a process that is being ended to leave the run's folder
@@ -143,12 +144,20 @@ class StructsegCLI(LightningCLI):
             raise ValueError("--resume auto finds the checkpoint itself; drop --ckpt_path, or --resume")
         if auto and run_id is None:
             run_id = id_of(config.as_dict())
-        self.folder = settle_run_folder(Path(config["runs_dir"]), name, config.get("ckpt_path"), run_id)
+        writes = self.subcommand != "predict" and not config["trainer"]["fast_dev_run"]
+        self.folder = settle_run_folder(Path(config["runs_dir"]), name, config.get("ckpt_path"), run_id, writes)
+        if writes and not self.folder.resumed and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            _HELD.callback(leave_unused, self.folder.path.resolve())
         config["trainer"]["default_root_dir"] = str(self.folder.path)
         if auto and not config["trainer"]["fast_dev_run"]:
             self._find_out(config)
         elif run_id is not None and self.folder.resumed:
-            raise ValueError(f"{self.folder.path} has a run already; add --resume auto, or give another --run_id")
+            raise ValueError(f"{self.folder.path} has a run already; {_ANOTHER}")
+        elif self.subcommand == "fit" and writes and not self.folder.resumed and _restarts():
+            rank_zero_warn(
+                f"job {job_id()} was requeued, and this fit begins anew, in {self.folder.path}; what it had done is "
+                "left as it was; with --resume auto a requeued job goes on"
+            )
         if not auto and config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
             path = Path(config["ckpt_path"])
             seen = read_card(path)["epoch"] + 1
@@ -258,6 +267,26 @@ class StructsegCLI(LightningCLI):
             self.folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"no run folder {self.folder.path} ({error.strerror}); set --runs_dir") from None
+        if self.subcommand == "fit":
+            self._hold()
+
+    def _hold(self) -> None:
+        """Keeps other fits out of the folder; `--resume auto` does since it looked at it.
+
+        Raises:
+            RuntimeError: another fit is at work there.
+            ValueError: another fit has been there since.
+        """
+        if self.config.fit.resume == "auto" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return
+        _HELD.enter_context(alone(self.folder.path, _PATIENCE if self.folder.resumed else 0.0))
+        if self.folder.config.is_file() and not self.folder.resumed:
+            raise ValueError(f"{self.folder.path} has a run by now; {_ANOTHER}")
+
+
+def _restarts() -> int:
+    """How often SLURM has requeued this job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or "0")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
