@@ -11,17 +11,27 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 
-LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last.previous.ckpt"
 
 
 class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` by the watched key and `last.ckpt`, each epoch.
+    """`best.ckpt` by the watched key, and `last.ckpt`.
+
+    `last.ckpt` is the state after the last finished epoch (and, with `save_every_steps`, the last multiple), whatever
+    is watched or not watched, with and without validation, after a plain end, SIGTERM, SIGKILL, Ctrl-C. It is written
+    after the epoch's validation and after `best.ckpt`, so that it holds the best score so far. Validations within an
+    epoch, and an end within one, are saved likewise.
+
+    Lightning's own `save_last` is not used: it follows the saving of a best checkpoint, and an epoch that is not the
+    best, or is not validated, would be lost.
 
     Args:
-        monitor: key that decides which is best; without validation data the last one is.
+        monitor: key that decides which is best; None: the last epoch is, as without validation data.
         mode: `max` or `min`.
-        save_every_steps: also save `last.ckpt` every so many training steps; 0 = at the end of an epoch only.
+        save_every_steps: also save `last.ckpt` every so many optimiser steps; 0 = at the end of an epoch only.
     """
 
     CHECKPOINT_NAME_LAST = "last"
@@ -31,39 +41,110 @@ class BestAndLast(ModelCheckpoint):
             monitor=monitor,
             mode=mode,
             filename="best",
-            save_last=True,
+            save_last=False,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
         self.save_every_steps = save_every_steps
+        self._last_step = 0  # optimiser steps in `last.ckpt`, of those that this process has written
+        self._best_is_there = False  # when the fit began
 
     @property
     def state_key(self) -> str:
         """One key whatever is watched, so that a checkpoint finds its callback again."""
         return type(self).__name__
 
-    def _save_last_checkpoint(self, trainer: Any, monitor_candidates: dict[str, Any]) -> None:
-        if not trainer.fast_dev_run:
-            for logger in trainer.loggers:
-                if isinstance(logger, CSVLogger):
-                    logger.save()  # what has been logged up to here is on the disk when the checkpoint is
-            super()._save_last_checkpoint(trainer, monitor_candidates)
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Settles the folder, and looks whether a best checkpoint is in it: before the state is loaded."""
+        super().setup(trainer, pl_module, stage)
+        there = trainer.is_global_zero and (Path(str(self.dirpath)) / BEST).is_file()
+        self._best_is_there = bool(trainer.strategy.broadcast(there))  # all processes have to decide alike
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and by which mode the best one was chosen."""
+        return {**super().state_dict(), "mode": self.mode}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the best score so far, in whatever folder the run lies now.
+
+        The score is forgotten, and a warning says so, where its `best.ckpt` is not in the folder or where it is of
+        another key or mode: then the next validated epoch is the best.
+        """
+        here = {name: str(Path(str(self.dirpath)) / name) for name in (BEST, LAST)}
+        self.last_model_path = here[LAST] if state_dict["last_model_path"] else ""
+        if not state_dict["best_model_path"]:
+            return
+        watched = (state_dict["monitor"], state_dict.get("mode", self.mode))
+        if watched != (self.monitor, self.mode):
+            before, now = (f"{key} ({mode})" for key, mode in (watched, (self.monitor, self.mode)))
+            rank_zero_warn(f"{before} was watched, now {now} is: the next epoch with that score becomes {BEST}")
+        elif not self._best_is_there:
+            rank_zero_warn(f"{here[BEST]} is not there: the next epoch with a score takes its place")
+        else:
+            self.best_model_path = here[BEST]
+            self.best_model_score = state_dict["best_model_score"]
+            if state_dict["best_k_models"]:
+                self.kth_best_model_path, self.kth_value = here[BEST], state_dict["kth_value"]
+                self.best_k_models = {here[BEST]: self.kth_value}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keeps `last.ckpt` fresh within long epochs."""
+        """Keeps `last.ckpt` fresh within long epochs, and where the fit ends within one."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        due = self.save_every_steps and trainer.global_step % self.save_every_steps == 0
+        loop = trainer.fit_loop.epoch_loop
         # The epoch's last step is saved after validation: saved here, the epoch would be taken for a validated one.
-        if due and not self.is_saved(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if loop.batch_progress.is_last_batch or loop._should_accumulate() or self.is_saved(trainer):
+            return
+        if loop._is_training_done or (self.save_every_steps and trainer.global_step % self.save_every_steps == 0):
             self.write_last(trainer)
 
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Within an epoch, saves what the validation has found; the epoch's last one is saved with the epoch."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        amid = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if amid and (self.is_saved(trainer) or not self._should_save_on_train_epoch_end(trainer)):
+            self.write_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Saves the best, and then the last."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not self.is_saved(trainer):
+            self.write_last(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Says so where there is no best one."""
+        super().on_train_end(trainer, pl_module)
+        if not self.best_model_path and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"no {BEST}: no validation has logged {self.monitor} in {trainer.current_epoch} epochs; {LAST} is the "
+                "end of the fit; for a best one lower --trainer.check_val_every_n_epoch, or train for longer"
+            )
+
+    def _should_save_on_train_epoch_end(self, trainer: Any) -> bool:
+        """Whether the best is decided at the end of an epoch, not of a validation, which may never come."""
+        return (
+            self.monitor is None
+            or self.monitor.startswith("train/")
+            or super()._should_save_on_train_epoch_end(trainer)
+        )
+
     def is_saved(self, trainer: Any) -> bool:
-        """Whether a checkpoint of this very step is there."""
-        return bool(self._last_global_step_saved == trainer.global_step)
+        """Whether `last.ckpt` holds this very step."""
+        return bool(self._last_step == trainer.global_step)
 
     def write_last(self, trainer: Any) -> None:
         """Writes `last.ckpt` now; every process has to come here."""
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if trainer.fast_dev_run:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()  # what has been logged up to here is on the disk when the checkpoint is
+        self.last_model_path = str(Path(str(self.dirpath)) / LAST)
+        best_step = self._last_global_step_saved
+        self._save_checkpoint(trainer, self.last_model_path)
+        self._last_global_step_saved = best_step  # by it Lightning knows whether a step's best one is decided
+        self._last_step = trainer.global_step
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -32,8 +32,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from structseg.command.freed_memory import keep_freed_memory
 from structseg.command.parser import StructsegParser, check_order, import_rooms
 from structseg.command.processes import alone
-from structseg.command.resume import check_id, id_of, is_finished, mark_finished, where_to_go_on
-from structseg.command.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
+from structseg.command.resume import check_id, id_of, is_finished, mark_finished, steps_of, where_to_go_on
+from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
 from structseg.command.watched_keys import check_watched_keys
 from structseg.datamodules.base import SegmentationDataModule, Split
 from structseg.lightning_modules.base import TrainedModule
@@ -68,6 +68,7 @@ _KNOWN_WARNINGS = (
 _RESUME_HELP = "auto: the same command goes on where its run was, whatever ended it, and ends at once when it is done"
 _RUN_ID_HELP = "Name of the run's folder; default: a new one, or, with --resume auto, one that stands for the settings"
 _GOES_ON = "a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt, one of --resume auto by its own command"
+_ANOTHER = "add --resume auto, or give another --run_id"
 _HELD = ExitStack()  # the lock of the run's folder, until the command ends
 _WANDB_SECONDS = 5
 _PATIENCE = 30.0  # seconds for a process that is being ended to leave the run's folder
@@ -156,7 +157,7 @@ class StructsegCLI(LightningCLI):
         if name == Path(CONFIG_NAME).stem:
             name = Path(str(files[0])).absolute().parent.parent.name
         name = name or config["model"]["class_path"].rsplit(".", 1)[-1].lower()
-        self.step: int | None = None  # that `--resume auto` goes on from
+        self.step: int | None = None  # that the run goes on from, if it does
         auto, run_id = config.get("resume") == "auto", config.get("run_id")
         if run_id is not None:
             check_id(run_id)
@@ -164,19 +165,30 @@ class StructsegCLI(LightningCLI):
             raise ValueError("--resume auto finds the checkpoint itself; drop --ckpt_path, or --resume")
         if auto and run_id is None:
             run_id = id_of(config.as_dict())
-        self.folder = settle_run_folder(Path(config["runs_dir"]), name, config.get("ckpt_path"), run_id)
+        writes = self.subcommand != "predict" and not config["trainer"]["fast_dev_run"]
+        self.folder = settle_run_folder(Path(config["runs_dir"]), name, config.get("ckpt_path"), run_id, writes)
+        if writes and not self.folder.resumed and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            _HELD.callback(leave_unused, self.folder.path.resolve())
         config["trainer"]["default_root_dir"] = str(self.folder.path)
         if auto and not config["trainer"]["fast_dev_run"]:
             self._find_out(config)
         elif run_id is not None and self.folder.resumed:
-            raise ValueError(f"{self.folder.path} has a run already; add --resume auto, or give another --run_id")
+            raise ValueError(f"{self.folder.path} has a run already; {_ANOTHER}")
+        elif self.subcommand == "fit" and writes and not self.folder.resumed and _restarts():
+            rank_zero_warn(
+                f"job {job_id()} was requeued, and this fit begins anew, in {self.folder.path}; what it had done is "
+                "left as it was; with --resume auto a requeued job goes on"
+            )
         if not auto and config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
-            seen = read_card(Path(config["ckpt_path"]))["epoch"] + 1
+            path = Path(config["ckpt_path"])
+            seen = read_card(path)["epoch"] + 1
             most = config["trainer"]["max_epochs"]
             if self.subcommand == "fit" and most is not None and 0 <= most < seen:
                 raise ValueError(
                     f"{config['ckpt_path']} has seen {seen} epochs; raise --trainer.max_epochs from {most}"
                 )
+            if self.subcommand == "fit" and self.folder.resumed:
+                self.step = steps_of(path)
 
     def _find_out(self, config: Any) -> None:
         """For `--resume auto`: where the run in the folder is.
@@ -276,6 +288,26 @@ class StructsegCLI(LightningCLI):
             self.folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"no run folder {self.folder.path} ({error.strerror}); set --runs_dir") from None
+        if self.subcommand == "fit":
+            self._hold()
+
+    def _hold(self) -> None:
+        """Keeps other fits out of the folder; `--resume auto` does since it looked at it.
+
+        Raises:
+            RuntimeError: another fit is at work there.
+            ValueError: another fit has been there since.
+        """
+        if self.config.fit.resume == "auto" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return
+        _HELD.enter_context(alone(self.folder.path, _PATIENCE if self.folder.resumed else 0.0))
+        if self.folder.config.is_file() and not self.folder.resumed:
+            raise ValueError(f"{self.folder.path} has a run by now; {_ANOTHER}")
+
+
+def _restarts() -> int:
+    """How often SLURM has requeued this job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or "0")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -97,6 +97,11 @@ def where_to_go_on(checkpoints: Path) -> Goes:
     return Goes()
 
 
+def steps_of(checkpoint: Path) -> int:
+    """The optimiser steps that are done in a checkpoint of this suite."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, by the checksums in it; None where it is whole."""
     try:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import secrets
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,9 @@ from requests.utils import get_netrc_auth
 CONFIG_NAME = "experiment.yaml"
 NOTICES_NAME = "notices_test.txt"
 _HANDED_DOWN = "STRUCTSEG_RUN_FOLDER"  # from the first process to the ones that DDP starts
+_CLAIM = ".launch"  # in the folder of a SLURM job's run: by what it was started; with `.RANK`: that this process joined
+_OURS = (_CLAIM, ".lock")  # what a run's folder may hold before there is anything of a run in it
+_LAUNCH = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 
 
 _WANDB_MODES = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
@@ -63,34 +70,106 @@ class RunFolder:
         return self.path / CONFIG_NAME
 
 
-def settle_run_folder(root: Path, experiment: str, ckpt_path: str | None, run_id: str | None = None) -> RunFolder:
+def settle_run_folder(
+    root: Path, experiment: str, ckpt_path: str | None, run_id: str | None = None, writes: bool = True
+) -> RunFolder:
     """The folder that a run uses: that of its id, that of the checkpoint which it goes on from, or a new one.
+
+    A new one has no run in it. Its name is eight hexadecimal digits; under SLURM the number of the job, JOB or
+    ARRAY_TASK, and from the second run of a job on JOB_2, JOB_3: see `_claim`.
 
     Args:
         root: the folder of all runs.
         experiment: name of the experiment.
         ckpt_path: the checkpoint that is resumed or tested, if any.
         run_id: the run's id, where it is known beforehand.
+        writes: whether anything is going to be written there; what writes nothing claims no folder.
+
+    Raises:
+        OSError: a SLURM job's folder could not be made.
     """
     handed_down = os.environ.get(_HANDED_DOWN)
     if handed_down and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         return RunFolder(Path(handed_down), resumed=(Path(handed_down) / CONFIG_NAME).is_file())
-    folder = root / experiment / (run_id or _new_id())
+    folder = root / experiment / run_id if run_id else None
     if ckpt_path and not run_id:
         owner = Path(ckpt_path).resolve().parent.parent
         if (owner / CONFIG_NAME).is_file():
             folder = owner
+    if folder is None:
+        folder = _new_folder(root / experiment, writes)
     os.environ[_HANDED_DOWN] = str(folder.resolve())
     return RunFolder(folder, resumed=(folder / CONFIG_NAME).is_file())
 
 
-def _new_id() -> str:
-    """Eight hexadecimal digits; under SLURM the job's own number, which all its processes know."""
+def _new_folder(parent: Path, writes: bool) -> Path:
+    job = _job()
+    if job is None:
+        return next(folder for folder in iter(lambda: parent / secrets.token_hex(4), None) if not folder.exists())
+    if not writes:
+        return parent / job
+    names = (job if number == 1 else f"{job}_{number}" for number in count(1))
+    return next(parent / name for name in names if _claim(parent / name))
+
+
+def _job() -> str | None:
+    """The number of the SLURM job, ARRAY_TASK for one of an array; None where this is no process of a job's step."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job and os.environ.get("SLURM_PROCID"):
-        task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        return f"{job}_{task}" if task else job
-    return secrets.token_hex(4)
+    if not job or not os.environ.get("SLURM_PROCID"):
+        return None
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{task}" if task else job
+
+
+def _claim(folder: Path) -> bool:
+    """Takes a folder for the run that this process begins, or joins the other processes of the run there.
+
+    The processes of one run start at different times, on several nodes, and cannot speak with each other yet. What
+    they share is the launch: cluster, job, step (each srun of a job is one) and how often the job was requeued. So:
+
+    - The first process, whichever that is, makes the folder with the launch written in it, at one stroke: a folder
+      that holds the launch is renamed to it, which fails where the name is taken. Of two launches one has it.
+    - A process joins a folder of its own launch, unless it has been in it already (this is then the next run of the
+      step, or another at the same time) or the run has begun, which it does not before all its processes have met.
+    - Whatever else there is, is someone's: of another launch, of the job before it was requeued, of an older version.
+
+    Every process tries the names in the same order and takes each once, so the n-th run of a launch is the same
+    folder for all of them, without a word between them.
+
+    Raises:
+        OSError: it could not be made.
+    """
+    launch = "\n".join(f"{name}={os.environ.get(name, '')}" for name in _LAUNCH)
+    elastic = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun starts several processes in one task
+    mine = f"{_CLAIM}.{os.environ['RANK' if elastic else 'SLURM_PROCID']}"
+    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        beside.mkdir(parents=True)
+        (beside / _CLAIM).write_text(launch)
+        (beside / mine).touch()
+        beside.rename(folder)
+        return True
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) or not folder.exists():
+            raise OSError(f"no run folder {folder} ({error.strerror}); set --runs_dir") from None
+    try:
+        if (folder / _CLAIM).read_text() != launch or (folder / CONFIG_NAME).exists():
+            return False
+        (folder / mine).touch(exist_ok=False)
+    except OSError:  # no claim in it, or this process's own
+        return False
+    return True
+
+
+def leave_unused(folder: Path) -> None:
+    """Removes a folder that was claimed for a run which wrote nothing, so that its name is free again."""
+    if not (folder / _CLAIM).is_file() or any(not path.name.startswith(_OURS) for path in folder.iterdir()):
+        return
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    with suppress(OSError):
+        folder.rename(aside)  # at one stroke: whoever comes now makes it anew
+        shutil.rmtree(aside)
 
 
 def wandb_mode() -> str:
