@@ -106,14 +106,15 @@ class StructsegCLI(LightningCLI):
     """LightningCLI with the run's folder, loggers and callbacks of the suite.
 
     Args:
-        args: the command line, without `structseg`.
+        args: the command line from the subcommand on.
         parser_class: what parses it.
     """
 
     def __init__(self, args: list[str], parser_class: type[StructsegParser] = StructsegParser) -> None:
+        self._called = args[0]
         super().__init__(
-            TrainedModule,
-            SegmentationDataModule,
+            model_class=TrainedModule,
+            datamodule_class=SegmentationDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=KeepConfig,
@@ -125,11 +126,6 @@ class StructsegCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
             args=args,
         )
-
-    def __init__(self, *classes: Any, args: list[str], **settings: Any) -> None:
-        """Like `LightningCLI`; `args` begins with the subcommand."""
-        self._called = args[0]
-        super().__init__(*classes, args=args, **settings)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is called: the options of the three others cost as much time again each."""
