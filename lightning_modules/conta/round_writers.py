@@ -350,7 +350,7 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
     out, space = Path(datamodule.predict_out), datamodule.label_space
     pairs: Pairs = getattr(model, "pairs", ())
     if isinstance(model, CONTAClassifier):
-        foreground, background = model.relation_thresholds
+        foreground, background = model.cam.relation_thresholds
         return CAMWriter(out, space, pairs=pairs, foreground=foreground, background=background)
     if isinstance(model, CONTARelationNetwork):
         return PseudoMaskWriter(out, space, pairs)
@@ -385,7 +385,7 @@ def _no_background(kind: str, cases: dict[str, set[str]], images: int) -> list[s
         return []
     return [
         f"{kind} of {len(without)} of {images} images have no background: the maps lie above the threshold everywhere; "
-        f"compare cam_threshold, and raise --model.relation_thresholds or --model.walk_background"
+        f"compare cam_threshold, and raise --model.cam.relation_thresholds or --model.walk_background"
     ]
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from structseg.lightning_modules.networks.backbones import Backbone
 from structseg.lightning_modules.networks.context import ContextFusion, ContextKind, ContextMap, ContextQuery
 
-Adjustment = Literal["none", "c2am"]
-
 GLOBAL_CAM_SIZE = (128, 128)  # as published for C2AM; only its mean has an effect
 _PROBE = (64, 64)
 
@@ -33,7 +31,7 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
 class CAMClassifier(nn.Module):
     """Multi-label logits whose activation maps show where they come from.
 
-    With `adjustment: c2am` the logits are multiplied by their classes' global mean activation map before the mean over
+    With `c2am` the logits are multiplied by their classes' global mean activation map before the mean over
     its positions, as the published code does. That map is a constant of the training: the mean, over all training
     images, of the normalised activation maps of an earlier classifier, zero where an image lacks the class. The pooled
     logit does not depend on the position, so the product's mean is the logit times the map's mean: a fixed temperature
@@ -47,10 +45,10 @@ class CAMClassifier(nn.Module):
         context_query: see `ContextMap`.
         context_size: (h, w) of the context.
         scale_context: see `ContextMap`.
-        adjustment: `none` or `c2am`.
+        c2am: multiply the logits by the global mean activation maps.
 
     Attributes:
-        global_cams: (n, 128, 128) of C2AM, ones until they are put in; None without the adjustment.
+        global_cams: (n, 128, 128) of C2AM, ones until they are put in; None without `c2am`.
 
     Raises:
         ValueError: a setting outside its range.
@@ -71,13 +69,11 @@ class CAMClassifier(nn.Module):
         context_query: ContextQuery = "foreground",
         context_size: tuple[int, int] = (32, 32),
         scale_context: bool = True,
-        adjustment: Adjustment = "none",
+        c2am: bool = False,
     ) -> None:
         super().__init__()
         if context_position not in (1, 2, 3, 4):
             raise ValueError(f"context_position is {context_position}, expected a stage of the backbone, 1 to 4")
-        if adjustment not in ("none", "c2am"):
-            raise ValueError(f"adjustment is {adjustment!r}, expected none or c2am")
         self.initial_weights, self.mean, self.std = backbone.initial_weights, backbone.mean, backbone.std
         self.backbone = backbone
         self.head = nn.Conv2d(backbone.channels[-1], classes, 1, bias=False)
@@ -88,7 +84,7 @@ class CAMClassifier(nn.Module):
         if context != "none":
             self.context = ContextMap(classes, context_size, context, context_query, scale_context)
             self.fusion = ContextFusion(backbone.channels[context_position])
-        self.register_buffer("global_cams", torch.ones(classes, *GLOBAL_CAM_SIZE) if adjustment == "c2am" else None)
+        self.register_buffer("global_cams", torch.ones(classes, *GLOBAL_CAM_SIZE) if c2am else None)
 
     def forward(self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None) -> Tensor:
         """Logits (N, n); the arguments are those of `activation`."""

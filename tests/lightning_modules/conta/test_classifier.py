@@ -15,6 +15,7 @@ from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
 from structseg.lightning_modules.conta.classifier import CONTAClassifier
+from structseg.lightning_modules.conta.settings import CAMSettings, ContextSettings, PoolingSettings
 from structseg.lightning_modules.metrics.tag_scores import TagScores
 from structseg.lightning_modules.networks.context import seen_through
 from structseg.lightning_modules.networks.mask_pooling import mask_pooled
@@ -36,7 +37,9 @@ def _confounders(path, classes=SPACE.classes[1:], maps=None, images=(3, 2, 0), o
 
 def _made(context="none", **options):
     torch.manual_seed(0)
-    given = {"backbone": "test_resnet", "weights": "random", "context_size": SIZE, "cam_scales": (1.0, 0.5)}
+    given = {"backbone": "test_resnet", "weights": "random", "cam": CAMSettings((1.0, 0.5))}
+    if isinstance(context, str):
+        context = ContextSettings(context, size=SIZE)
     return CONTAClassifier(SPACE, context=context, **{**given, **options})
 
 
@@ -76,7 +79,7 @@ def _fit(module, data, tmp_path, **options):
 
 
 def test_the_loss_is_the_multi_label_soft_margin():
-    module = _made(adjustment="c2am")
+    module = _made(pooling="c2am")
     batch = _batch()
     logits = module(batch["image"]).double()
     tags = batch["tags"]
@@ -208,7 +211,7 @@ def test_frozen_stages_stand_still_and_the_others_learn(backbone, tmp_path):
 
 
 def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
-    module, seen = _made(mask_pooling=0.75), torch.zeros(2, 4, *SIZE)
+    module, seen = _made(pooling=PoolingSettings("masks", 0.75)), torch.zeros(2, 4, *SIZE)
     seen[:, 0], seen[0, 0, :2], seen[0, 1, :2] = 1, 0, 1  # image 0 holds class 1 in its upper half, 1 holds nothing
     view = torch.tensor([[[1.0, 0, 0], [0, 0.5, -0.5]]]).expand(2, 2, 3)  # the upper half alone
     batch = {**_batch(), "context": seen}
@@ -227,9 +230,9 @@ def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
     torch.testing.assert_close(said[1], plain, atol=0.01, rtol=0)  # the class fills the view, but for half a cell
     assert (said[1] - said[0])[0, 0].abs() > 0.02
     torch.testing.assert_close(module(batch["image"]), plain)  # validation, maps
-    with pytest.raises(ValueError, match=r"mask_pooling needs the last round's segmentation .* set --data.queries"):
-        _fit(_made(mask_pooling=0.5), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
-    _fit(_made(mask_pooling=0.5), _Data(_batch(context=True), "another_of_class"), tmp_path)  # its control
+    with pytest.raises(ValueError, match=r"pooling masks needs the last round's segmentation .* set --data.queries"):
+        _fit(_made(pooling="masks"), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
+    _fit(_made(pooling="masks"), _Data(_batch(context=True), "another_of_class"), tmp_path)  # its control
 
 
 def test_the_wrong_source_of_masks_is_refused(tmp_path):
@@ -248,7 +251,7 @@ def test_the_wrong_source_of_masks_is_refused(tmp_path):
     ("module", "batch", "message"),
     [
         ({"context": "sum"}, {"context": True}, "sum needs the confounders of the last round; set --model.confounders"),
-        ({"adjustment": "c2am"}, {}, "c2am needs cams of an earlier round; set --model.global_cams"),
+        ({"pooling": "c2am"}, {}, "c2am needs cams of an earlier round; set --model.global_cams"),
         ({}, {"tags": None}, "the batch has no tags, CONTAClassifier needs 3 an image"),
         ({}, {"tags": torch.zeros(2, 4)}, r"has tags of shape \(2, 4\), CONTAClassifier needs 3"),
     ],
@@ -298,12 +301,13 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"cam_scales": ()}, r"cam_scales=\(\)"),
-        ({"cam_scales": (1.0, 0.0)}, "cam_scales"),
-        ({"cam_threshold": 1.0, "head_lr_factor": 0}, "cam_threshold=1.0 .*, head_lr_factor=0"),
+        ({"cam": CAMSettings(())}, r"cam.scales=\(\)"),
+        ({"cam": CAMSettings((1.0, 0.0))}, "cam.scales"),
+        ({"cam": CAMSettings(threshold=1.0), "head_lr_factor": 0}, "cam.threshold=1.0 .*, head_lr_factor=0"),
+        ({"cam": CAMSettings(relation_thresholds=(0.1, 0.2))}, r"cam.relation_thresholds=\(0.1, 0.2\)"),
         ({"confounders": "c.npz"}, "confounders with context=none"),
-        ({"global_cams": "cams"}, "global_cams with adjustment=none"),
-        ({"context_position": 7}, "context_position is 7"),
+        ({"global_cams": "cams"}, "global_cams with pooling=mean"),
+        ({"context": ContextSettings("sum", position=7)}, "context_position is 7"),
         ({"batch_norm": "off"}, "batch_norm=off .train or frozen"),
         ({"frozen_stages": 6}, "frozen_stages=6 .0 to 5"),
     ],
@@ -352,7 +356,7 @@ def test_maps_that_are_not_finite_stop_the_prediction():
 
 
 def test_a_photograph_gets_a_class_map_at_its_size():
-    module = _made(cam_threshold=0.6).eval()
+    module = _made(cam=CAMSettings((1.0, 0.5), threshold=0.6)).eval()
     batch = _batch(tags=None, original=[torch.rand(3, 24, 16), torch.rand(3, 97, 61)])
     with torch.no_grad():
         module.network.head.weight.abs_()
@@ -400,9 +404,9 @@ def test_without_confounders_nothing_is_predicted(tmp_path):
     [
         ({"context": "placebo"}, "classifier has context sum, not placebo; set --model.context"),
         ({"context": "none"}, "context sum, not none"),
-        ({"context": "sum", "context_position": 2}, "context_position 4, not 2; set --model.context_position"),
-        ({"context": "sum", "scale_context": False}, "scale_context True, not False"),
-        ({"context": "sum", "context_query": "classes"}, "context_query foreground, not classes"),
+        ({"context": ContextSettings("sum", 2, size=SIZE)}, "context.position 4, not 2; set --model.context.position"),
+        ({"context": ContextSettings("sum", size=SIZE, scale=False)}, "context.scale True, not False"),
+        ({"context": ContextSettings("sum", query="classes", size=SIZE)}, "context.query foreground, not classes"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(given, message, tmp_path):
@@ -428,7 +432,7 @@ def _cams_folder(folder, classes=SPACE.classes, kind="cams"):
 
 def test_c2am_starts_from_an_earlier_classifier_and_its_global_map(tmp_path):
     first = _saved(_made(), tmp_path, _Data(_batch()))
-    module = _made(adjustment="c2am", global_cams=_cams_folder(tmp_path / "cams"), init_from=str(first))
+    module = _made(pooling="c2am", global_cams=_cams_folder(tmp_path / "cams"), init_from=str(first))
     module.setup("fit")
     # cat: (1 + 0.2) / 3 images, dog: none, cow: 0.2 / 3
     expected = torch.tensor([0.4, 0.0, 0.2 / 3])[:, None, None].expand(3, 128, 128)
@@ -450,7 +454,7 @@ def test_global_cams_that_do_not_fit(tmp_path):
     }
     for folder, (error, message) in wrong.items():
         with pytest.raises(error, match=message):
-            _made(adjustment="c2am", global_cams=folder).setup("fit")
+            _made(pooling="c2am", global_cams=folder).setup("fit")
 
 
 def test_random_weights_and_another_batch_are_noticed(tmp_path):
@@ -463,9 +467,9 @@ def test_random_weights_and_another_batch_are_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mask_pooling": -0.5}, r"mask_pooling=-0.5 \(a share, 0 to 1\)"),
-        ({"mask_pooling": 0.5, "context": "sum"}, "mask_pooling with context=sum"),
-        ({"mask_pooling": 0.5, "adjustment": "c2am"}, "mask_pooling with adjustment=c2am"),
+        ({"pooling": PoolingSettings("masks", -0.5)}, r"pooling=masks, share -0.5 \(.*; a share from 0 to 1\)"),
+        ({"pooling": PoolingSettings("max")}, "pooling=max, share 0.7"),
+        ({"pooling": "masks", "context": "sum"}, "pooling=masks with context=sum"),
     ],
 )
 def test_a_share_that_makes_no_sense(given, message):

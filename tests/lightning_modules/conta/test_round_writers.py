@@ -28,6 +28,7 @@ from structseg.lightning_modules.conta import round_writers as artefact_writers
 from structseg.lightning_modules.conta import segmenter as conta_segmenter
 from structseg.lightning_modules.conta.dense_crf import DenseCRF
 from structseg.lightning_modules.conta.round_writers import CAMWriter, MaskWriter, PseudoMaskWriter, artefact_writer
+from structseg.lightning_modules.conta.settings import CAMSettings
 
 SPACE = label_space("voc[cat,dog]")
 NAMES = ("a", "b", "c")
@@ -443,10 +444,7 @@ def test_the_writer_follows_the_method(tmp_path):
     class Child(conta_segmenter.CONTASegmenter):
         pass
 
-    assert (
-        type(artefact_writer(untrained(conta_classifier.CONTAClassifier, relation_thresholds=(0.3, 0.05)), data))
-        is CAMWriter
-    )
+    assert type(artefact_writer(untrained(conta_classifier.CONTAClassifier, cam=CAMSettings()), data)) is CAMWriter
     assert type(artefact_writer(untrained(conta_relation.CONTARelationNetwork), data)) is PseudoMaskWriter
     writer = artefact_writer(untrained(Child, pairs=[("cat", "dog")], confounders_from="masks"), data)
     assert type(writer) is MaskWriter

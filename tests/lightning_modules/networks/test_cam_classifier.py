@@ -115,7 +115,7 @@ def test_w1_and_w2_learn_once_the_fusion_looks_at_the_map():
 
 def test_c2am_multiplies_by_the_global_map_before_the_mean():
     image, _ = _batch()
-    network = _made(adjustment="c2am")
+    network = _made(c2am=True)
     plain = _made()(image)
     torch.testing.assert_close(network(image), plain)  # ones until the map is known
     network.global_cams.zero_()
@@ -132,7 +132,6 @@ def test_c2am_multiplies_by_the_global_map_before_the_mean():
     [
         ({"context_position": 0}, "context_position is 0, expected a stage of the backbone, 1 to 4"),
         ({"context_position": 5}, "context_position is 5"),
-        ({"adjustment": "mean"}, "adjustment is 'mean', expected none or c2am"),
         ({"context": "placebo"}, "kind is 'placebo', expected sum or constant"),
     ],
 )

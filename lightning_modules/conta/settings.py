@@ -1,0 +1,77 @@
+"""The settings of CONTA's classifier, as groups that a configuration names: context, pooling and activation maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from structseg.lightning_modules.networks.context import ContextQuery
+
+ContextKind = Literal["none", "sum", "constant", "placebo"]
+PoolingKind = Literal["mean", "masks", "c2am"]
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How features take up the context map of an image's last segmentation; `context: sum` is short for the kind alone.
+
+    Args:
+        kind: `none` (IRNet), `sum` (equation 3); and two controls with the layers of `sum`: `constant` (a map of ones)
+            and `placebo` (the map of another image: --data.context_of another).
+        position: the backbone's stage, 1..4, whose output the map joins.
+        query: `foreground` (1 - background) or `classes` (the class maps that the query holds).
+        size: (h, w) of the confounders and of the last round's queries.
+        scale: bring the map to unit mean.
+    """
+
+    kind: ContextKind
+    position: int = 4
+    query: ContextQuery = "foreground"
+    size: tuple[int, int] = (32, 32)
+    scale: bool = True
+
+
+@dataclass(frozen=True)
+class PoolingSettings:
+    """How a logit is averaged over the positions of a training crop; `pooling: masks` is short for the kind alone.
+
+    Args:
+        kind: `mean`: over all positions. `masks`: in part over where the last round's segmentation of the image
+            (--data.queries) sees the class, see `mask_pooled`; maps and tags are predicted without it. Its controls are
+            --data.context_of another_of_class and displaced. `c2am`: times the classes' mean activation map, see
+            `CAMClassifier`.
+        share: of `masks`: how much of a logit is averaged over the mask and not over the whole crop; 0..1.
+    """
+
+    kind: PoolingKind
+    share: float = 0.7
+
+
+@dataclass(frozen=True)
+class CAMSettings:
+    """How class activation maps are computed, and what is taken from them.
+
+    Args:
+        scales: of the image, at which activation maps are computed.
+        flip: add the mirror image at each scale.
+        threshold: what the activation map of a class must exceed to be shown in a photograph's prediction; 0..1.
+        relation_thresholds: above the first a map is a seed of its class, below the second of the background; each goes
+            through the CRF. For maps of a training split.
+    """
+
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    flip: bool = True
+    threshold: float = 0.3
+    relation_thresholds: tuple[float, float] = (0.3, 0.05)
+
+    def faults(self) -> list[str]:
+        """What is out of its range."""
+        found = []
+        if not self.scales or min(self.scales) <= 0:
+            found.append(f"cam.scales={tuple(self.scales)} (one or more, each above 0)")
+        if not 0 < self.threshold < 1:
+            found.append(f"cam.threshold={self.threshold} (between 0 and 1)")
+        foreground, background = self.relation_thresholds
+        if not 0 < background <= foreground < 1:
+            found.append(f"cam.relation_thresholds={(foreground, background)} (foreground, background; 1 > f >= b > 0)")
+        return found
