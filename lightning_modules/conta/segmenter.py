@@ -36,8 +36,8 @@ class CONTASegmenter(SegmentationModule):
 
     The loss is the sum of the cross-entropies at full size, at each of `scales` and of their maximum, each on labels at
     the logits' size; evaluation takes the maximum. The optimiser's learning rate is that of the trunk; the
-    head's weights have 10 times it, its biases 20 times. With accumulated batches the gradient is that of their mean. `train/loss_average`
-    is the loss over the last 20 optimiser steps.
+    head's weights have 10 times it, its biases 20 times. With accumulated batches the gradient is that of their mean.
+    `train/loss_average` is the loss over the last 20 optimiser steps.
 
     A test with `crf` scores the masks after the CRF as `test/...` and, from the same pass, those before it as
     `test/without_crf/...`; `test/crf` is 1 then, else 0. Validation is always before it.
