@@ -21,7 +21,7 @@ from structseg.lightning_modules.fasseg_unet import FASSEGUNet
 from structseg.lightning_modules.networks.deeplab_v2 import _tensors
 from structseg.lightning_modules.segmentation import SegmentationModule
 from tests.data.tiny import TinyNetwork
-from tests.fuzz.harm import Damage, fault_of, flip, ruin, template
+from tests.fuzz.harm import Damage, fault_of, flip, part_of, ruin, template
 from tests.fuzz.test_artefacts import Payload
 
 SPACE = label_space("parts")
@@ -252,7 +252,7 @@ CASES: list[Damage] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", part_of(CASES))
 def test_tampered_checkpoints(case: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where `touch ran` would leave it
     assert fault_of(case, tmp_path) is None
