@@ -98,17 +98,18 @@ def test_every_arm_runs_its_classifier_and_maps(runs, here, arm):
 def test_a_prediction_that_dies_in_the_middle_runs_again_whole(tmp_path, here, monkeypatch):
     """The pipeline killed by a signal is in tests/structseg/pipelines; here a stage that writes artefacts dies."""
     made = session("synthetic", tmp_path, *TINY, last="round_0/cams")
-    written = []
+    written, write = [], round_writers.write_cams
 
     def dies(*args, **settings):
         written.append(args[1])
         if len(written) == 4:
             raise KeyboardInterrupt
-        return round_writers.write_cams(*args, **settings)
+        return write(*args, **settings)
 
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(round_writers, "write_cams", dies)
+    monkeypatch.setattr(round_writers, "write_cams", dies)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
         made.run()
+    monkeypatch.setattr(round_writers, "write_cams", write)
     record = made.folder / "round_0/classifier/stage.json"
     before = yaml.safe_load(record.read_text())["run"]
     assert not (made.folder / "round_0/cams").exists()
