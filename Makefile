@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check links install clean
+.PHONY: demo test fuzz cluster bench check links install clean
 
 install: .venv/installed
 
@@ -27,8 +27,20 @@ check: install links
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+PYTEST := $(BIN)/python -m pytest -m ''
+
+# A fixed part of the damaged inputs and two scenarios on a SLURM cluster, where one starts; all of both below.
 test: check
-	$(BIN)/python -m pytest -m '' --numprocesses 2 --quiet
+	$(PYTEST) --numprocesses 2 --dist worksteal --quiet
+
+fuzz: install
+	$(PYTEST) --numprocesses 2 --quiet --all-of fuzz tests/fuzz
+
+cluster: install
+	$(PYTEST) --quiet --all-of cluster tests/slurm
+
+bench: install
+	$(PYTEST) --quiet --benchmark-enable tests/benchmarks
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -110,7 +110,8 @@ class TrainedModule(LightningModule):
         if each * steps * devices != self.recipe_batch:
             self.notice(
                 f"{each * steps * devices} images an optimiser step ({each} a batch, {steps} batches, {devices} "
-                f"devices), the recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the rate"
+                f"devices), the recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the learning "
+                "rate"
             )
 
     def on_validation_start(self) -> None:
@@ -129,7 +130,7 @@ class TrainedModule(LightningModule):
         return (module for module in self.network.modules() if isinstance(module, _BatchNorm))
 
     def train(self, mode: bool = True) -> Self:
-        """As ever, but that a frozen batch norm stays in evaluation mode."""
+        """Like `train()`, but a frozen batch norm stays in evaluation mode."""
         super().train(mode)
         if self.batch_norm == "frozen":
             for norm in self.norms():
@@ -162,14 +163,14 @@ class TrainedModule(LightningModule):
         return {"train/loss", "train/loss_step", "train/loss_epoch", "val/loss"}
 
     def _parameter_groups(self) -> Iterable[Any]:
-        """What the optimiser is made from: parameters, or groups of them; `rate` of a group multiplies its rate."""
+        """Parameters for the optimiser, or groups of them; `lr_factor` of a group multiplies its learning rate."""
         return self.parameters()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, and the schedule with the interval that it needs."""
         optimizer = self.optimizer(self._parameter_groups())
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * group.get("rate", 1.0)
+            group["lr"] = group["lr"] * group.get("lr_factor", 1.0)
         if self.lr_scheduler is None:
             return optimizer
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from structseg.datamodules.label_spaces import LabelSpace
-from structseg.lightning_modules.checkpoints.teacher import load_teacher
+from structseg.lightning_modules.checkpoints.from_card import load_teacher
 from structseg.lightning_modules.metrics.structure import SuperpixelAccuracy
 from structseg.lightning_modules.metrics.structured import StructuredMetrics
 from structseg.lightning_modules.networks.face_occ_net import FaceOccNet

@@ -59,6 +59,6 @@ def require_finite(logits: Tensor, batch: dict[str, Any]) -> Tensor:
         wrong = ", ".join(str(name) for name, fine in zip(names, good.tolist(), strict=True) if not fine)
         raise ValueError(
             f"the logits of {wrong} are not finite; the training has diverged: take an earlier checkpoint, or train "
-            "with a lower rate"
+            "with a lower learning rate"
         )
     return logits

@@ -31,16 +31,16 @@ class _Counted(LRScheduler):
 
 
 class PolyLR(_Counted):
-    """Polynomial decay to zero in stairs: rate * (1 - every * floor(step / every) / total_steps) ** power.
+    """Polynomial decay to zero in stairs: lr * (1 - every * floor(step / every) / total_steps) ** power.
 
-    To be stepped once an optimiser step. From `total_steps` on the rate is 0. Each parameter group keeps its own base
-    rate. As DeepLab uses it: power 0.9, changed every 10 iterations.
+    To be stepped once an optimiser step. From `total_steps` on it is 0. Each parameter group keeps its own base
+    learning rate. As DeepLab uses it: power 0.9, changed every 10 iterations.
 
     Args:
-        optimizer: whose rates are set.
+        optimizer: whose learning rates are set.
         total_steps: optimiser steps of the training; None: the module fills in the trainer's own number.
         power: exponent, above 0.
-        every: steps between two changes of the rate.
+        every: steps between two changes of the learning rate.
 
     Raises:
         ValueError: an argument is not positive.
@@ -69,24 +69,24 @@ class PolyLR(_Counted):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rate of each parameter group at the current step."""
+        """The learning rate of each parameter group at the current step."""
         step, total = self._position()
         factor = (1 - self.every * (step // self.every) / total) ** self.power if step < total else 0.0
-        return [rate * factor for rate in self.base_lrs]
+        return [lr * factor for lr in self.base_lrs]
 
 
 class OneCycle(_Counted):
-    """One cycle by cosines: from rate / start up to the rate over the first `warmup` share, then down to rate / end.
+    """One cycle by cosines: from lr / start up to lr over the first `warmup` share, then down to lr / end.
 
-    The optimiser's own rate is the highest one, so that it stands in one place; momentum is left alone. From
-    `total_steps` on the rate stays at rate / end. Source: Smith and Topin, 2017, with cosines as in fastai.
+    The optimiser's own learning rate is the highest one; momentum is left alone. From `total_steps` on the learning
+    rate stays at lr / end. Source: Smith and Topin, 2017, with cosines as in fastai.
 
     Args:
-        optimizer: whose rates are set.
+        optimizer: whose learning rates are set.
         total_steps: optimiser steps of the training; None: the module fills in the trainer's own number.
         warmup: share of the steps on the way up, 0..1.
-        start: the rate is divided by this at the first step.
-        end: the rate is divided by this at the last step.
+        start: the learning rate is divided by this at the first step.
+        end: the learning rate is divided by this at the last step.
 
     Raises:
         ValueError: an argument out of its range.
@@ -112,7 +112,7 @@ class OneCycle(_Counted):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rate of each parameter group at the current step."""
+        """The learning rate of each parameter group at the current step."""
         step, total = self._position()
         peak = self.warmup * total
         if step < peak:
@@ -120,4 +120,4 @@ class OneCycle(_Counted):
         else:
             low, part = 1 / self.end, min(1.0, (step - peak) / max(1.0, total - 1 - peak))
         factor = low + (1 - low) * (1 + math.cos(math.pi * part)) / 2
-        return [rate * factor for rate in self.base_lrs]
+        return [lr * factor for lr in self.base_lrs]

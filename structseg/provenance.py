@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from structseg.files import ROOT
 
 Device = Literal["cpu", "cuda"]
@@ -29,8 +27,8 @@ _KINDS = ("*.json", "*.images.csv.gz")
 def commit() -> tuple[str, bool]:
     """The repository's commit, and whether anything but results differs from it.
 
-    Outside a checkout it is what `STRUCTSEG_COMMIT` says (the output of `git describe --always --abbrev=40 --dirty`);
-    failing that it is unknown and taken for changed.
+    Outside a checkout it is what `STRUCTSEG_COMMIT` says (the output of `git describe --always --abbrev=40 --dirty`),
+    else `unknown`, which counts as changed.
     """
     try:
         head = _git("rev-parse", "HEAD")
@@ -53,6 +51,8 @@ def hardware(device: Device) -> str:
     Raises:
         ValueError: `cuda` where there is none.
     """
+    import torch  # seconds, for those who ask for the commit alone
+
     if device == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("no CUDA device on this machine; leave out --device cuda")

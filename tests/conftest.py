@@ -3,6 +3,12 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: several workers share the cores
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers and their children are the threads
+# A fit keeps the memory that it frees, unless malloc is set up, as here with its own defaults: a worker would stay at
+# the peak of its largest test.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(64 << 20))
 
 from structseg import torchvision_fallback  # noqa: F401  # isort: skip  before anything that imports torchvision
 
@@ -13,12 +19,9 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
-from structseg.command.freed_memory import keep_freed_memory
-
-keep_freed_memory()  # as the command does
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers are the threads
-os.environ.setdefault("WANDB_MODE", "offline")
+    torch.set_num_threads(1)
+os.environ.setdefault("WANDB_MODE", "disabled")  # a test of it sets it
 os.environ.setdefault("WANDB_SILENT", "true")
 
 _LOADERS = [
@@ -26,6 +29,22 @@ _LOADERS = [
     for made in (DataLoader, BatchSampler)
     for name in ("__init__", "__setattr__", "__delattr__")
 ]
+
+_KINDS = ("fuzz", "cluster")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-of", choices=_KINDS, help="run all the tests of a kind, of which a part is run otherwise")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what only `make fuzz` and `make cluster` run; the cluster, which waits most, comes first."""
+    left_out = {kind for kind in _KINDS if kind != config.getoption("all_of")}
+    skipped = [item for item in items if any(item.get_closest_marker(kind) for kind in left_out)]
+    config.hook.pytest_deselected(items=skipped)
+    kept = set(items) - set(skipped)
+    items[:] = sorted((item for item in items if item in kept), key=lambda item: not item.get_closest_marker("slurm"))
+
 
 _SHARED = Path(os.environ.get("STRUCTSEG_SHARED", Path(__file__).parents[2] / "shared"))
 

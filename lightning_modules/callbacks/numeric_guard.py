@@ -121,7 +121,7 @@ class NumericGuard(Callback):
             f"{wrong} in {where}epoch {trainer.current_epoch}, batch {batch_idx}, step {trainer.global_step} "
             f"({', '.join(names[:_SHOWN])}{more})"
         )
-        return f"{what}; lower the rate, or look at these images; {self._kept(path, trainer, module, what)}"
+        return f"{what}; lower the learning rate, or look at these images; {self._kept(path, trainer, module, what)}"
 
     def _kept(self, path: Path, trainer: Trainer, module: LightningModule, what: str) -> str:
         """Saves the batch and says where."""

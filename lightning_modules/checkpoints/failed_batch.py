@@ -22,7 +22,7 @@ from torch import Tensor
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from structseg.lightning_modules.checkpoints.card import KEY, read_card, space_of
-from structseg.lightning_modules.checkpoints.from_card import rebuilt
+from structseg.lightning_modules.checkpoints.from_card import module_from_card
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -93,7 +93,7 @@ def failed_loss(path: Path, module: TrainedModule | None = None) -> tuple[Tensor
     if module is None:
         if not card["config"]:
             raise ValueError(f"{path} holds no configuration; give the module, or a file that `structseg fit` wrote")
-        module = rebuilt(TrainedModule, card, space_of(card))
+        module = module_from_card(TrainedModule, card, space_of(card))
     for name, value in {**content["state_dict"], **content["buffers"]}.items():
         owner, _, leaf = name.rpartition(".")
         held = module.get_submodule(owner)

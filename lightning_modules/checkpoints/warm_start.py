@@ -1,4 +1,4 @@
-"""Taking over the networks that earlier stages of a method have trained."""
+"""Networks that start from what earlier stages of a method have trained."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from torch import nn
 from structseg.lightning_modules.checkpoints.card import read_card
 
 
-def take_over(networks: Mapping[str, nn.Module], paths: Sequence[Path], fits: Mapping[str, Any]) -> set[str]:
+def load_trained_parts(
+    networks: Mapping[str, nn.Module], paths: Sequence[Path], expected: Mapping[str, Any]
+) -> set[str]:
     """Loads into each network what the checkpoints have trained of it.
 
     Args:
         networks: by the name that they have in a checkpoint's state.
         paths: checkpoints whose cards list the names of their `trained` networks.
-        fits: what the cards have to say, by key. `window` need not fit where nothing but `network` is trained.
+        expected: values that each card has to have, by key; `window` not where nothing but `network` is trained.
 
     Returns:
         The names of the networks that were loaded.
@@ -33,7 +35,7 @@ def take_over(networks: Mapping[str, nn.Module], paths: Sequence[Path], fits: Ma
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}; fit the earlier stage, or correct --model.init_from")
         card = read_card(path)
-        for key, wanted in fits.items():
+        for key, wanted in expected.items():
             indifferent = key == "window" and set(card.get("trained", ())) <= {"network"}
             if card.get(key) != wanted and not indifferent:
                 raise ValueError(f"{path} has {key} {card.get(key)}, not {wanted}; give a checkpoint that fits")

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.checkpoints import card
-from structseg.lightning_modules.checkpoints.warm_start import take_over
+from structseg.lightning_modules.checkpoints.warm_start import load_trained_parts
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
 from structseg.lightning_modules.conta.previous_round import check_origin, global_mean_cams, listed, load_confounders
 from structseg.lightning_modules.conta.settings import (
@@ -200,9 +200,9 @@ class CONTAClassifier(TrainedModule):
                 self.notice(f"no image of {self.global_cams} has a map of {listed(absent)}: c2am does not teach it")
         if self.init_from is not None:
             own = self.make_card()
-            fits = {key: own[key] for key in ("method", "classes", "mean", "std")}
+            expected = {key: own[key] for key in ("method", "classes", "mean", "std")}
             networks = {name: self.get_submodule(name) for name in _TRAINED}
-            take_over(networks, [Path(self.init_from)], fits)
+            load_trained_parts(networks, [Path(self.init_from)], expected)
             self.network.initial_weights = f"checkpoint {self.init_from}"
 
     def on_fit_start(self) -> None:
@@ -334,7 +334,7 @@ class CONTAClassifier(TrainedModule):
         old = {id(parameter) for parameter in trunk}
         new = [parameter for parameter in self.parameters() if id(parameter) not in old]
         yield {"params": trunk}
-        yield {"params": new, "rate": self.head_lr_factor}
+        yield {"params": new, "lr_factor": self.head_lr_factor}
 
     # Prediction
 
@@ -349,7 +349,7 @@ class CONTAClassifier(TrainedModule):
         if not cams.isfinite().all():
             raise ValueError(
                 f"the activation maps of {', '.join(batch['name'])} are not finite; the training has diverged, lower "
-                "its rate"
+                "its learning rate"
             )
         return cams
 

@@ -37,13 +37,13 @@ class CONTARelationNetwork(TrainedModule):
     """Learns edges between classes from relation labels; then spreads class activation maps up to these edges.
 
     A fit takes the masks of the batch (`--data.masks`, a folder of `relation_labels`) at a quarter of the image's size
-    and logs the loss as `train/loss` with its four terms beside; the optimiser's rate is that of the edge branch.
-    `val/loss` and `test/loss` are the loss on the masks of those splits, which are true ones: how good the edges are is
-    told by the pseudo-masks.
+    and logs the loss as `train/loss` with its four terms beside; the optimiser's learning rate is that of the edge
+    branch. `val/loss` and `test/loss` are the loss on the true masks of those splits; how good the edges are shows in
+    the pseudo-masks.
 
     The mean displacement is that of all training batches since the epoch began, taken over the devices before each
     validation and at the end of the epoch, so before either saves a checkpoint. (IRNet runs through the images once
-    more after training; with a rate that falls to 0, the weights hardly move any more where the mean is taken.)
+    more after training; with a learning rate that falls to 0, the weights hardly change where the mean is taken.)
 
     Prediction of a split gives the pseudo-masks of its images from their class activation maps (`--data.cams`).
 
@@ -62,7 +62,7 @@ class CONTARelationNetwork(TrainedModule):
         beta: power of the affinities in the walk.
         log2_steps: the walk takes 2 to the power of this many steps.
         walk_background: score of the background beside maps with a maximum of 1.
-        displacement_lr_factor: rate of the displacement branch over that of the edge branch.
+        displacement_lr_factor: learning rate of the displacement branch over that of the edge branch.
         pairs: names (A, B) of classes whose mix-up in the pseudo-masks is scored by itself, as `on/A/B`.
         optimizer: makes the optimiser from the two groups of parameters.
         lr_scheduler: makes the schedule from the optimiser; published: `PolyLR`.
@@ -165,8 +165,8 @@ class CONTARelationNetwork(TrainedModule):
 
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
         edge, displacement = self.network.branches()
-        yield {"params": edge, "rate": 1}
-        yield {"params": displacement, "rate": self.displacement_lr_factor}
+        yield {"params": edge, "lr_factor": 1}
+        yield {"params": displacement, "lr_factor": self.displacement_lr_factor}
 
     # Training
 

@@ -214,8 +214,8 @@ class LabelMapWriter(ArtefactWriter):
         empty = cases.get("background", set())
         if len(empty) == images:
             return [
-                f"every one of the {images} {self.kinds[0]} is background alone; look at the loss, the rate and the "
-                f"initial weights, or at the maps of the stage before"
+                f"every one of the {images} {self.kinds[0]} is background alone; look at the loss, the learning rate "
+                f"and initial weights, or at the maps of the stage before"
             ]
         wrong = empty - cases.get("without tags", set())
         found = [f"{self.kinds[0]} that are background alone though tagged: {some(wrong)}"] if wrong else []

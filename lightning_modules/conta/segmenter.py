@@ -35,9 +35,9 @@ class CONTASegmenter(SegmentationModule):
     """DeepLab-v2 on masks: pseudo-masks or true ones, as `--data.masks` says.
 
     The loss is the sum of the cross-entropies at full size, at each of `scales` and of their maximum, each on labels at
-    the logits' size; evaluation takes the maximum. The optimiser's rate is that of the trunk; the head's weights have
-    10 times it, its biases 20 times. With accumulated batches the gradient is that of their mean. `train/loss_average`
-    is the loss over the last 20 optimiser steps.
+    the logits' size; evaluation takes the maximum. The optimiser's learning rate is that of the trunk; the
+    head's weights have 10 times it, its biases 20 times. With accumulated batches the gradient is that of their mean.
+    `train/loss_average` is the loss over the last 20 optimiser steps.
 
     A test with `crf` scores the masks after the CRF as `test/...` and, from the same pass, those before it as
     `test/without_crf/...`; `test/crf` is 1 then, else 0. Validation is always before it.
@@ -182,9 +182,9 @@ class CONTASegmenter(SegmentationModule):
 
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
         trunk, head = self.deeplab.backbone, self.deeplab.aspp
-        yield {"params": [p for p in trunk.parameters() if p.requires_grad], "rate": 1}
-        yield {"params": [p for p in head.parameters() if p.ndim > 1], "rate": 10}
-        yield {"params": [p for p in head.parameters() if p.ndim == 1], "rate": 20, "weight_decay": 0.0}
+        yield {"params": [p for p in trunk.parameters() if p.requires_grad], "lr_factor": 1}
+        yield {"params": [p for p in head.parameters() if p.ndim > 1], "lr_factor": 10}
+        yield {"params": [p for p in head.parameters() if p.ndim == 1], "lr_factor": 20, "weight_decay": 0.0}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:
         """The loss of an augmented batch."""

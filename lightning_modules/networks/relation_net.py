@@ -69,7 +69,7 @@ class RelationNet(nn.Module):
         return self.backbone.std
 
     def train(self, mode: bool = True) -> RelationNet:
-        """As ever, but that the backbone stays in evaluation mode."""
+        """Like `train()`, but the backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self

@@ -33,7 +33,7 @@ def _largest(batch: Mapping[str, Any]) -> Size:
     return height, width
 
 
-def frame_of(batch: Mapping[str, Any], least: Size) -> tuple[Tensor, Tensor]:
+def pad_originals(batch: Mapping[str, Any], least: Size) -> tuple[Tensor, Tensor]:
     """The originals in one frame (N, 3, H, W) no smaller than `least`, and their own (N, 2) heights and widths.
 
     Each lies in the upper left corner.
@@ -50,7 +50,7 @@ def frame_of(batch: Mapping[str, Any], least: Size) -> tuple[Tensor, Tensor]:
     return torch.stack([pad(image, size) for image in images]), sizes
 
 
-def frame_labels(batch: Mapping[str, Any], size: Size, ignore_index: int) -> Tensor:
+def pad_labels(batch: Mapping[str, Any], size: Size, ignore_index: int) -> Tensor:
     """The labels (N, H, W) of a frame's pixels; a mask of another size than its image is resized, nearest."""
     mask: Tensor = batch["mask"]
     own = _largest(batch)
@@ -72,7 +72,7 @@ def small_labels(batch: Mapping[str, Any]) -> Tensor:
     return torch.stack(small).long()
 
 
-def enlarged(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def classes_at_mask_size(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """The classes (N, H, W) of the small images' logits, at the size of the masks."""
     size = size_of(batch["mask"])
     own = [size_of(image) for image in batch.get("original", ())]
@@ -82,7 +82,7 @@ def enlarged(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return torch.stack([pad(one, size) for one in each])
 
 
-def at_mask(scores: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """The classes (N, H, W) of a frame's scores, at the size of the masks."""
+def logits_at_mask_size(scores: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Scores (N, K, H, W) of padded originals, without the padding and at the size of the masks."""
     height, width = _largest(batch)
-    return resize_logits(scores[..., :height, :width], size_of(batch["mask"])).argmax(1)
+    return resize_logits(scores[..., :height, :width], size_of(batch["mask"]))

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import StepLR
 from structseg.datamodules.label_spaces import STN, LabelSpace
 from structseg.lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
 from structseg.lightning_modules.checkpoints.card import KEY as CARD
-from structseg.lightning_modules.checkpoints.warm_start import take_over
+from structseg.lightning_modules.checkpoints.warm_start import load_trained_parts
 from structseg.lightning_modules.logits import classes_at, require_finite
 from structseg.lightning_modules.metrics.parts import FACE_PARTS, PartMetrics
 from structseg.lightning_modules.metrics.windows import WindowError
@@ -46,10 +46,10 @@ from structseg.lightning_modules.stn.face_windows import (
 )
 from structseg.lightning_modules.stn.padded_originals import (
     Size,
-    at_mask,
-    enlarged,
-    frame_labels,
-    frame_of,
+    classes_at_mask_size,
+    logits_at_mask_size,
+    pad_labels,
+    pad_originals,
     size_of,
     small_labels,
 )
@@ -79,7 +79,7 @@ class STNiCNN(SegmentationModule):
         label_space: `stn`, linked to the data's.
         stage: what is trained. `coarse`: the coarse network, on the small image. `localizer`: the localizer, on the
             true windows, with the coarse network as it is. `parts`: the part networks. `end_to_end`: all three, each
-            with its rate; a rate of 0 freezes.
+            with its learning rate; 0 freezes.
         init_from: checkpoints of earlier stages, whose trained networks are taken over when a fit starts.
         window: (h, w) of the windows, in pixels of the full-size image; odd.
         network: makes an iCNN from its number of classes.
@@ -98,8 +98,8 @@ class STNiCNN(SegmentationModule):
         lr_coarse: learning rate of the coarse network.
         lr_localizer: learning rate of the localizer.
         lr_parts: learning rate of the part networks.
-        optimizer: makes the optimiser from the three groups of parameters, whose rates are the above and not its own.
-        lr_scheduler: makes the schedule from the optimiser; default: all rates are halved every 5 epochs.
+        optimizer: makes the optimiser from the three groups of parameters, with the learning rates above.
+        lr_scheduler: makes the schedule from the optimiser; default: all learning rates are halved every 5 epochs.
         mean: of each channel, linked to the data's.
         std: of each channel, linked to the data's.
 
@@ -138,8 +138,8 @@ class STNiCNN(SegmentationModule):
         loss = loss or nn.CrossEntropyLoss(ignore_index=label_space.ignore_index)
         lr_scheduler = lr_scheduler or partial(StepLR, step_size=5, gamma=0.5)
         super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std)
-        rates = {"network": lr_coarse, "localizer": lr_localizer, "parts": lr_parts}
-        problems = [f"{key}={value} (0 or more)" for key, value in rates.items() if value < 0]
+        learning_rates = {"network": lr_coarse, "localizer": lr_localizer, "parts": lr_parts}
+        problems = [f"{key}={value} (0 or more)" for key, value in learning_rates.items() if value < 0]
         if min(window) < 2:
             problems.append(f"window={tuple(window)} (height and width in pixels, 2 or more)")
         if theta_weight < 0:
@@ -162,11 +162,13 @@ class STNiCNN(SegmentationModule):
         self.window = (int(window[0]), int(window[1]))
         self.loss_on, self.theta_weight, self.train_on, self.zoom = loss_on, theta_weight, train_on, zoom
         self.cropper: Cropper = cropper
-        self.rates = {
-            name: rate for name, rate in rates.items() if name in _TRAINS.get(stage, NETWORK_NAMES) and rate > 0
+        self.learning_rates = {
+            name: lr for name, lr in learning_rates.items() if name in _TRAINS.get(stage, NETWORK_NAMES) and lr > 0
         }
-        if not self.rates:
-            raise ValueError(f"stage {stage} has no rate above 0; set --model.lr_parts, or that of what it trains")
+        if not self.learning_rates:
+            raise ValueError(
+                f"stage {stage} has no learning rate above 0; set --model.lr_parts, or that of what it trains"
+            )
         self.sides: tuple[int, int] | None = None  # shortest and longest longer side of the training photographs
         self._resumed = False  # whether the weights are a checkpoint's
         self.trained: set[str] = set()  # names of the networks that some stage has trained
@@ -180,7 +182,7 @@ class STNiCNN(SegmentationModule):
         """Freezes what this stage does not train, before anything is wrapped around the networks."""
         if stage == "fit":
             for name in NETWORK_NAMES:
-                getattr(self, name).requires_grad_(name in self.rates)
+                getattr(self, name).requires_grad_(name in self.learning_rates)
             self.train()
 
     def on_fit_start(self) -> None:
@@ -196,8 +198,9 @@ class STNiCNN(SegmentationModule):
         if self._resumed:
             return
         card = self.make_card()
-        fits = {key: card[key] for key in ("method", "classes", "mean", "std", "window")}
-        self.trained |= take_over({name: getattr(self, name) for name in NETWORK_NAMES}, self.init_from, fits)
+        expected = {key: card[key] for key in ("method", "classes", "mean", "std", "window")}
+        networks = {name: getattr(self, name) for name in NETWORK_NAMES}
+        self.trained |= load_trained_parts(networks, self.init_from, expected)
         needed = set(NETWORK_NAMES if self.stage == "end_to_end" else ())
         if self.stage == "localizer" or (self.stage == "parts" and self.train_on == "stn"):
             needed |= set(_NEEDS["stn"])
@@ -215,18 +218,20 @@ class STNiCNN(SegmentationModule):
             )
 
     def train(self, mode: bool = True) -> STNiCNN:
-        """As ever, but that what does not learn stays in evaluation mode, its batch statistics with it."""
+        """Like `train()`, but what does not learn stays in evaluation mode, its batch statistics with it."""
         super().train(mode)
-        for name in set(NETWORK_NAMES) - set(self.rates):
+        for name in set(NETWORK_NAMES) - set(self.learning_rates):
             getattr(self, name).eval()
         return self
 
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
-        return ({"params": list(getattr(self, name).parameters()), "lr": rate} for name, rate in self.rates.items())
+        return (
+            {"params": list(getattr(self, name).parameters()), "lr": lr} for name, lr in self.learning_rates.items()
+        )
 
     def make_card(self) -> dict[str, Any]:
         """Also which networks are trained, the size of the windows, and how long the photographs were."""
-        trained = sorted(self.trained | set(self.rates))
+        trained = sorted(self.trained | set(self.learning_rates))
         return {
             **super().make_card(),
             "trained": trained,
@@ -356,8 +361,8 @@ class STNiCNN(SegmentationModule):
 
     def _framed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The frame, its labels, the images' own sizes, the true windows, and which of their parts are there."""
-        frame, sizes = frame_of(batch, self.window)
-        labels = frame_labels(batch, size_of(frame), self.label_space.ignore_index)
+        frame, sizes = pad_originals(batch, self.window)
+        labels = pad_labels(batch, size_of(frame), self.label_space.ignore_index)
         centers, present = true_centers(labels, sizes)
         return frame, labels, sizes, theta_from_centers(centers, self.window, size_of(frame)), present
 
@@ -365,22 +370,22 @@ class STNiCNN(SegmentationModule):
         if self.stage == "coarse":
             coarse = self.evaluated(batch)
             loss = self._labelled_loss(coarse, small_labels(batch))
-            return self._count(split, loss, enlarged(coarse, batch), batch)
+            return self._count(split, loss, classes_at_mask_size(coarse, batch), batch)
         frame, labels, sizes, truth, present = self._framed(batch)
         if self.cropper == "true":
             scores, loss = self._parse(batch, frame, truth, labels, present)
-            return self._count(split, loss, at_mask(scores, batch), batch)
+            return self._count(split, loss, logits_at_mask_size(scores, batch).argmax(1), batch)
         coarse = self.evaluated(batch)
         theta = self._found_theta(coarse, sizes, size_of(frame))
         (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
         if self.stage == "localizer":
             loss = self._theta_loss(theta, truth, present, sizes, frame)
-            return self._count(split, loss, enlarged(coarse, batch), batch)
+            return self._count(split, loss, classes_at_mask_size(coarse, batch), batch)
         if split == "test":
             scores, _ = self._parse(batch, frame, truth, labels, present)
-            self.subset_scores[TRUE_WINDOWS].update(at_mask(scores, batch), batch["mask"])  # type: ignore[operator]
+            self.subset_scores[TRUE_WINDOWS].update(logits_at_mask_size(scores, batch).argmax(1), batch["mask"])  # type: ignore[operator]
         scores, loss = self._parse(batch, frame, theta, labels)
-        return self._count(split, loss, at_mask(scores, batch), batch)
+        return self._count(split, loss, logits_at_mask_size(scores, batch).argmax(1), batch)
 
     def _parse(
         self, batch: dict[str, Any], frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
@@ -457,7 +462,7 @@ class STNiCNN(SegmentationModule):
     @torch.no_grad()
     def views(self, batch: dict[str, Any]) -> list[WindowView]:
         """What each face of an evaluated batch goes through."""
-        frame, sizes = frame_of(batch, self.window)
+        frame, sizes = pad_originals(batch, self.window)
         size = size_of(frame)
         coarse = self(batch["image"]).float()
         theta = self._framed(batch)[3] if self.cropper == "true" else self._found_theta(coarse, sizes, size)
@@ -483,7 +488,7 @@ class STNiCNN(SegmentationModule):
             return super().predict_step(batch, batch_idx)
         own = [size_of(image) for image in batch["original"]]
         batch = {**batch, "original": [self._at_scale(image) for image in batch["original"]]}
-        frame, sizes = frame_of(batch, self.window)
+        frame, sizes = pad_originals(batch, self.window)
         theta = self._found_theta(self.evaluated(batch), sizes, size_of(frame))
         windows = window_probabilities([require_finite(one, batch) for one in self._label(frame, theta)])
         if [size_of(image) for image in batch["original"]] == own:

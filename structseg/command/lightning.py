@@ -112,7 +112,7 @@ class StructsegCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], parser_class: type[StructsegParser] = StructsegParser) -> None:
-        self._called = args[0]
+        self._called = args[:1]
         super().__init__(
             model_class=TrainedModule,
             datamodule_class=SegmentationDataModule,
@@ -129,8 +129,9 @@ class StructsegCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is called: the options of the three others cost as much time again each."""
-        return {self._called: LightningCLI.subcommands()[self._called]}
+        """The one that is called, or all of them: the options of each cost as much time again."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in self._called or known}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The suite's own options and links."""

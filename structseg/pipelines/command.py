@@ -8,24 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from rich.console import Console
-from rich.table import Table
-
 from structseg.command.config_files import find_config
 from structseg.command.processes import command_line
 from structseg.messages import fail, nearest
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import Record
 from structseg.pipelines.session import Session
+from structseg.tables import TextTable
 
 
-def comparison(session: Session, records: Mapping[str, Record]) -> tuple[Table, list[str]]:
+def comparison(session: Session, records: Mapping[str, Record]) -> TextTable:
     """The figures of the stages' tests, a line each, and notes on metrics that no test has."""
-    wanted = session.pipeline.table
-    table = Table(title=f"{session.pipeline.path.stem}, seed {session.seed}")
-    table.add_column("stage", no_wrap=True)
-    for title in (*wanted, "min"):
-        table.add_column(title, justify="right")
+    wanted, lines = session.pipeline.table, []
     known: set[str] = set()
     for name, record in records.items():
         stage = session.pipeline.stages[name]
@@ -34,8 +28,11 @@ def comparison(session: Session, records: Mapping[str, Record]) -> tuple[Table, 
             known |= set(scored.metrics)
             values = [scored.metrics.get(metric, math.nan) for metric in wanted]
             minutes = f"{record.seconds / 60:.1f}" if number == 0 else ""
-            table.add_row(f"{name} {test}".rstrip(), *("-" if math.isnan(v) else f"{v:.4f}" for v in values), minutes)
-    return table, [f"no test has {m}{nearest(m, known)}" for m in wanted if m not in known]
+            figures = ("-" if math.isnan(value) else f"{value:.4f}" for value in values)
+            lines.append((f"{name} {test}".rstrip(), *figures, minutes))
+    notes = [f"no test has {metric}{nearest(metric, known)}" for metric in wanted if metric not in known]
+    title = f"{session.pipeline.path.stem}, seed {session.seed}"
+    return TextTable(("stage", *wanted, "min"), lines, title=title, notes=notes)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,9 +75,4 @@ def main(args: list[str]) -> None:
             except ValueError as error:
                 print(f"without --dry-run: {error}")
         return
-    records = session.run(anew=given.anew)
-    console = Console() if Console().is_terminal else Console(width=200)
-    table, notes = comparison(session, records)
-    console.print(table)
-    for note in notes:
-        console.print(note, markup=False)
+    print(comparison(session, session.run(anew=given.anew)).text())

@@ -206,12 +206,6 @@ def standing(stage: Stage, root: Path, inputs: Inputs, coming: Iterable[str] = (
     return Standing(False, tests, f"{finished}; {said} not done yet" if tests else finished)
 
 
-def finished_seconds(stages: Iterable[Stage], folder: Path) -> float:
-    """Seconds of the fits that are there already, whatever they were run with."""
-    records = (read_record(folder / stage.name) for stage in stages)
-    return sum(record.seconds for record in records if record is not None)
-
-
 def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     if isinstance(tree, dict) and tree:
         for name, branch in tree.items():

@@ -18,6 +18,7 @@ from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 from structseg.lightning_modules.drawing.label_sheets import colorize, font_of, legend
 from structseg.lightning_modules.metrics.confounder_set import ConfounderSet, class_shares
 from structseg.messages import nearest
+from structseg.pipelines.stages import round_and_arm
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAPS = {"relation_labels": "relation labels", "pseudo_masks": "pseudo-mask", "masks": "mask"}  # folder: title
@@ -86,8 +87,8 @@ def image_sheet(rounds: Sequence[Path], names: Sequence[str], data: WeaklySuperv
 
 def round_title(folder: Path) -> str:
     """`round 1` over `sum` of `.../round_1_sum`."""
-    _, number, *arm = folder.name.split("_", 2)
-    return "\n".join([f"round {number}", *arm])
+    number, arm = round_and_arm(folder.name) or (0, "")
+    return f"round {number}\n{arm}".strip()
 
 
 def _panel(size: tuple[int, int]) -> tuple[int, int]:

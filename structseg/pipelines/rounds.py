@@ -5,26 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
-from structseg.command.configs import make_datamodule
 from structseg.command.run_folder import CONFIG_NAME
-from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 from structseg.messages import fail, nearest
 from structseg.metric_names import flat_metrics
 from structseg.pipelines.record import RECORD, read_record
-from structseg.pipelines.round_pictures import confounder_sheet, image_sheet, save_picture
 from structseg.pipelines.round_report import REPORT, round_report
+from structseg.pipelines.stages import round_and_arm
+from structseg.tables import TextTable
 
-_ROUND = re.compile(r"round_(\d+)(?:_([\w-]+))?")
+if TYPE_CHECKING:
+    from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
+
 _CLASSIFIER = Path("round_0", "classifier")  # the fit whose configuration says what the images are
 # The columns that predictions fill: title, key of the score, digits.
 _BEFORE_TEST = (
@@ -108,8 +106,8 @@ def find_rounds(folder: Path, only: Sequence[str] | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; give that of a pipeline's run, runs/PIPELINE/SEED")
-    keys = {path: _ROUND.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()}
-    order = {path: (int(key[1]) > 0, key[2] or "", int(key[1])) for path, key in keys.items() if key}
+    keys = {path: round_and_arm(path.name) for path in folder.iterdir() if path.is_dir()}
+    order = {path: (key[0] > 0, key[1], key[0]) for path, key in keys.items() if key}
     found = {path.name: path for path in sorted(order, key=lambda path: order[path])}
     if "round_0" not in found:
         near = next((path.parent for path in sorted(folder.glob("*/round_0"))), "runs/PIPELINE/SEED")
@@ -132,6 +130,9 @@ def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDat
         FileNotFoundError: no configuration of that fit.
         ValueError: the data have no root, or no tags.
     """
+    from structseg.command.configs import make_datamodule  # seconds to load, which the table does without
+    from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
+
     record = read_record(folder / _CLASSIFIER)
     paths = _by_age((folder / _CLASSIFIER).glob(f"{record.run if record else '*'}/{CONFIG_NAME}"))
     if not paths:
@@ -151,24 +152,21 @@ def _by_age(files: Iterator[Path]) -> list[Path]:
     return sorted(files, key=lambda file: file.stat().st_mtime_ns)
 
 
-def rounds_table(title: str, rounds: Sequence[Round]) -> tuple[Table, list[str]]:
+def rounds_table(title: str, rounds: Sequence[Round]) -> TextTable:
     """The figures of the rounds, a line each, and notes on those that are not finished."""
-    table = Table(title=title)
-    table.add_column("round", no_wrap=True)
-    for heading in (*(text for text, *_ in _BEFORE_TEST), *_TEST, *(text for text, *_ in _AFTER_TEST), "notices"):
-        table.add_column(heading, justify="right")
-    notes = []
+    lines, notes = [], []
     for one in rounds:
         before, after = (
             [_figure(one.score(key), digits) for _, key, digits in columns] for columns in (_BEFORE_TEST, _AFTER_TEST)
         )
         notices = len({notice for _, notice in one.notices})
         mark = "" if one.finished else " *"
-        table.add_row(one.name + mark, *before, *(_figure(value, 4) for value in one.tested()), *after, str(notices))
+        lines.append((one.name + mark, *before, *(_figure(value, 4) for value in one.tested()), *after, str(notices)))
         if not one.finished:
             done = ", ".join(one.report["stages"]) or "no stage"
             notes.append(f"* {one.name} is not finished: {done} done")
-    return table, notes
+    titles = (*(text for text, *_ in _BEFORE_TEST), *_TEST, *(text for text, *_ in _AFTER_TEST))
+    return TextTable(("round", *titles, "notices"), lines, title=title, notes=notes)
 
 
 def _figure(value: float, digits: int) -> str:
@@ -203,10 +201,12 @@ def main(args: list[str]) -> None:
     parser = _parser()
     given = parser.parse_args(args)
     if given.out and not given.names:
-        parser.error("--out says nothing without --names")
+        parser.error("--out has no effect without --names")
     if given.root and not (given.names or given.confounders):
-        parser.error("--root says nothing without --names or --confounders")
+        parser.error("--root has no effect without --names or --confounders")
     folders = find_rounds(given.folder, given.only)
+    if given.names or given.confounders:
+        from structseg.pipelines.round_pictures import confounder_sheet, image_sheet, save_picture
     if given.names:
         out = given.out or Path("rounds.png")
         save_picture(image_sheet(folders, given.names, run_datamodule(given.folder, given.root)), out)
@@ -218,9 +218,5 @@ def main(args: list[str]) -> None:
         lines = [f"{one.name}/{stage}: {text}" for one in map(Round.read, folders) for stage, text in one.notices]
         print("\n".join(lines or ["no notices"]))
     else:
-        console = Console() if Console().is_terminal else Console(width=200)
         run = given.folder.absolute()
-        table, notes = rounds_table(f"{run.parent.name}, seed {run.name}", [Round.read(folder) for folder in folders])
-        console.print(table)
-        for note in notes:
-            console.print(note, markup=False)
+        print(rounds_table(f"{run.parent.name}, seed {run.name}", [Round.read(folder) for folder in folders]).text())

@@ -12,6 +12,13 @@ from structseg.messages import nearest
 RUN_ID = "RUN_ID"  # stands for the id of a run that is yet to come
 BEFORE = "before."  # {before.NAME}: of the round before
 PLACE = re.compile(r"\{([\w./-]+)\}")
+_ROUND = re.compile(r"round_(\d+)(?:_([\w-]+))?")
+
+
+def round_and_arm(folder: str) -> tuple[int, str] | None:
+    """Number and arm of a round by the name of its folder, `round_0` or `round_1_sum`; None for another folder."""
+    found = _ROUND.fullmatch(folder)
+    return (int(found[1]), found[2] or "") if found else None
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,8 @@ class Pipeline:
 
     def _rounds_before(self, stage: str) -> list[str]:
         """The folders of the earlier rounds of the same arm."""
-        _, number, *arm = stage.partition("/")[0].split("_", 2) if self.rounds else ("", "0")
-        return ["_".join(["round", str(n), *(arm if n else [])]) for n in range(int(number))]
+        number, arm = (round_and_arm(stage.partition("/")[0]) if self.rounds else None) or (0, "")
+        return [f"round_{n}_{arm}" if n and arm else f"round_{n}" for n in range(number)]
 
     def of_arm(self, arm: str) -> Pipeline:
         """Without the other arms.
@@ -105,11 +112,12 @@ class Pipeline:
         Raises:
             ValueError: there is no such arm; the message has the nearest name.
         """
-        arms = dict.fromkeys(folder.split("_", 2)[2] for folder in self.rounds if folder.count("_") > 1)
+        arm_of = {folder: (round_and_arm(folder) or (0, ""))[1] for folder in self.rounds}
+        arms = dict.fromkeys(filter(None, arm_of.values()))
         if arm not in arms:
             known = nearest(arm, arms) or (f"; there are {', '.join(arms)}" if arms else "; it has no arms")
             raise ValueError(f"{self.path} has no arm {arm}{known}")
-        rounds = {name: own for name, own in self.rounds.items() if name == "round_0" or name.split("_", 2)[2] == arm}
+        rounds = {name: own for name, own in self.rounds.items() if arm_of[name] in ("", arm)}
         stages = {name: self.stages[name] for own in rounds.values() for name in own}
         return replace(self, rounds=rounds, stages=stages)
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from structseg.messages import nearest
 from structseg.metric_names import flat_metrics
+from structseg.pipelines.stages import round_and_arm
 from structseg.results.files import Result
 from structseg.results.manifest import Row
-from structseg.results.table import markdown_table
+from structseg.tables import TextTable
 
 ROUND = "round"
 METRICS = ("cams.cam_miou", "pseudo_masks.pseudo_miou", "segmenter.without_crf.miou")
 
 _NOTICES = f"{ROUND}_0.notices"  # a count, no score
-_OF_ROUND = re.compile(rf"{ROUND}_(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -30,39 +27,24 @@ class Rounds:
     Attributes:
         seeds: those that all rows are measured with.
         values: of each metric, each row's values by round, one for each seed that has one.
-        apart: what `began_apart` says of the results.
+        mismatch: what `round_0_mismatch` says of the results.
     """
 
     seeds: tuple[int, ...]
     values: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
-    apart: str = ""
+    mismatch: str = ""
 
-    def _texts(self) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
-        """Title, header and lines: means over the seeds, and their sample standard deviations."""
+    def table(self) -> TextTable:
+        """Means over the seeds, and their sample standard deviations."""
         numbers = sorted({number for rows in self.values.values() for curve in rows.values() for number in curve})
         lines = [
             (metric, name, *(_cell(curve.get(number, ()), len(self.seeds)) for number in numbers))
             for metric, rows in self.values.items()
             for name, curve in rows.items()
         ]
-        title = f"mean{' ± spread' if len(self.seeds) > 1 else ''} of seed {', '.join(map(str, self.seeds))}"
-        title = ". ".join(filter(None, (title, self.apart)))
-        return title, ("metric", "row", *(f"{ROUND} {number}" for number in numbers)), lines
-
-    def rich_table(self) -> Table:
-        """For a terminal."""
-        title, header, lines = self._texts()
-        table = Table(title=title)
-        for name in header:
-            table.add_column(name, justify="left" if name in header[:2] else "right")
-        for line in lines:
-            table.add_row(*line)
-        return table
-
-    def markdown(self) -> str:
-        """Table and title as Markdown."""
-        title, header, lines = self._texts()
-        return "\n\n".join([markdown_table(header, ("---", "---", *("---:" for _ in header[2:])), lines), f"({title})"])
+        title = f"mean{' ± sd' if len(self.seeds) > 1 else ''} of seed {', '.join(map(str, self.seeds))}"
+        title = ". ".join(filter(None, (title, self.mismatch)))
+        return TextTable(("metric", "row", *(f"{ROUND} {number}" for number in numbers)), lines, 2, title)
 
 
 def by_round(rows: Sequence[Row], results: Sequence[Result], metrics: Sequence[str]) -> Rounds:
@@ -83,10 +65,10 @@ def by_round(rows: Sequence[Row], results: Sequence[Result], metrics: Sequence[s
     own = {name: [result for result in found if result.seed in seeds] for name, found in measured.items()}
     values = {metric: {name: _curve(found, metric) for name, found in own.items()} for metric in metrics}
     pairs = [(row, result) for row in rows for result in own[row.name]]
-    return Rounds(tuple(sorted(seeds)), values, began_apart(pairs))
+    return Rounds(tuple(sorted(seeds)), values, round_0_mismatch(pairs))
 
 
-def began_apart(measured: Sequence[tuple[Row, Result]]) -> str:
+def round_0_mismatch(measured: Sequence[tuple[Row, Result]]) -> str:
     """Which results of one pipeline and seed differ in round 0, which the arms share: they are no fair pair.
 
     Args:
@@ -106,12 +88,11 @@ def began_apart(measured: Sequence[tuple[Row, Result]]) -> str:
 
 
 def other_rounds(first: Row, second: Row) -> str:
-    """Whether two rows are tested after different rounds: a sentence; "" where they are not, or are none of rounds."""
-    found = [re.match(rf"{ROUND}_(\d+)", row.stage or "") for row in (first, second)]
-    after = [match[1] for match in found if match]
-    if len(set(after)) < 2:
+    """Whether two rows are tested after different rounds: a sentence; "" where they are not, or have no rounds."""
+    after = [round_and_arm((row.stage or "").partition("/")[0]) for row in (first, second)]
+    if after[0] is None or after[1] is None or after[0][0] == after[1][0]:
         return ""
-    return f"{first.name} is tested after round {after[0]}, {second.name} after round {after[1]}"
+    return f"{first.name} is tested after round {after[0][0]}, {second.name} after round {after[1][0]}"
 
 
 def _start(result: Result) -> dict[str, str]:
@@ -136,11 +117,12 @@ def _curve(results: Sequence[Result], metric: str) -> dict[int, list[float]]:
     names: set[str] = set()
     for result in results:
         for key, value in flat_metrics(result.content["metrics"]).items():
-            found = _OF_ROUND.fullmatch(key)
+            folder, _, name = key.partition(".")
+            found = round_and_arm(folder)
             if found:
-                names.add(found[2])
-            if found and found[2] == metric and not math.isnan(value):
-                curve.setdefault(int(found[1]), []).append(value)
+                names.add(name)
+            if found and name == metric and not math.isnan(value):
+                curve.setdefault(found[0], []).append(value)
     if metric not in names:
         raise ValueError(f"{results[0].path} has no metric {metric} in any round{nearest(metric, names)}")
     return dict(sorted(curve.items()))

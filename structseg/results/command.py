@@ -1,31 +1,26 @@
-"""`structseg results`: the results table, and the runs behind it."""
+"""`structseg results`: the results tables, and the runs behind them."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rich.console import Console
-
-from structseg.files import ROOT
 from structseg.messages import fail
 from structseg.pipelines.record import checkpoint_of
 from structseg.pipelines.stages import RUN_ID, pipeline_folder
 from structseg.provenance import Device
-from structseg.results import run_rows
 from structseg.results.by_round import METRICS, ROUND, by_round
-from structseg.results.compare import compare_rows
 from structseg.results.files import Result, read_results
 from structseg.results.manifest import (
     MANIFEST,
     MINUTES_KEYS,
     MISSING_ROWS,
     SYNTHETIC,
+    Recipes,
     Row,
     args_to_fit,
     args_to_score,
@@ -33,13 +28,11 @@ from structseg.results.manifest import (
     find_row,
     load_manifest,
 )
-from structseg.results.plot import plot_rounds, plot_rows
-from structseg.results.run_rows import Job, Place
-from structseg.results.table import details, markdown, rich_table, stale_seeds
+from structseg.results.run_rows import Job, Place, run_jobs
+from structseg.results.table import details, markdown, method_table, overview, rows_of_method, stale_seeds
 
-# Options that say something only beside another.
+# Options that are of use only with another.
 _ONLY_WITH: dict[str, tuple[str, ...]] = {
-    "budget": ("run",),
     "again": ("run",),
     "runs_dir": ("run", "missing"),
     "device": ("run", "missing"),
@@ -49,8 +42,7 @@ _ONLY_WITH: dict[str, tuple[str, ...]] = {
     "x": ("plot",),
     "y": ("plot", "rounds"),
 }
-
-_NEEDS = {"plot": ("x", "out")}
+_MODES = ("details", "missing", "run", "compare", "rounds", "plot")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,9 +53,11 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="structseg results",
-        description="Prints the results table (mean and spread over seeds), measures rows, compares and plots them.",
+        description="Prints what was measured, as means and standard deviations over seeds: some rows of each method, "
+        "or all rows of one. Compares and draws rows, and measures them.",
         allow_abbrev=False,
     )
+    parser.add_argument("method", nargs="?", metavar="METHOD", help="all rows of this method: conta")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--details", metavar="ROW", help="every metric of a row, each seed")
     what.add_argument("--missing", action="store_true", help="rows not yet measured, and the commands to do it by hand")
@@ -71,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--compare", nargs=2, metavar="ROW", help="two rows on the same images, with intervals")
     what.add_argument("--rounds", nargs="+", metavar="ROW", help="rows of pipelines, --y by round")
     what.add_argument("--plot", nargs="+", metavar="ROW", help="draw --y over --x into --out")
-    parser.add_argument("--markdown", action="store_true", help="the table, the comparison or the rounds as Markdown")
+    parser.add_argument("--markdown", action="store_true", help="the measured rows, comparison or rounds as Markdown")
     parser.add_argument("--x", metavar="KEY", help=f"a setting: model.init_args.loss.init_args.beta; or {ROUND}")
     parser.add_argument(
         "--y",
@@ -81,71 +75,82 @@ def _parser() -> argparse.ArgumentParser:
         help="metrics, one panel each: 128.miou; of a round: cams.cam_miou",
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
-    parser.add_argument("--again", action="store_true", help="measure anew what is measured")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing that does not fit, stop in time")
+    parser.add_argument("--again", action="store_true", help="measure again what is measured")
     parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="what to train on; default: cpu")
     parser.add_argument("--data_root", metavar="FOLDER", help="holds the data folders; default: STRUCTSEG_DATA")
     parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="of all runs; default: runs")
-    parser.add_argument("--out", type=Path, metavar="PATH", help="PNG of the plot")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="file of the plot")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="of ROW.SEED.json; default: the manifest's")
     return parser
 
 
-def main(args: list[str]) -> None:
-    """Entry point of `structseg results`; exit code 1 where a row failed."""
+def _parsed(args: list[str]) -> argparse.Namespace:
     parser = _parser()
     given = parser.parse_args(args)
     for option, modes in _ONLY_WITH.items():
         if getattr(given, option) not in (None, False) and not any(getattr(given, mode) for mode in modes):
-            parser.error(f"--{option} says nothing without {' or '.join(f'--{mode}' for mode in modes)}")
-    for mode, needed in _NEEDS.items():
-        lacking = [f"--{option}" for option in needed if getattr(given, mode) and getattr(given, option) is None]
-        if lacking:
-            parser.error(f"--{mode} needs {' and '.join(lacking)}")
-    other = [mode for mode in ("details", "missing", "run", "plot") if getattr(given, mode)]
-    if given.markdown and other:
-        parser.error(f"--markdown is not allowed with --{other[0]}")
-    if given.budget is not None and not (math.isfinite(given.budget) and given.budget > 0):
-        parser.error(f"--budget is {given.budget:g}; expected minutes above 0")
+            parser.error(f"--{option} has no effect without {' or '.join(f'--{mode}' for mode in modes)}")
+    lacking = [f"--{option}" for option in ("x", "out") if given.plot and getattr(given, option) is None]
+    if lacking:
+        parser.error(f"--plot needs {' and '.join(lacking)}")
+    if given.plot and given.x != ROUND and given.y is None:
+        parser.error("--plot needs --y")
+    mode = next((mode for mode in _MODES if getattr(given, mode)), None)
+    if given.markdown and mode not in (None, "compare", "rounds"):
+        parser.error(f"--markdown is not allowed with --{mode}")
+    if given.method and mode:
+        parser.error(f"METHOD ({given.method}) is not allowed with --{mode}")
+    return given
 
-    rows = load_manifest(given.manifest)
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg results`; exit code 1 where a row failed."""
+    given = _parsed(args)
+    rows = load_manifest(given.manifest, stages=bool(given.run or given.missing))
     folder = given.results or given.manifest.parent
     results = read_results(folder)
     data_root = find_data_root(given.data_root)
     device: Device = given.device or "cpu"
     runs_dir = given.runs_dir or Path("runs")
     if given.details:
-        _console().print(details(find_row(rows, given.details), results))
+        print(details(find_row(rows, given.details), results).text())
     elif given.missing:
         _print_missing(choose_jobs(rows, results, [MISSING_ROWS], given.seeds), device, data_root, runs_dir)
     elif given.run:
         jobs = choose_jobs(rows, results, given.run, given.seeds, again=given.again)
-        place = Place(device, data_root, runs_dir, given.manifest, folder)
         if not jobs:
-            print("all of it is measured; --again measures it anew")
-        failed = run_rows.run_jobs(jobs, place, given.budget)
+            print("everything is measured; --again measures it again")
+        failed = run_jobs(jobs, Place(device, data_root, runs_dir, given.manifest, folder))
         if failed:
             fail(f"results: failed: {', '.join(map(str, failed))}")
     elif given.compare:
+        from structseg.results.compare import compare_rows  # loads torch, as does what writes the images' scores
+
         first, second = (find_row(rows, name) for name in given.compare)
         for comparison in compare_rows(first, second, results):
-            print(f"{comparison.markdown()}\n") if given.markdown else _console().print(comparison.rich_table())
+            print(f"{comparison.table().markdown() if given.markdown else comparison.table().text()}\n")
     elif given.rounds:
-        chosen = [find_row(rows, name) for name in dict.fromkeys(given.rounds)]
-        found = by_round(chosen, results, given.y or METRICS)
-        print(found.markdown()) if given.markdown else _console().print(found.rich_table())
+        table = by_round(_named(rows, given.rounds), results, given.y or METRICS).table()
+        print(table.markdown() if given.markdown else table.text())
     elif given.plot:
-        chosen = [find_row(rows, name) for name in dict.fromkeys(given.plot)]
-        if given.x != ROUND and given.y is None:
-            parser.error("--plot needs --y")
+        from structseg.results.plot import plot_rounds, plot_rows  # loads matplotlib
+
+        chosen = _named(rows, given.plot)
         if given.x == ROUND:
             plot_rounds(by_round(chosen, results, given.y or METRICS), given.out)
         else:
             plot_rows(chosen, results, given.x, given.y, given.out)
         print(given.out)
+    elif given.method:
+        own = rows_of_method(rows, given.method)
+        print((markdown if given.markdown else method_table)(own, [result for result in results if result.row in own]))
     else:
-        _print_table(rows, results, given.markdown)
+        print((markdown if given.markdown else overview)(rows, results))
+
+
+def _named(rows: Mapping[str, Row], names: Sequence[str]) -> list[Row]:
+    return [find_row(rows, name) for name in dict.fromkeys(names)]
 
 
 def choose_jobs(
@@ -155,9 +160,14 @@ def choose_jobs(
     seeds: Sequence[int] | None,
     again: bool = False,
 ) -> list[Job]:
-    """Seeds of the named rows, or of all for `missing`, in the manifest's order; not those measured, but `again`.
+    """The seeds to measure, in the manifest's order.
 
-    What was measured with other settings than the row has now counts as not measured.
+    Args:
+        rows: of the manifest.
+        results: what is measured; one with other settings than its row has now does not count.
+        names: rows, or `missing` for all.
+        seeds: only these; None = all of each row.
+        again: include what is measured.
 
     Raises:
         ValueError: no such row, or none of the rows has a seed that was asked for.
@@ -167,8 +177,9 @@ def choose_jobs(
     for seed in seeds or ():
         if seed not in {job.seed for job in chosen}:
             raise ValueError(f"none of the rows {', '.join(named)} has seed {seed}; choose one of the manifest's")
+    recipes = Recipes()
     measured = {(result.row, result.seed) for result in results}
-    measured -= {(name, seed) for name, row in named.items() for seed in stale_seeds(row, results)}
+    measured -= {(name, seed) for name, row in named.items() for seed in stale_seeds(row, results, recipes)}
     return [
         job
         for job in chosen
@@ -183,10 +194,10 @@ def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, 
         print(f"{job}: {'not for this device' if minutes is None else f'about {minutes:g} min'} ({device})")
         root = "$STRUCTSEG_DATA" if data_root is None else os.path.relpath(data_root)
         data = None if row.data == SYNTHETIC else f"{root}/{row.data}"
-        fit = args_to_fit(row, job.seed, device, data, os.path.relpath(ROOT / row.source), str(runs_dir))
+        fit = args_to_fit(row, job.seed, device, data, os.path.relpath(row.path), str(runs_dir))
         folder = runs_dir / row.name
         if row.stage is not None:
-            folder = pipeline_folder(ROOT / row.source, job.seed, runs_dir) / row.stage
+            folder = pipeline_folder(row.path, job.seed, runs_dir) / row.stage
         checkpoint = str(checkpoint_of(folder, RUN_ID))
         for command in (fit, *args_to_score(row, checkpoint, job.seed, device).values()):
             print("    structseg " + " ".join(arg if arg.startswith("$") else shlex.quote(arg) for arg in command))
@@ -194,20 +205,3 @@ def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, 
         print("RUN_ID is the folder that fit names. `structseg results --run ROW` does it all, and keeps the result.")
     else:
         print("every row is measured")
-
-
-def _print_table(rows: Mapping[str, Row], results: Sequence[Result], as_markdown: bool) -> None:
-    if as_markdown:
-        print(markdown(rows, results))
-        return
-    table, notes = rich_table(rows, results)
-    console = _console()
-    console.print(table)
-    for note in notes:
-        console.print(note, markup=False)
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide where the output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from structseg.files import sha256
 from structseg.lightning_modules.callbacks.image_scores import PIXELS, VALUES, read_table
-from structseg.results.by_round import ROUND, began_apart, other_rounds
+from structseg.results.by_round import ROUND, other_rounds, round_0_mismatch
 from structseg.results.files import Result, images_path
 from structseg.results.manifest import Row
-from structseg.results.table import markdown_table
+from structseg.tables import TextTable
 
 RESAMPLES = 10_000
 _SEED = 0
@@ -127,39 +126,26 @@ class Comparison:
     seeds: tuple[int, ...]
     images: int
     lines: tuple[Line, ...]
-    apart: str = ""  # what `began_apart` and `other_rounds` say
+    remarks: str = ""  # what makes it no fair pair
     alike: tuple[str, ...] = ()  # tests left out, as each image scored the same in both
 
-    def _texts(self) -> tuple[str, tuple[str, ...], str]:
-        """Title, header and note."""
+    def table(self) -> TextTable:
+        """A line for each metric."""
         first, second = self.rows
         test = self.test if "." in self.test else f"test {self.test}"  # the masks of a round are of training images
-        title = f"{first} and {second}{f', {test}' if self.test else ''}"
-        interval = ("95 % interval", "excludes 0", "relative", f"{first} better", f"{second} better")
+        header = ("metric", first, second, "difference", "95 % interval", "excludes 0", "relative")
         note = (
             f"All {self.images} images; means over the seeds {', '.join(map(str, self.seeds))}. The interval is of the "
             f"difference, by {RESAMPLES:,} resamples of the images; what another training would change is not in it. "
             f"Better: share of the images; the others are even."
         )
         alike = f"Each image the same in both: {', '.join(self.alike)}." if self.alike else ""
-        note = " ".join(filter(None, (note, self.apart and f"{self.apart}.", alike)))
-        return title, ("metric", first, second, "difference", *interval), note
-
-    def rich_table(self) -> Table:
-        """For a terminal."""
-        title, header, note = self._texts()
-        table = Table(title=title, caption=note)
-        for name in header:
-            table.add_column(name, justify="left" if name == "metric" else "right")
-        for line in self.lines:
-            table.add_row(*line.cells())
-        return table
-
-    def markdown(self) -> str:
-        """Title, table and note as Markdown."""
-        title, header, note = self._texts()
-        rules = ("---", *("---:" for _ in header[1:]))
-        return "\n\n".join([f"**{title}**", markdown_table(header, rules, [line.cells() for line in self.lines]), note])
+        return TextTable(
+            (*header, f"{first} better", f"{second} better"),
+            [line.cells() for line in self.lines],
+            title=f"{first} and {second}{f', {test}' if self.test else ''}",
+            notes=[" ".join(filter(None, (note, self.remarks and f"{self.remarks}.", alike)))],
+        )
 
 
 def compare_rows(first: Row, second: Row, results: Sequence[Result]) -> list[Comparison]:
@@ -182,18 +168,18 @@ def compare_rows(first: Row, second: Row, results: Sequence[Result]) -> list[Com
         raise ValueError(
             f"{first.name} is scored on {said[0]}, {second.name} on {said[1]}; compare rows that share a test"
         )
-    apart = began_apart(
+    mismatch = round_0_mismatch(
         [(row, own[seed]) for row, own in zip((first, second), measured, strict=True) for seed in seeds]
     )
     for test in tests:
         _check_paired((first.name, one[test]), (second.name, other[test]))
     alike = tuple(test for test in tests if one[test].same(other[test]))
     shown = [test for test in tests if test not in alike] or tests
-    remarks = ". ".join(filter(None, (other_rounds(first, second), apart)))
+    remarks = ". ".join(filter(None, (other_rounds(first, second), mismatch)))
     return [
         Comparison(
             (first.name, second.name), test, seeds, len(one[test].names), tuple(_compare(one[test], other[test])),
-            apart if test.startswith(ROUND) else remarks, alike if len(shown) < len(tests) else (),
+            mismatch if test.startswith(ROUND) else remarks, alike if len(shown) < len(tests) else (),
         )
         for test in shown
     ]  # fmt: skip

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from structseg.files import ROOT, sha256
-from structseg.lightning_modules.callbacks.image_scores import write_table
 from structseg.messages import nearest
 from structseg.metric_names import flat_metrics
 
@@ -126,6 +125,8 @@ def write_images(path: Path, tables: Mapping[str, Sequence[Sequence[str]]]) -> s
     Raises:
         ValueError: the tables do not have the same columns.
     """
+    from structseg.lightning_modules.callbacks.image_scores import write_table  # loads torch, which tables do without
+
     headers = {tuple(table[0]) for table in tables.values()}
     if len(headers) != 1:
         raise ValueError(f"the tests {', '.join(tables)} have different classes; give them rows of their own")

@@ -6,22 +6,26 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
-from structseg.files import ROOT
+from structseg.command.config_files import load_config
+from structseg.files import ROOT, experiments_folder
 from structseg.messages import nearest
 from structseg.pipelines.file import load_pipeline
+from structseg.pipelines.stages import Pipeline
 from structseg.provenance import Device
 from structseg.yaml_files import load_yaml
 
 Split = Literal["val", "test"]
 
-MANIFEST = ROOT / "experiments" / "results" / "manifest.yaml"
+MANIFEST = experiments_folder() / "results" / "manifest.yaml"
+_TOP = experiments_folder().parent  # where the paths of the manifest start
 SYNTHETIC = "synthetic"  # a row's data that are made, not read
 MISSING_ROWS = "missing"  # stands for every row that is not measured
 MINUTES_KEYS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}
@@ -49,6 +53,7 @@ class Row:
         pipeline: YAML of the pipeline that trains the row, from the root of the repository, if any.
         stage: the stage of the pipeline that the row scores.
         data_option: the option that takes the folder of the data.
+        shown: whether the overview of all methods shows it.
     """
 
     name: str
@@ -66,15 +71,30 @@ class Row:
     pipeline: str | None = None
     stage: str | None = None
     data_option: str = "--data.root"
+    shown: bool = False
+
+    @property
+    def method(self) -> str:
+        """The folder of the source: `conta`."""
+        return Path(self.source).parent.name or "other"
 
     @property
     def source(self) -> str:
         """The YAML that says how it is trained, from the root of the repository."""
         return self.config or self.pipeline or ""
 
+    @property
+    def path(self) -> Path:
+        """The source, from anywhere."""
+        return _TOP / self.source
 
-def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
+
+def load_manifest(path: Path = MANIFEST, stages: bool = True) -> dict[str, Row]:
     """The rows by name, in the order of the file.
+
+    Args:
+        path: the manifest.
+        stages: whether to check that the pipelines have the stages of the rows, for which each of them is read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -87,8 +107,10 @@ def load_manifest(path: Path = MANIFEST) -> dict[str, Row]:
         raise ValueError(f"{path} holds no rows; expected `name: {{what: ..., config: ...}}` for each")
     names = [key.value for key, _ in node.value]
     faults = [f"row {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    read = lru_cache(None)(load_pipeline)
     for name, content in tree.items():
         faults += [f"row {name}: {fault}" for fault in _faults(str(name), content)]
+        faults += [f"row {name}: {fault}" for fault in _stage_faults(content, read) if stages]
     if faults:
         raise ValueError(f"{path}: {'; '.join(faults)}")
     return {name: _row(name, content) for name, content in tree.items()}
@@ -125,6 +147,8 @@ def _faults(name: str, content: Any) -> Iterable[str]:
         if not _texts(texts):
             yield f"{key} are {texts!r}, not a list of texts"
     yield from _test_faults(content)
+    if not isinstance(content.get("shown", False), bool):
+        yield f"shown is {content['shown']!r}, not true or false"
     if not (content.get("aim") is None or _number(content["aim"])):
         yield f"aim is {content['aim']!r}, not a number"
     minutes = content.get("minutes", {})
@@ -142,11 +166,15 @@ def _source_faults(content: dict[str, Any]) -> Iterable[str]:
         yield "pipeline and stage belong together; one is missing"
     if "pipeline" in content and content.get("overrides"):
         yield "overrides; the arguments of a pipeline's stage belong into its file, as rows share stages"
-    if isinstance(content.get("config"), str) and not (ROOT / content["config"]).is_file():
+    if isinstance(content.get("config"), str) and not (_TOP / content["config"]).is_file():
         yield f"no file {content['config']}"
-    if isinstance(content.get("pipeline"), str) and isinstance(content.get("stage"), str):
+
+
+def _stage_faults(content: Any, read: Callable[[Path], Pipeline]) -> Iterable[str]:
+    pipeline, stage = (content.get(key) if isinstance(content, dict) else None for key in ("pipeline", "stage"))
+    if isinstance(pipeline, str) and isinstance(stage, str):
         try:
-            load_pipeline(ROOT / content["pipeline"]).needed(content["stage"])
+            read(_TOP / pipeline).needed(stage)
         except (FileNotFoundError, ValueError) as error:
             yield str(error)
 
@@ -218,23 +246,31 @@ def data_folder(row: Row, data_root: Path | None) -> Path | None:
     return data_root / row.data
 
 
-def recipe(row: Row) -> str:
-    """A hash of all that the row's files say of its training and tests: 16 hexadecimal digits.
+class Recipes:
+    """Hashes of what the files say of rows; each file is read once."""
 
-    Arms and stages that the row does not build on are not in it, nor are the seed, the data's folder and the device.
+    def __init__(self) -> None:
+        self._config = lru_cache(None)(load_config)
+        self._pipeline = lru_cache(None)(load_pipeline)
 
-    Raises:
-        FileNotFoundError: a file of it is gone.
-        ValueError: one is damaged.
-    """
-    said: list[Any] = [row.overrides, dict(row.tests)]
-    if row.pipeline is None:
-        said.append(load_yaml(ROOT / row.source)[0])
-    else:
-        stages = load_pipeline(ROOT / row.source).needed(row.stage)
-        read = {path: load_yaml(path)[0] for stage in stages for path in stage.configs}
-        said += [[s.name, [read[path] for path in s.configs], s.args, dict(s.tests)] for s in stages]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def of(self, row: Row) -> str:
+        """A hash of all that a row's files say of its training and tests: 16 hexadecimal digits.
+
+        Arms and stages that the row does not build on are not in it, nor are the seed, the data's folder and the
+        device.
+
+        Raises:
+            FileNotFoundError: a file of it is gone.
+            ValueError: one is damaged.
+        """
+        content: list[Any] = [row.overrides, dict(row.tests)]
+        if row.pipeline is None:
+            content.append(self._config(row.path))
+        else:
+            for stage in self._pipeline(row.path).needed(row.stage):
+                configs = [self._config(path) for path in stage.configs]
+                content.append([stage.name, configs, stage.args, dict(stage.tests)])
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: str, runs_dir: str) -> list[str]:

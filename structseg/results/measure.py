@@ -15,7 +15,7 @@ import yaml
 from structseg.command.configs import make_datamodule
 from structseg.command.lightning import StructsegCLI, run
 from structseg.command.run_folder import CONFIG_NAME
-from structseg.files import ROOT, write_result
+from structseg.files import write_result
 from structseg.lightning_modules.callbacks.image_scores import images_file, read_table
 from structseg.lightning_modules.callbacks.round_folder_writer import IMAGES
 from structseg.lightning_modules.checkpoints.card import read_card
@@ -24,9 +24,11 @@ from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import Record
 from structseg.pipelines.round_report import round_report
 from structseg.pipelines.session import Session
+from structseg.pipelines.stages import round_and_arm
 from structseg.provenance import Device, commit, hardware, versions
 from structseg.results.files import images_path, portable, result_path, write_images
 from structseg.results.manifest import (
+    Recipes,
     Row,
     args_of_stages,
     args_to_fit,
@@ -34,7 +36,6 @@ from structseg.results.manifest import (
     data_folder,
     find_row,
     load_manifest,
-    recipe,
 )
 
 
@@ -84,7 +85,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     Raises:
         RuntimeError: the training or the test did not come to its end.
     """
-    (head, dirty), told = commit(), recipe(row)
+    (head, dirty), recipe = commit(), Recipes().of(row)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     data = data_folder(row, data_root)
     name = None if data is None else str(data)
@@ -116,7 +117,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         "versions": versions(),
         "wall_seconds": round(trained.seconds, 1),
         "test_seconds": round(test_wall, 1),
-        "recipe": told,
+        "recipe": recipe,
         **trained.more,
         "initial_weights": trained.initial_weights,
         "train_images": trained.train_images,
@@ -132,7 +133,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
 
 def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
     start = time.perf_counter()
-    fit = _whole(run(args_to_fit(row, seed, device, data, str(ROOT / row.source), runs_dir)), "training")
+    fit = _whole(run(args_to_fit(row, seed, device, data, str(row.path), runs_dir)), "training")
     seconds = time.perf_counter() - start
     config, images = yaml.safe_load(fit.folder.config.read_text()), len(fit.datamodule.dataset("train"))
     best = fit.folder.checkpoints / "best.ckpt"
@@ -142,7 +143,7 @@ def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str)
 def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
     """The row's stage and those that it builds on, as far as they are not finished: rows of a pipeline share them."""
     more = tuple(args_of_stages(row, device, data))
-    session = Session(load_pipeline(ROOT / row.source), seed, Path(runs_dir), more, row.stage)
+    session = Session(load_pipeline(row.path), seed, Path(runs_dir), more, row.stage)
     records = session.run(tests=bool(session.pipeline.rounds), anew=True)
     rounds, scored = _rounds(session, records)
     best = session.checkpoint(str(row.stage))
@@ -173,7 +174,8 @@ def _rounds(
     images: dict[str, list[list[str]]] = {}
     for folder, members in session.pipeline.rounds.items():
         done = {stage: records[stage] for stage in members if stage in records}
-        name = "_".join(folder.split("_")[:2])
+        number, _ = round_and_arm(folder) or (0, "")
+        name = f"round_{number}"
         if done:
             stages = round_report(folder, done)["stages"]
             scores[name] = {stage: said["scores"] for stage, said in stages.items() if said["scores"]}

@@ -1,4 +1,4 @@
-"""Plots of results: metrics of several rows over a setting in which the rows differ, or over the rounds of each."""
+"""Plots of results: metrics of several rows over a setting in which the rows differ, or over their rounds."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def plot_rounds(rounds: Rounds, png_path: Path) -> None:
     handles, names = figure.axes[0].get_legend_handles_labels()
     title = f"mean, and each of the seeds {', '.join(map(str, rounds.seeds))}"
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, title=title)
-    if rounds.apart:
-        figure.suptitle(rounds.apart, fontsize="small", wrap=True)
+    if rounds.mismatch:
+        figure.suptitle(rounds.mismatch, fontsize="small", wrap=True)
     _save(figure, png_path)
 
 

@@ -16,7 +16,7 @@ from structseg.lightning_modules.networks.spatial_transformer import (
     theta_from_centers,
 )
 from structseg.lightning_modules.stn.face_windows import window_probabilities
-from structseg.lightning_modules.stn.padded_originals import frame_of
+from structseg.lightning_modules.stn.padded_originals import pad_originals
 from structseg.lightning_modules.stn.stn_icnn import STNiCNN
 
 _ROUNDS = 20
@@ -145,7 +145,7 @@ def test_a_whole_face(benchmark, capsys, window, form, images):
     stn = STNiCNN(STN, "end_to_end", window=(window, window), network=partial(ICNN, form=form)).eval()
     small, photographs = torch.rand(images, 3, 128, 128), list(torch.rand(images, 3, side, side))
     batch = {"image": small, "original": photographs, "name": ["a"] * images}
-    frame, sizes = frame_of(batch, stn.window)
+    frame, sizes = pad_originals(batch, stn.window)
     size = (side, side)
     coarse = stn(small)
     theta = stn._found_theta(coarse, sizes, size)

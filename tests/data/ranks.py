@@ -168,7 +168,7 @@ def run_plan(folder: Path, world: int, plan: str, names: list[str]) -> None:
         module = case.make()
         module.optimizer = partial(SGD, lr=case.rate)
         if isinstance(module, STNiCNN):
-            module.rates = dict.fromkeys(module.rates, case.rate)
+            module.learning_rates = dict.fromkeys(module.learning_rates, case.rate)
         module.lr_scheduler = None
         with torch.no_grad():  # so that no ReLU stands on its edge
             for parameter in module.parameters():

@@ -10,13 +10,15 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 SECONDS, BYTES = 10.0, 1 << 30
 _LONGEST = 2000  # characters of a message
@@ -47,6 +49,24 @@ class Damage(NamedTuple):
 
     def __str__(self) -> str:
         return self.name
+
+
+_EACH = 5
+_HOSTILE = re.compile(r"payload|pickle|python|reference to|is a call|a class that runs|YAML that|path '|link|entity")
+
+
+def part_of(cases: Iterable[Damage]) -> Iterator[Any]:
+    """The parameters of a test: all cases, those marked that `make test` leaves to `make fuzz`.
+
+    It runs what would run code or leave the folder, and of the others the first and every fifth of each group, which is
+    what stands before the colon of their names.
+    """
+    count: Counter[str] = Counter()
+    for case in cases:
+        group = case.name.partition(":")[0]
+        kept = count[group] % _EACH == 0 or _HOSTILE.search(case.name)
+        count[group] += 1
+        yield pytest.param(case, id=str(case), marks=() if kept else pytest.mark.fuzz)
 
 
 def fault_of(damage: Damage, folder: Path) -> str | None:

@@ -15,7 +15,7 @@ import pytest
 
 from structseg.datamodules.files.download import unpack
 from structseg.datamodules.predict.inputs import predict_inputs
-from tests.fuzz.harm import Damage, Wreck, cut, fault_of, flip, put, ruin, template
+from tests.fuzz.harm import Damage, Wreck, cut, fault_of, flip, part_of, put, ruin, template
 
 OUT = "out"
 
@@ -224,6 +224,6 @@ def _spoilt_video(folder: Path, wreck: Wreck) -> Path:
     return folder / "a.mp4"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", part_of(CASES))
 def test_damaged_archives_and_videos(case: Damage, tmp_path: Path) -> None:
     assert fault_of(case, tmp_path) is None

@@ -31,7 +31,7 @@ from structseg.datamodules.round_files import (
     write_query,
 )
 from structseg.lightning_modules.conta.previous_round import check_origin, global_mean_cams, load_confounders
-from tests.fuzz.harm import Damage, Wreck, fault_of, flip, put, ruin, spoil, template
+from tests.fuzz.harm import Damage, Wreck, fault_of, flip, part_of, put, ruin, spoil, template
 
 SPACE = label_space("voc[cat,dog]")
 NAMES = SPACE.classes[1:]
@@ -286,7 +286,7 @@ CASES: list[Damage] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", part_of(CASES))
 def test_damaged_artefacts(case: Damage, tmp_path: Path) -> None:
     assert fault_of(case, tmp_path) is None
 

@@ -15,13 +15,13 @@ import torch
 
 from structseg.datamodules.label_spaces import label_space
 from structseg.lightning_modules.checkpoints.card import read_card
-from structseg.lightning_modules.checkpoints.teacher import load_teacher
-from structseg.lightning_modules.checkpoints.warm_start import take_over
+from structseg.lightning_modules.checkpoints.from_card import load_teacher
+from structseg.lightning_modules.checkpoints.warm_start import load_trained_parts
 from structseg.lightning_modules.fasseg_unet import FASSEGUNet
 from structseg.lightning_modules.networks.deeplab_v2 import _tensors
 from structseg.lightning_modules.segmentation import SegmentationModule
 from tests.data.tiny import TinyNetwork
-from tests.fuzz.harm import Damage, fault_of, flip, ruin, template
+from tests.fuzz.harm import Damage, fault_of, flip, part_of, ruin, template
 from tests.fuzz.test_artefacts import Payload
 
 SPACE = label_space("parts")
@@ -204,7 +204,7 @@ def teacher(path: Path) -> SegmentationModule:
 
 
 def stages(path: Path) -> set[str]:
-    return take_over({"network": TinyNetwork(3)}, [path], {"classes": list(SPACE.classes)})
+    return load_trained_parts({"network": TinyNetwork(3)}, [path], {"classes": list(SPACE.classes)})
 
 
 FILES = template("checkpoints", lambda folder: [
@@ -252,7 +252,7 @@ CASES: list[Damage] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", part_of(CASES))
 def test_tampered_checkpoints(case: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where `touch ran` would leave it
     assert fault_of(case, tmp_path) is None

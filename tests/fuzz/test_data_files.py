@@ -24,7 +24,7 @@ from tests.data.fasseg import make_fasseg
 from tests.data.helen import make_helen
 from tests.data.lfw import make_lfw
 from tests.data.voc import make_voc
-from tests.fuzz.harm import Damage, Wreck, fault_of, put, ruin, spoil, template
+from tests.fuzz.harm import Damage, Wreck, fault_of, part_of, put, ruin, spoil, template
 
 FASSEG = template("fasseg", lambda folder: make_fasseg(folder, train=4, test=2))
 LFW = template("lfw", lambda folder: make_lfw(folder, superpixels=True))
@@ -252,6 +252,6 @@ CASES: list[Damage] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", part_of(CASES))
 def test_damaged_data_sets(case: Damage, tmp_path: Path) -> None:
     assert fault_of(case, tmp_path) is None

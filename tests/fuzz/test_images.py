@@ -15,7 +15,7 @@ from PIL import Image
 
 from structseg.datamodules.images import check_image, image_size, read_image, read_mask
 from structseg.datamodules.predict.inputs import PredictImages
-from tests.fuzz.harm import Damage, Lay, Wreck, cut, fault_of, flip, ruin, swap, template
+from tests.fuzz.harm import Damage, Lay, Wreck, cut, fault_of, flip, part_of, ruin, swap, template
 
 FORMATS = ("png", "jpg", "bmp", "gif", "tif", "webp", "avif", "jp2", "ppm")
 
@@ -287,6 +287,6 @@ def _ring(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", part_of(CASES))
 def test_damaged_images(case: Damage, tmp_path: Path) -> None:
     assert fault_of(case, tmp_path) is None

@@ -17,7 +17,7 @@ from structseg.command.main import main
 from structseg.files import ROOT
 from structseg.pipelines.file import load_pipeline
 from structseg.results.manifest import load_manifest
-from tests.fuzz.harm import NOISE, Damage, cut, fault_of
+from tests.fuzz.harm import NOISE, Damage, cut, fault_of, part_of
 from tests.fuzz.test_checkpoints import BUILT, OTHER, TAMPERED, lay
 from tests.fuzz.test_images import png, whole
 
@@ -195,7 +195,7 @@ CASES: list[Damage] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", part_of(CASES))
 def test_bad_yaml_and_commands(case: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(tmp_path)
@@ -207,10 +207,15 @@ def test_bad_yaml_and_commands(case: Damage, tmp_path: Path, monkeypatch: pytest
     ("name", "content", "args"),
     [
         ("a.ckpt", TAMPERED["a payload"], ("test", "--ckpt_path", "PATH")),
-        ("a.ckpt", TAMPERED["a bare pickle with a payload"], ("predict", "--ckpt_path", "PATH")),
         ("a.yaml", lambda folder: str(BAD["a python object"]).encode(), ("fit", "--config", "PATH")),
-        ("a.yaml", lambda folder: str(BAD["a million laughs"]).encode(), ("fit", "--config", "PATH")),
-        ("p.yaml", lambda folder: NOISE, ("pipeline", "PATH")),
+        *(
+            pytest.param(*case, marks=pytest.mark.fuzz)
+            for case in (
+                ("a.ckpt", TAMPERED["a bare pickle with a payload"], ("predict", "--ckpt_path", "PATH")),
+                ("a.yaml", lambda folder: str(BAD["a million laughs"]).encode(), ("fit", "--config", "PATH")),
+                ("p.yaml", lambda folder: NOISE, ("pipeline", "PATH")),
+            )
+        ),
     ],
 )
 def test_a_process_of_its_own_says_one_line(

@@ -30,7 +30,7 @@ def test_a_batch_that_is_not_the_recipes_is_noticed_with_all_that_makes_it(tmp_p
     one.recipe_batch = 16
     assert fit(one, tmp_path, accumulate_grad_batches=3) == [
         "6 images an optimiser step (2 a batch, 3 batches, 1 devices), the recipe has 16; "
-        "set --trainer.accumulate_grad_batches or the rate"
+        "set --trainer.accumulate_grad_batches or the learning rate"
     ]
     assert one.make_card()["notices"] == one.notices
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from structseg.datamodules.label_spaces import OCCLUSION, PARTS
-from structseg.lightning_modules.checkpoints.teacher import load_teacher
+from structseg.lightning_modules.checkpoints.from_card import load_teacher
 from structseg.lightning_modules.consensus import ConsensusSegmenter
 from structseg.losses import ConsensusLoss
 from tests.data.tiny import TinyDataModule, TinyNetwork

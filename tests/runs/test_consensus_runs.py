@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from structseg.command.main import main
 from structseg.command.lightning import run
+from structseg.command.main import main
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.lfw import make_lfw
 

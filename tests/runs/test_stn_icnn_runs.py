@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from structseg.command.main import main
 from structseg.command.lightning import run
+from structseg.command.main import main
 from structseg.lightning_modules.checkpoints.card import read_card
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.helen import make_helen, name_of

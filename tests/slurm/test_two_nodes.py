@@ -156,6 +156,7 @@ def test_usr1_saves_and_requeues(fit, undisturbed):
     assert_same(one, undisturbed)
 
 
+@pytest.mark.cluster
 def test_a_cancelled_fit_goes_on_when_it_is_submitted_again(fit, undisturbed):
     one = fit("cancelled")
     one.submit()
@@ -184,6 +185,7 @@ def test_a_fit_survives_the_death_of_a_node(fit, undisturbed):
     assert_same(one, undisturbed)
 
 
+@pytest.mark.cluster
 def test_a_pipeline_is_a_chain_of_jobs(fit, undisturbed):
     one = fit("pipeline", "stages.yaml")
     stages = "{first: {}, second: {args: [--model.optimizer.lr, '0.001']}}"

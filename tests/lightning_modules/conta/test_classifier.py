@@ -335,7 +335,7 @@ def test_logits_that_are_no_numbers_are_not_scored(verb):
     module = _made().eval()
     with torch.no_grad():
         module.network.head.weight[0] = torch.nan
-        with pytest.raises(ValueError, match=r"^the logits of a, b are not finite; .* lower rate$"):
+        with pytest.raises(ValueError, match=r"^the logits of a, b are not finite; .* lower learning rate$"):
             getattr(module, f"{verb}_step")(_batch(), 0)
         with pytest.raises(ValueError, match=r"^the logits of a, b are not finite"):
             module.predict_step({**_batch(), "original": [torch.rand(3, 9, 9)] * 2}, 0)

@@ -27,7 +27,7 @@ from structseg.lightning_modules.stn.face_windows import (
     window_probabilities,
     with_background,
 )
-from structseg.lightning_modules.stn.padded_originals import frame_of, size_of, small_labels
+from structseg.lightning_modules.stn.padded_originals import pad_originals, size_of, small_labels
 from structseg.lightning_modules.stn.stn_icnn import STNiCNN
 from structseg.losses.one_hot_binary_cross_entropy import OneHotBCELoss
 from structseg.metric_names import nest_metrics
@@ -201,7 +201,7 @@ def test_images_of_different_sizes_share_a_batch() -> None:
 def test_the_localizer_speaks_of_the_images_own_size() -> None:
     """The same answer means another pixel in a wider image: centres in -1..1 of each."""
     stn = module()
-    frame, sizes = frame_of(collate([sample(), sample("b", height=100, width=141)]), stn.window)
+    frame, sizes = pad_originals(collate([sample(), sample("b", height=100, width=141)]), stn.window)
     theta = stn._stn_theta(torch.zeros(2, 9, 64, 64), sizes, size_of(frame))
     centers = (theta[..., 2] + 1) / 2 * torch.tensor([140, 99])
     assert centers[0, 4].tolist() == pytest.approx([35, 42], abs=1e-4)
@@ -213,7 +213,7 @@ def test_zoom_scales_the_window_unless_it_is_off() -> None:
     for zoom, on, factor in ((0.405465, True, 1.5), (0.405465, False, 1.0), (9.0, True, 2.0)):
         stn = module(zoom=on)
         stn.localizer = Points(torch.zeros(6, 2), zoom)
-        frame, sizes = frame_of(collate([sample()]), stn.window)
+        frame, sizes = pad_originals(collate([sample()]), stn.window)
         theta = stn._stn_theta(torch.zeros(1, 9, 64, 64), sizes, size_of(frame))
         assert theta[0, 0, 0, 0].item() == pytest.approx(factor * 24 / 71, rel=1e-4)
         assert theta[0, 0, 1, 1].item() == pytest.approx(factor * 20 / 71, rel=1e-4)
@@ -334,7 +334,7 @@ def test_the_baseline_cuts_whole_pixels_around_soft_centres(window: tuple[int, i
     coarse = torch.zeros(1, 9, 36, 36)
     coarse[:, 0] = SURE
     coarse[:, 5, 10:13, 20:25] = 2 * SURE
-    frame, sizes = frame_of(collate([sample()]), stn.window)
+    frame, sizes = pad_originals(collate([sample()]), stn.window)
     theta = stn._baseline_theta(coarse, sizes, size_of(frame))
     crops = crop_parts(frame, theta, window)
     whole = integer_crop(frame, torch.tensor([[[44.0, 22.0]]]), window)
@@ -537,14 +537,14 @@ def test_logits_that_are_no_numbers_are_no_background(broken: str) -> None:
         ({"stage": "parts", "theta_weight": 0.1}, "theta_weight=0.1, loss_on=parts with stage parts"),
         ({"stage": "end_to_end", "theta_weight": -1.0}, "theta_weight=-1"),
         ({"stage": "end_to_end", "theta_weight": 1.0, "lr_coarse": 0, "lr_localizer": 0}, "nothing could follow it"),
-        ({"stage": "coarse", "lr_coarse": 0}, "stage coarse has no rate above 0"),
+        ({"stage": "coarse", "lr_coarse": 0}, "stage coarse has no learning rate above 0"),
         ({"stage": "end_to_end", "train_on": "stn"}, "train_on=stn with stage end_to_end"),
         ({"stage": "localizer", "cropper": "true"}, "cropper=true with stage localizer"),
         ({"stage": "parts", "window": (1, 9)}, r"window=\(1, 9\)"),
         ({"stage": "parts", "lr_parts": -0.1}, "parts=-0.1"),
         (
             {"stage": "end_to_end", "lr_coarse": 0, "lr_localizer": 0, "lr_parts": 0},
-            "stage end_to_end has no rate above 0",
+            "stage end_to_end has no learning rate above 0",
         ),
     ],
 )
@@ -622,7 +622,7 @@ def test_the_localizers_windows_are_float32_under_autocast() -> None:
     """In bf16 a centre would be known to a 256th."""
     stn = module()
     stn.localizer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(24), nn.Unflatten(1, (6, 4)))
-    frame, sizes = frame_of(collate([sample()]), stn.window)
+    frame, sizes = pad_originals(collate([sample()]), stn.window)
     coarse = torch.randn(1, 9, 64, 64)
     plain = stn._stn_theta(coarse, sizes, size_of(frame))
     with torch.autocast("cpu", torch.bfloat16):

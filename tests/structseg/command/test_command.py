@@ -53,6 +53,7 @@ trainer: {accelerator: cpu, max_epochs: 2, enable_progress_bar: false, enable_mo
     )
     with MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["structseg"])
+        patch.setenv("WANDB_MODE", "offline")
         return fit(config, folder).folder.path
 
 
@@ -194,9 +195,8 @@ def test_without_validation_data_the_last_epoch_is_the_best(tiny_config, tmp_pat
 @pytest.mark.parametrize("mode", ["disabled", "csv"])
 def test_without_wandb(tiny_config, tmp_path, monkeypatch, mode):
     more = ["--trainer.max_epochs", "1"]
-    if mode == "disabled":
-        monkeypatch.setenv("WANDB_MODE", "disabled")
-    else:
+    monkeypatch.setenv("WANDB_MODE", "disabled" if mode == "disabled" else "offline")
+    if mode == "csv":
         more += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "csv")]
     done = fit(tiny_config, tmp_path, *more)
     assert (done.folder.checkpoints / "last.ckpt").is_file()

@@ -210,7 +210,8 @@ class TestOneCommand:
             fit(config, tmp_path)
         assert fit(config, tmp_path).step == STEPS
 
-    def test_wandb_keeps_the_id(self, config, tmp_path):
+    def test_wandb_keeps_the_id(self, config, tmp_path, monkeypatch):
+        monkeypatch.setenv("WANDB_MODE", "offline")
         with pytest.raises(SIGTERMException):
             stopped(config, tmp_path, 1)
         again = fit(config, tmp_path)
@@ -219,6 +220,7 @@ class TestOneCommand:
         assert 1 <= len(segments) <= 2  # two within one second share a folder
 
     def test_a_fit_goes_on_where_wandb_cannot_start(self, config, tmp_path, monkeypatch):
+        monkeypatch.setenv("WANDB_MODE", "offline")
         start = wandb.init
 
         def refuse(**settings):

@@ -430,14 +430,14 @@ class TestRunning:
     def test_the_table(self, session, tmp_path):
         write(tmp_path, table=["miou", "iou/face", "mioo"])
         made = session()
-        table, notes = comparison(made, made.run())
-        assert list(zip(*[column.cells for column in table.columns], strict=True)) == [
+        table = comparison(made, made.run())
+        assert table.lines == [
             ("coarse", "0.5000", "-", "-", "1.0"),
             ("parts plain", "0.5000", "-", "-", "1.0"),
             ("parts flipped", "0.7500", "-", "-", ""),
             ("joint", "0.5000", "-", "-", "1.0"),
         ]
-        assert notes == ["no test has mioo (did you mean miou?)"]
+        assert table.notes == ["no test has mioo (did you mean miou?)"]
 
 
 @pytest.mark.parametrize(

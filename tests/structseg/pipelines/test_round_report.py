@@ -329,15 +329,15 @@ class TestRunning:
 
     def test_the_table_has_predictions_too(self, session):
         made = session(last="round_0/masks", table=["miou", "iou/cat"])
-        table, notes = comparison(made, made.run())
-        assert list(zip(*[column.cells for column in table.columns], strict=True)) == [
+        table = comparison(made, made.run())
+        assert table.lines == [
             ("round_0/classifier", "0.5000", "0.2500", "1.0"),
             ("round_0/cams", "-", "0.7500", "1.0"),
             ("round_0/segmenter plain", "0.5000", "0.2500", "1.0"),
             ("round_0/segmenter crf", "0.5000", "0.2500", ""),
             ("round_0/masks", "-", "-", "1.0"),
         ]
-        assert notes == []
+        assert table.notes == []
 
     def test_a_prediction_that_leaves_nothing(self, session, monkeypatch):
         made = session(last="round_0/cams")

@@ -92,15 +92,15 @@ def run(tmp_path):
 
 class TestTable:
     def test_a_finished_round(self, run):
-        table, notes = rounds_table("t", [Round.read(run / "round_0")])
-        cells = {column.header.replace("\n", " "): list(column.cells) for column in table.columns}
+        table = rounds_table("t", [Round.read(run / "round_0")])
+        cells = {name.replace("\n", " "): [cell] for name, cell in zip(table.header, table.lines[0], strict=True)}
         assert cells == {
             "round": ["round_0"], "cam mIoU": ["0.2500"], "cam threshold": ["0.30"], "relation precision": ["0.5000"],
             "relation coverage": ["0.7500"], "pseudo-mask mIoU": ["0.3750"], "FP on objects": ["0.0100"],
             "FP on background": ["0.0200"], "misses": ["0.0300"], "test mIoU": ["0.5000"],
             "test mIoU with CRF": ["0.5625"], "mask mIoU (train)": ["0.6250"], "notices": ["2"],
         }  # fmt: skip
-        assert notes == []
+        assert table.notes == []
 
     @pytest.mark.parametrize(
         ("tests", "expected"),
@@ -121,14 +121,14 @@ class TestTable:
         scored = {"": Scored((), {"cam_miou": 0.125}, 0.0)}
         record = Record(Inputs({}, {}, "1"), "", "0", 1.0, "c0ffee", False, scored, ("look",))
         record.write(run / "round_1_sum" / "cams")
-        table, notes = rounds_table("t", [Round.read(run / "round_1_sum")])
-        cells = [next(iter(column.cells)) for column in table.columns]
-        assert (cells[:3], cells[-1]) == (["round_1_sum *", "0.1250", "-"], "1")
-        assert notes == ["* round_1_sum is not finished: cams done"]
+        table = rounds_table("t", [Round.read(run / "round_1_sum")])
+        (cells,) = table.lines
+        assert (cells[:3], cells[-1]) == (("round_1_sum *", "0.1250", "-"), "1")
+        assert table.notes == ["* round_1_sum is not finished: cams done"]
 
     def test_nothing_done(self, run):
         (run / "round_2_sum").mkdir()
-        assert rounds_table("t", [Round.read(run / "round_2_sum")])[1] == [
+        assert rounds_table("t", [Round.read(run / "round_2_sum")]).notes == [
             "* round_2_sum is not finished: no stage done"
         ]
 
@@ -261,8 +261,8 @@ class TestImages:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--out", "x.png"], "--out says nothing without --names"),
-            (["--root", "x", "--notices"], "--root says nothing without --names or --confounders"),
+            (["--out", "x.png"], "--out has no effect without --names"),
+            (["--root", "x", "--notices"], "--root has no effect without --names or --confounders"),
             (["--names", "x", "--notices"], "not allowed with"),
             (["--name", "x"], "unrecognized"),
         ],

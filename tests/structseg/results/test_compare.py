@@ -134,8 +134,8 @@ def test_another_round_0_is_said(tmp_path):
     for name, start in (("a", 0.3), ("b", 0.4), ("c", 0.3)):
         measured(tmp_path, name, {"": [line(i) for i in NAMES]}, metrics={"round_0": {"cams": {"cam_miou": start}}})
     (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
-    assert "b.0 began with another round 0 than a.0: other settings, code or hardware." in found.markdown()
-    assert "began" not in compare_rows(row("a"), row("c"), read_results(tmp_path))[0].markdown()
+    assert "b.0 began with another round 0 than a.0: other settings, code or hardware." in found.table().markdown()
+    assert "began" not in compare_rows(row("a"), row("c"), read_results(tmp_path))[0].table().markdown()
 
 
 def test_tests_after_other_rounds_are_said(tmp_path):
@@ -145,9 +145,12 @@ def test_tests_after_other_rounds_are_said(tmp_path):
         )
     two, one = row("a", stage="round_2_a/segmenter"), row("b", stage="round_1_b/segmenter")
     tests = compare_rows(two, one, read_results(tmp_path))
-    assert ["a is tested after round 2, b after round 1." in found.markdown() for found in tests] == [True, False]
+    assert ["a is tested after round 2, b after round 1." in found.table().markdown() for found in tests] == [
+        True,
+        False,
+    ]
     for other in (row("c", stage="round_2_c/segmenter"), row("c")):
-        assert "is tested after" not in compare_rows(two, other, read_results(tmp_path))[0].markdown()
+        assert "is tested after" not in compare_rows(two, other, read_results(tmp_path))[0].table().markdown()
 
 
 def test_other_truth_is_not_paired(tmp_path):
@@ -188,8 +191,8 @@ def test_what_two_rows_share_is_named_and_not_shown(tmp_path):
         measured(tmp_path, name, {shared: [line("x", f1="nan")], own: [line("x", error=error)]})
     (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
     assert (found.test, found.alike) == (own, (shared,))
-    assert found.markdown().startswith("**a and b, round_1.masks**")
-    assert found.markdown().endswith("Each image the same in both: round_0.masks.")
+    assert found.table().markdown().startswith("**a and b, round_1.masks**")
+    assert found.table().markdown().endswith("Each image the same in both: round_0.masks.")
     both = compare_rows(row("a"), row("a"), read_results(tmp_path))
     assert [(each.test, each.alike) for each in both] == [(shared, ()), (own, ())], "something is to be shown"
 

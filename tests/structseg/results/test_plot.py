@@ -159,8 +159,8 @@ def test_the_command_over_rounds(tmp_path, capsys):
     results.main(["--rounds", "a", "--y", "cams.miou", "--markdown", *where])
     table = capsys.readouterr().out.splitlines()
     assert table == [
-        "| metric | row | round 0 | round 1 |", "| --- | --- | ---: | ---: |", "| cams.miou | a | 0.400 | 0.500 |",
-        "", "(mean of seed 0)",
+        "**mean of seed 0**", "", "| metric | row | round 0 | round 1 |", "| --- | --- | ---: | ---: |",
+        "| cams.miou | a | 0.400 | 0.500 |",
     ]  # fmt: skip
     results.main(["--rounds", "a", "--y", "cams.miou", *where])
     assert "0.500" in capsys.readouterr().out
@@ -175,19 +175,19 @@ def test_the_spread_over_seeds(tmp_path):
     rounds(tmp_path, "a", 0, 0.4, 0.5)
     rounds(tmp_path, "a", 1, 0.6)
     found = by_round([row("a")], read_results(tmp_path), ["cams.miou"])
-    assert found.markdown().splitlines()[2:] == [
+    lines = found.table().markdown().splitlines()
+    assert (lines[0], lines[-1]) == (
+        "**mean ± sd of seed 0, 1**",
         "| cams.miou | a | 0.500 ± 0.141 | 0.500 (1 of 2) |",
-        "",
-        "(mean ± spread of seed 0, 1)",
-    ]
+    )
 
 
 def test_what_a_seed_lacks_is_said(tmp_path):
     """A metric that is not finite is null in a result."""
     rounds(tmp_path, "a", 0, 0.4, math.nan, math.nan)
     rounds(tmp_path, "a", 1, 0.6, 0.5, math.nan)
-    found = by_round([row("a")], read_results(tmp_path), ["cams.miou"]).markdown()
-    assert "| 0.500 ± 0.141 | 0.500 (1 of 2) |\n" in found
+    found = by_round([row("a")], read_results(tmp_path), ["cams.miou"]).table().markdown()
+    assert found.endswith("| 0.500 ± 0.141 | 0.500 (1 of 2) |")
 
 
 def test_another_round_0_is_said(tmp_path, drawn):
@@ -198,15 +198,15 @@ def test_another_round_0_is_said(tmp_path, drawn):
     rounds(tmp_path, "b", 1, 0.2, 0.6)
     found = by_round([row("a"), row("b")], read_results(tmp_path), ["cams.miou"])
     said = "b.1 began with another round 0 than a.1: other settings, code or hardware"
-    assert found.apart == said
-    assert said in found.markdown()
+    assert found.mismatch == said
+    assert said in found.table().markdown()
     plot_rounds(found, tmp_path / "x.png")
     assert drawn[-1].get_suptitle() == said
     path = result_path(tmp_path, "b", 1)
     content = json.loads(path.read_text())
     content["metrics"]["round_0"] = {"cams": {"miou": 0.3}, "notices": 7}  # a count is no score
     write_result(path, content)
-    assert by_round([row("a"), row("b")], read_results(tmp_path), ["cams.miou"]).apart == ""
+    assert by_round([row("a"), row("b")], read_results(tmp_path), ["cams.miou"]).mismatch == ""
     alone = by_round([row("a")], read_results(tmp_path), ["cams.miou"])  # seeds differ, as they should
     other = replace(row("b"), config="README.md")  # of another recipe, which shares nothing
-    assert alone.apart == by_round([row("a"), other], read_results(tmp_path), ["cams.miou"]).apart == ""
+    assert alone.mismatch == by_round([row("a"), other], read_results(tmp_path), ["cams.miou"]).mismatch == ""

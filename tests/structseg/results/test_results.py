@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,21 +15,22 @@ import torch
 import yaml
 
 from structseg import provenance
-from structseg.command.configs import make_datamodule, resolved_config
-from structseg.datamodules.base import SegmentationDataModule
+from structseg.command.configs import resolved_config
+from structseg.command.lightning import run
 from structseg.files import ROOT, part_of, write_result
 from structseg.lightning_modules.callbacks.image_scores import read_table
 from structseg.metric_names import nest_metrics
+from structseg.pipelines import session
 from structseg.pipelines.file import load_pipeline
-from structseg.pipelines.record import RECORD, Inputs, Record, read_record
+from structseg.pipelines.record import RECORD, read_record
 from structseg.pipelines.session import Session
 from structseg.pipelines.stages import pipeline_folder
 from structseg.provenance import commit
 from structseg.results import command as results
-from structseg.results import files as result_files
 from structseg.results import measure, run_rows
-from structseg.results.files import Result, images_path, portable, read_results, result_path, write_images
+from structseg.results.files import images_path, portable, read_results, result_path, write_images
 from structseg.results.manifest import (
+    Recipes,
     Row,
     args_of_stages,
     args_to_fit,
@@ -39,10 +39,19 @@ from structseg.results.manifest import (
     find_data_root,
     find_row,
     load_manifest,
-    recipe,
 )
-from structseg.results.run_rows import Job, Place, estimate_minutes, run_jobs
-from structseg.results.table import STALE_NOTE, details, markdown, not_measured, rich_table, summarise
+from structseg.results.run_rows import Job, Place, measure_command, run_jobs
+from structseg.results.table import (
+    STALE_NOTE,
+    WIDTH,
+    details,
+    markdown,
+    method_table,
+    not_measured,
+    overview,
+    rows_of_method,
+    summarise,
+)
 from tests.data.fasseg import make_fasseg
 
 TINY_NETWORK = "tests.data.tiny.TinyNetwork"
@@ -92,19 +101,15 @@ def refused(call, *args, code=1, capsys):
 
 class TestManifest:
     @pytest.mark.slow
-    def test_every_shipped_row_makes_its_datamodules(self, tmp_path):
-        rows = load_manifest()
-        assert "fasseg_v2_readme" in rows
-        kinds = {(row.source, row.overrides, (row.stage or "").rpartition("/")[2]): row for row in rows.values()}
-        for shipped in kinds.values():  # of the arms and rounds of a pipeline one
-            data = None if shipped.data == "synthetic" else str(tmp_path)
-            if shipped.pipeline is None:
-                configs = [resolved_config(args_to_fit(shipped, 0, "cpu", data, str(ROOT / shipped.source), "runs"))]
-            else:
-                more = tuple(args_of_stages(shipped, "cpu", data))
-                session = Session(load_pipeline(ROOT / shipped.pipeline), more=more, last=shipped.stage)
-                configs = list(session.configs().values())
-            assert all(isinstance(make_datamodule(config), SegmentationDataModule) for config in configs), shipped.name
+    def test_the_arguments_of_every_shipped_row_are_accepted(self):
+        rows = load_manifest().values()
+        for shipped in {(row.source, row.overrides): row for row in rows if row.config}.values():
+            data = None if shipped.data == "synthetic" else "data"
+            resolved_config(args_to_fit(shipped, 0, "cpu", data, str(ROOT / shipped.source), "runs"))
+        for shipped in {(row.source, row.data_option): row for row in rows if row.pipeline}.values():
+            pipeline = load_pipeline(ROOT / shipped.pipeline)
+            more = tuple(args_of_stages(shipped, "cpu", None if shipped.data == "synthetic" else "data"))
+            Session(pipeline, more=more, last=next(iter(pipeline.stages))).configs()
 
     def test_reads_rows_in_order(self, tmp_path):
         rows = load_manifest(manifest(tmp_path, b={}, a={"overrides": ["--x", "1"], "aim": 0.9, "minutes": {"cpu": 2}}))
@@ -116,6 +121,7 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"shown": 1}, "shown is 1, not true or false"),
             ({"headlin": "miou"}, r"row a: unknown key headlin \(did you mean headline\?\)"),
             ({"config": "experiments/nothing.yaml"}, "row a: no file experiments/nothing.yaml"),
             ({"seeds": []}, "seeds are"),
@@ -170,6 +176,8 @@ class TestManifest:
         ]:
             with pytest.raises(ValueError, match=f"row a: .*{message}"):
                 load_manifest(manifest(tmp_path, yaml.safe_dump({"a": {**content, **changes}})))
+        path = manifest(tmp_path, yaml.safe_dump({"a": {**content, "stage": "part"}}))
+        assert list(load_manifest(path, stages=False)) == ["a"], "the pipeline is not read"
         del content["pipeline"], content["stage"]
         with pytest.raises(ValueError, match="row a: no config, and no pipeline"):
             load_manifest(manifest(tmp_path, yaml.safe_dump({"a": content})))
@@ -287,7 +295,7 @@ class TestFiles:
         config = {
             "root": str(tmp_path / "fasseg"),
             "size": [1, 2],
-            "x": [str(result_files.ROOT / "a.yaml"), "runs", None],
+            "x": [str(ROOT / "a.yaml"), "runs", None],
         }
         there = portable({**config, "y": "/elsewhere/deep/file"}, tmp_path)
         assert there == {
@@ -328,7 +336,6 @@ class TestTable:
         assert summary.mean == pytest.approx(0.87)  # 2.61 / 3; seed 7 is not of the row
         assert summary.spread == pytest.approx(math.sqrt((0.07**2 + 0.01**2 + 0.08**2) / 2))
         assert summary.classes == pytest.approx({"skin": 0.5, "eyes": 0.25})
-        assert summary.minutes == pytest.approx(2.0)
         cells = summary.cells()
         assert cells[:2] == ("a", "A row.")
         assert cells[2:5] == ("3", "clean.miou 0.870 ± 0.075", "0.800 to 0.950")
@@ -353,19 +360,84 @@ class TestTable:
         text = markdown(rows, read_results(tmp_path))
         assert "| validation: clean.miou 0.800 |" in text
         assert text.endswith("\n\n1 further rows are not measured: `structseg results --missing`")
-        cells = str([list(column.cells) for column in rich_table(rows, read_results(tmp_path))[0].columns])
-        assert "validation: not measured (" in cells
+        assert re.search(r"a +clean.miou \(validation\) +0.800 +1 of 3\n", overview(rows, read_results(tmp_path)))
         with pytest.raises(ValueError, match=r"a\.0\.json was scored on val, its row says test; measure it"):
             markdown({"a": row()}, read_results(tmp_path))
 
-    def test_rows_without_results_stand_in_the_table(self):
+    def test_rows_without_results(self):
         rows = {"a": row(), "gpu": row("gpu", minutes={"cpu": None, "gpu": 4}, aim=0.5)}
         assert summarise(rows["a"], []) is None
         assert not_measured(rows["a"]) == "not measured (≈ 8 min on 2 cores, ≈ 1 min on a GPU)"
-        columns = [list(column.cells) for column in rich_table(rows, [])[0].columns]
-        assert [cells[1] for cells in columns][:4] == ["gpu", "A row.", "0 of 3", "not measured (≈ 4 min on a GPU)"]
+        assert not_measured(rows["gpu"]) == "not measured (≈ 4 min on a GPU)"
+        assert re.search(r"  a +clean.miou +- +0 of 3\n  gpu +clean.miou +- +0 of 3\n", overview(rows, []))
+        assert "--missing`): a, gpu\n" in method_table(rows, [])
         assert "gpu" not in markdown(rows, [])
         assert "2 further rows are not measured" in markdown(rows, [])
+
+    def test_the_overview_has_the_shown_rows_of_each_method(self, tmp_path):
+        rows = {
+            name: row(name, config=f"experiments/{name[0]}/x.yaml", shown=shown)
+            for name, shown in (("b1", True), ("a1", False), ("b2", False), ("b3", True), ("a2", False))
+        }
+        for seed, miou in ((0, 0.5), (1, 0.7)):
+            result(tmp_path, "b1", seed, miou)
+        result(tmp_path, "b2")
+        assert overview(rows, read_results(tmp_path)).splitlines() == [
+            "row   metric          mean ± sd   seeds",
+            "----  ----------  -------------  ------",
+            "",
+            "b",
+            "  b1  clean.miou  0.600 ± 0.141  2 of 3",
+            "  b3  clean.miou              -  0 of 3",
+            "",
+            "a",
+            "  a1  clean.miou              -  0 of 3",
+            "  a2  clean.miou              -  0 of 3",
+            "",
+            "All rows of a method: `structseg results METHOD`. All of a row: `structseg results --details ROW`.",
+        ]
+        assert list(rows_of_method(rows, "A")) == ["a1", "a2"]
+        for method, message in [
+            ("c", "no method c in the manifest; there are b, a"),
+            ("b1", "b1 is a row, not a method; `structseg results --details b1` has its figures"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                rows_of_method(rows, method)
+
+    def test_a_method_has_every_row_within_the_width(self, tmp_path):
+        name, metric = "a_name_of_thirty_six_characters_long", "round_2.pseudo_masks.pseudo_mean_miou"
+        rows = {name: row(name, headline=metric, what="so " * 60, config="experiments/consensus/lfw_parts.yaml")}
+        rows |= {f"row_{number}": row(f"row_{number}") for number in range(40)}
+        path = result(tmp_path, name, recipe="x", dirty=True)
+        content = json.loads(path.read_text())
+        write_result(path, {**content, "metrics": {"round_2": {"pseudo_masks": {"pseudo_mean_miou": 0.25}}}})
+        lines = method_table(rows, read_results(tmp_path)).splitlines()
+        assert lines[2].split() == [f"{name}*†", "round_2.pseudo_masks.pseudo_mean_…", "0.250", "1", "of", "3"]
+        assert lines[3] == f"    {' '.join(['so'] * 32)}"
+        assert max(map(len, lines)) <= WIDTH
+        assert all(f"{other}," in f"{' '.join(lines)}," for other in list(rows)[1:-1])
+
+    def test_the_shipped_overview_fits_a_screen(self):
+        rows = load_manifest(stages=False)
+        lines = overview(rows, read_results(ROOT / "experiments" / "results")).splitlines()
+        assert len(lines) <= 40
+        assert max(map(len, lines)) <= WIDTH == 100
+        assert {line for line in lines if re.fullmatch(r"\w+", line)} == {
+            "fasseg_unet",
+            "consensus",
+            "stn_icnn",
+            "conta",
+        }
+
+    def test_it_loads_nothing_that_trains_or_draws(self):
+        """`structseg results` has to answer within a second."""
+        heavy = ("torch", "pytorch_lightning", "matplotlib", "jsonargparse", "numpy", "rich")
+        code = (
+            "import sys\nfrom structseg.results.command import main\n"
+            "main([]), main(['conta']), main(['--details', 'fasseg_v3'])\n"
+            f"assert not [name for name in {heavy} if name in sys.modules]"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
     def test_uncommitted_changes_and_foreign_files_are_told(self, tmp_path):
         result(tmp_path, dirty=True)
@@ -375,14 +447,14 @@ class TestTable:
         assert text.endswith(
             "\n\n\\* measured with changes that were not committed\n\nof no row or seed of the manifest: old.3.json"
         )
-        table, notes = rich_table({"a": row()}, read_results(tmp_path))
-        assert list(table.columns[0].cells) == ["a*"]
-        assert notes[0] == "* measured with changes that were not committed"
+        text = overview({"a": row()}, read_results(tmp_path))
+        assert "  a*  clean.miou" in text
+        assert "\n* measured with changes that were not committed\nof no row or seed of the manifest: old.3" in text
 
     def test_settings_that_have_changed_since_are_told_and_measured_anew(self, tmp_path):
         (tmp_path / "c.yaml").write_text("trainer: {max_epochs: 3}  # a comment says nothing\n")
         rows = {"a": row(config=str(tmp_path / "c.yaml"), seeds=[0, 1])}
-        result(tmp_path, seed=0, recipe=recipe(rows["a"]))
+        result(tmp_path, seed=0, recipe=Recipes().of(rows["a"]))
         result(tmp_path, seed=1)  # from before it was kept
         (tmp_path / "c.yaml").write_text("trainer:\n  max_epochs: 3\n")
         found = read_results(tmp_path)
@@ -398,24 +470,27 @@ class TestTable:
         stages = {"one": {"args": ["--x", "1"]}, "two": {"args": ["--x", "2"]}}
         path = str(write_pipeline(tmp_path, stages))
         mine = row(config=None, pipeline=path, stage="one")
-        before = recipe(mine)
-        assert recipe(replace(mine, seeds=(7,), what="x", headline="y", minutes={})) == before
+        before = Recipes().of(mine)
+        assert Recipes().of(replace(mine, seeds=(7,), what="x", headline="y", minutes={})) == before
         write_pipeline(tmp_path, {**stages, "two": {"args": ["--x", "3"]}})  # it does not build on that
-        assert recipe(mine) == before
-        others = [recipe(replace(mine, stage="two")), recipe(replace(mine, tests={"a": ("--y",)}))]
+        assert Recipes().of(mine) == before
+        others = [Recipes().of(replace(mine, stage="two")), Recipes().of(replace(mine, tests={"a": ("--y",)}))]
         write_pipeline(tmp_path, {**stages, "one": {"args": ["--x", "3"]}})
-        others.append(recipe(mine))
+        others.append(Recipes().of(mine))
         write_pipeline(tmp_path, stages, "trainer: {max_epochs: 9}")
-        others.append(recipe(mine))
+        others.append(Recipes().of(mine))
         write_pipeline(tmp_path, {**stages, "one": {"args": ["--x", "1"], "test": {"t": []}}})
-        assert len({before, *others, recipe(mine)}) == 6
+        others.append(Recipes().of(mine))
+        (tmp_path / "base.yaml").write_text("base: below.yaml")
+        for epochs in (1, 2):  # what a configuration builds on counts
+            (tmp_path / "below.yaml").write_text(f"trainer: {{max_epochs: {epochs}}}")
+            others.append(Recipes().of(mine))
+        assert len({before, *others}) == 8
 
     def test_details_have_each_seed(self, tmp_path):
         result(tmp_path, seed=0, miou=0.5, skin=math.nan)
         result(tmp_path, seed=1, miou=0.7, skin=0.25)
-        table = details(row(), read_results(tmp_path))
-        columns = [list(column.cells) for column in table.columns]
-        lines = {cells[0]: cells[1:] for cells in zip(*columns, strict=True)}
+        lines = {cells[0]: cells[1:] for cells in details(row(), read_results(tmp_path)).lines}
         assert lines["clean.miou"] == ("0.5000", "0.7000", "0.6000 ± 0.1414")
         assert lines["clean.iou.skin"] == ("-", "0.2500", "0.2500")
         with pytest.raises(ValueError, match="b is not measured"):
@@ -428,8 +503,11 @@ class TestCommand:
         result(tmp_path, miou=0.625)
         results.main(["--manifest", str(path)])
         text = capsys.readouterr().out
-        assert "clean.miou 0.625" in text
-        assert "not measured" in text
+        assert re.search(r"  a +clean.miou +0.625 +1 of 3\n  b +clean.miou +- +0 of 3", text)
+        results.main(["other", "--manifest", str(path)])
+        assert "\n    A row.\n" in capsys.readouterr().out
+        results.main(["other", "--markdown", "--manifest", str(path)])
+        assert "| clean.miou 0.625 |" in capsys.readouterr().out
 
     def test_missing_has_the_commands(self, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -473,17 +551,17 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("args", "code", "message"),
         [
-            (["--budget", "3"], 2, "--budget says nothing without --run"),
-            (["--details", "a", "--seeds", "1"], 2, "--seeds says nothing without --run or --missing"),
+            (["--again"], 2, "--again has no effect without --run"),
+            (["--details", "a", "--seeds", "1"], 2, "--seeds has no effect without --run or --missing"),
             (["--plot", "a", "b", "--y", "miou"], 2, "--plot needs --x and --out"),
-            (["--x", "a"], 2, "--x says nothing without --plot"),
-            (["--compare", "a", "b", "--out", "x"], 2, "--out says nothing without --plot"),
+            (["--x", "a"], 2, "--x has no effect without --plot"),
+            (["--compare", "a", "b", "--out", "x"], 2, "--out has no effect without --plot"),
+            (["conta", "--missing"], 2, "METHOD (conta) is not allowed with --missing"),
             (["--compare", "a"], 2, "--compare: expected 2 arguments"),
             (["--compare", "a", "b", "--plot", "a"], 2, "not allowed with"),
             (["--details", "a", "--markdown"], 2, "--markdown is not allowed with --details"),
-            (["--run", "a", "--budget", "0"], 2, "expected minutes above 0"),
             (["--run", "a", "--missing"], 2, "not allowed with"),
-            (["--runs", "a"], 2, "unrecognized arguments: --runs a"),
+            (["--runs", "a"], 2, "unrecognized arguments: --runs"),
             (["--run", "a", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
         ],
     )
@@ -529,18 +607,6 @@ class TestRunning:
 
         return become
 
-    def test_minutes_are_those_measured_here_else_scaled(self):
-        def measured(name, minutes, hardware="box"):
-            return Result(Path(), name, 0, {"hardware": hardware, "wall_seconds": 60 * minutes})
-
-        rows = {"a": row(), "b": row("b", minutes={"cpu": 10, "gpu": None})}
-        assert estimate_minutes(rows["a"], "cpu", "box", [], rows) == 8
-        assert estimate_minutes(rows["a"], "cuda", "box", [], rows) == 1
-        assert estimate_minutes(rows["b"], "cuda", "box", [], rows) is None
-        assert estimate_minutes(rows["a"], "cpu", "box", [measured("a", 3), measured("a", 5)], rows) == 4
-        assert estimate_minutes(rows["a"], "cpu", "box", [measured("b", 5)], rows) == 4  # half of what was said
-        assert estimate_minutes(rows["a"], "cpu", "box", [measured("a", 3, "other")], rows) == 8
-
     def test_each_row_is_a_process_and_a_failing_one_does_not_stop_the_rest(self, place, child, capsys):
         child("print(job, os.getpid())\nif job == 'a.0': raise ValueError('no such colour')")
         jobs = [Job(row(), 0), Job(row(), 1)]
@@ -553,56 +619,23 @@ class TestRunning:
         assert logs[0][:1] + logs[1][:1] == ["a.0", "a.1"]
         assert logs[0][1] != logs[1][1] != str(os.getpid())
 
-    def test_what_does_not_fit_the_budget_is_not_started(self, place, child, capsys):
-        child("open(path, 'w').write('x')")
-        unknown = row("c", minutes={"cpu": None, "gpu": 1})
-        assert run_jobs([Job(row(), 0), Job(unknown, 0)], place, budget_minutes=5) == []
-        text = capsys.readouterr().out
-        assert "a.0: not started, needs about 8.0 min, 5.0 min are left" in text
-        assert "c.0: not started, needs unknown minutes" in text
-        assert list(place.results.iterdir()) == []
-
-    def test_stages_that_are_there_are_taken_off_the_estimate(self, place, child, capsys, tmp_path):
-        child("open(path, 'w').write('x')")
-        file = write_pipeline(tmp_path, {"coarse": {}, "aside": {}, "parts": {"args": ["--x", "{coarse}"]}})
-        staged = row(config=None, pipeline=str(file), stage="parts")
-        for stage, seconds in (("coarse", 240), ("aside", 999)):
-            record = Record(Inputs({}, {}, "1"), "run", "", seconds, "c0ffee", False, {})
-            record.write(pipeline_folder(file, 1, place.runs_dir) / stage)
-        jobs = [Job(staged, 0), Job(staged, 1)]
-        run_jobs(jobs, place, budget_minutes=5)
-        text = capsys.readouterr().out
-        assert "a.0: not started, needs about 8.0 min, 5.0 min are left" in text
-        assert "a.1: running, about 4.0 min" in text
-
-    @pytest.mark.parametrize("stubborn", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"])
-    def test_a_run_over_the_budget_is_stopped_and_leaves_nothing(self, place, child, capsys, monkeypatch, stubborn):
-        monkeypatch.setattr(run_rows, "GRACE_SECONDS", 0.3)
-        child(stubborn + "open(part, 'w').write('{')\nprint(os.getpid(), flush=True)\ntime.sleep(60)")
-        start = time.monotonic()
-        assert run_jobs([Job(row(minutes={"cpu": 0.001, "gpu": 1}), 0)], place, budget_minutes=1.5 / 60) == []
-        assert time.monotonic() - start < 10
-        assert "a.0: stopped after" in capsys.readouterr().out
-        assert list(place.results.iterdir()) == []
-        pid = int((place.runs_dir / "results" / "a.0.log").read_text().split()[0])
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-
     def test_a_killed_run_leaves_nothing(self, place, child):
         child("open(part, 'w').write('{')\nopen(images, 'w').write('x')\nos.kill(os.getpid(), signal.SIGKILL)")
         job = Job(row(), 0)
         assert run_jobs([job], place) == [job]
         assert list(place.results.iterdir()) == []
 
-    def test_termination_ends_the_run_too(self, place, child, monkeypatch):
+    @pytest.mark.parametrize("stubborn", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"])
+    def test_termination_ends_the_run_too(self, place, child, monkeypatch, stubborn):
         monkeypatch.setattr(run_rows, "GRACE_SECONDS", 0.3)
         child(
-            "open(part, 'w').write('{')\nprint(os.getpid(), flush=True)\nos.kill(os.getppid(), signal.SIGTERM)\n"
-            "time.sleep(60)"
+            stubborn + "open(part, 'w').write('{')\nprint(os.getpid(), flush=True)\n"
+            "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
         )
-        handler = signal.getsignal(signal.SIGTERM)
+        handler, start = signal.getsignal(signal.SIGTERM), time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             run_jobs([Job(row(), 0)], place)
+        assert time.monotonic() - start < 10
         assert signal.getsignal(signal.SIGTERM) is handler
         assert list(place.results.iterdir()) == []
         pid = int((place.runs_dir / "results" / "a.0.log").read_text().split()[0])
@@ -612,7 +645,7 @@ class TestRunning:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_no_cuda_device_is_said_in_one_line(self, place):
         with pytest.raises(ValueError, match="no CUDA device on this machine"):
-            run_jobs([Job(row(), 0)], Place("cuda", None, place.runs_dir, place.manifest, place.results), 5)
+            run_jobs([Job(row(), 0)], Place("cuda", None, place.runs_dir, place.manifest, place.results))
 
     def test_missing_data_stop_everything_before_it_starts(self, place, child):
         child("open(path, 'w').write('x')")
@@ -630,30 +663,40 @@ def test_an_interrupted_training_is_not_scored(tmp_path, monkeypatch, interrupte
     assert list(tmp_path.iterdir()) == []
 
 
+TINY = {
+    "model": {"class_path": "ConsensusSegmenter", "init_args": {"network": {"class_path": TINY_NETWORK}}},
+    "data": {"class_path": "FASSEGDataModule", "init_args": {"size": [32, 32], "score_at": "native"}},
+    "trainer": {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False},
+}
+
+
+def measured_here(job, place, monkeypatch):
+    """What the process of a job does, in this one."""
+    monkeypatch.setattr(sys, "argv", measure_command(job, place)[2:])
+    measure.main()
+    return json.loads(result_path(place.results, job.row.name, job.seed).read_text())
+
+
 @pytest.mark.slow
-def test_a_row_end_to_end(tmp_path, capsys):
+def test_a_row_end_to_end(tmp_path, capsys, monkeypatch):
     make_fasseg(tmp_path / "data" / "fasseg", train=4, test=3)
-    config = {
-        "model": {"class_path": "FASSEGUNet"},
-        "data": {"class_path": "FASSEGDataModule", "init_args": {"size": [32, 32], "score_at": "native"}},
-        "trainer": {"max_epochs": 3},
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     whole = {"config": str(tmp_path / "tiny.yaml"), "data": "fasseg", "overrides": ["--trainer.max_epochs", "2"]}
     broken = {**whole, "overrides": ["--data.version", "V3"]}
-    held_out = [*whole["overrides"], "--data.fold", "0", "--data.folds", "2"]
+    held_out = ["--data.fold", "0", "--data.folds", "2"]
     held = {**whole, "overrides": held_out, "scored_on": "val", "headline": "miou"}
     whole |= {"tests": {"native": [], "small": ["--data.score_at", "size"]}, "headline": "native.clean.miou"}
     path = manifest(tmp_path, broken=broken, held=held, whole=whole)
-    where = ["--manifest", str(path), "--results", str(tmp_path / "results"), "--data_root", str(tmp_path / "data")]
-    run = ["--run", "missing", *where, "--runs_dir", str(tmp_path / "runs"), "--seeds", "1"]
-    assert "failed: broken.1" in refused(results.main, run, capsys=capsys)
-    assert sorted(file.name for file in (tmp_path / "results").iterdir()) == [
+    rows = load_manifest(path)
+    place = Place("cpu", tmp_path / "data", tmp_path / "runs", path, tmp_path / "results")
+    where = ["--manifest", str(path), "--results", str(place.results)]
+    more = ["--data_root", str(place.data_root), "--runs_dir", str(place.runs_dir), "--seeds", "1"]
+    assert "failed: broken.1" in refused(results.main, ["--run", "broken", *where, *more], capsys=capsys)
+    found, held = (measured_here(Job(rows[name], 1), place, monkeypatch) for name in ("whole", "held"))
+    assert sorted(file.name for file in place.results.iterdir()) == [
         f"{name}.1.{kind}" for name in ("held", "whole") for kind in ("images.csv.gz", "json")
     ]
-
-    found = json.loads((tmp_path / "results" / "whole.1.json").read_text())
-    assert (found["method"], found["train_images"], found["test_images"]) == ("FASSEGUNet", 4, 3)
+    assert (found["method"], found["train_images"], found["test_images"]) == ("ConsensusSegmenter", 4, 3)
     assert {test: set(parts) for test, parts in found["metrics"].items()} == {
         "native": {"all", "clean"},
         "small": {"all", "clean"},
@@ -669,7 +712,7 @@ def test_a_row_end_to_end(tmp_path, capsys):
     assert str(tmp_path.parent) not in json.dumps(found)
     assert found["wall_seconds"] > 0
     assert found["initial_weights"] == "random"
-    assert found["recipe"] == recipe(find_row(load_manifest(path), "whole"))
+    assert found["recipe"] == Recipes().of(find_row(load_manifest(path), "whole"))
 
     header, *images = read_table(tmp_path / "results" / "whole.1.images.csv.gz")
     assert header[:3] == ["test", "name", "tp/background"]
@@ -679,38 +722,43 @@ def test_a_row_end_to_end(tmp_path, capsys):
         accuracy = hits.sum() / (hits + missed).sum()
         assert found["metrics"][test]["all"]["pixel_accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
-    held = json.loads((tmp_path / "results" / "held.1.json").read_text())
     assert (held["scored_on"], held["train_images"], held["val_images"]) == ("val", 2, 2)
     assert "test_images" not in held
     assert isinstance(held["metrics"]["miou"], float)
     assert len(read_table(tmp_path / "results" / "held.1.images.csv.gz")) == 1 + 2
 
-    results.main(["--details", "whole", *where[:4]])
+    results.main(["--details", "whole", *where])
     assert "clean.miou" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_rows_that_are_stages_of_a_pipeline_share_them(tmp_path, capsys):
+def test_rows_that_are_stages_of_a_pipeline_share_them(tmp_path, monkeypatch):
     make_fasseg(tmp_path / "data" / "fasseg", train=4, test=3)
-    base = {
-        "model": {"class_path": "ConsensusSegmenter", "init_args": {"network": {"class_path": TINY_NETWORK}}},
-        "data": {"class_path": "FASSEGDataModule", "init_args": {"size": [32, 32], "fold": 0, "folds": 2}},
-        "trainer": {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False},
-    }
+    data = {"class_path": "FASSEGDataModule", "init_args": {"size": [32, 32], "fold": 0, "folds": 2}}
     student = {"args": ["--model.teacher_ckpt", "{teacher}", "--data.size", "[24, 24]"]}
-    file = write_pipeline(tmp_path, {"teacher": {}, "aside": {}, "student": student}, yaml.safe_dump(base))
+    file = write_pipeline(
+        tmp_path, {"teacher": {}, "aside": {}, "student": student}, yaml.safe_dump({**TINY, "data": data})
+    )
     content = {**ROW, "data": "fasseg", "headline": "all.miou", "seeds": [1], "pipeline": str(file)}
     del content["config"]
-    both = {"t": {**content, "stage": "teacher"}, "u": {**content, "stage": "student"}}
-    path = manifest(tmp_path, yaml.safe_dump(both))
-    where = ["--manifest", str(path), "--results", str(tmp_path / "results"), "--data_root", str(tmp_path / "data")]
-    results.main(["--run", "missing", *where, "--runs_dir", str(tmp_path / "runs")])
-    assert "u.1: measured" in capsys.readouterr().out
+    path = manifest(
+        tmp_path, yaml.safe_dump({"t": {**content, "stage": "teacher"}, "u": {**content, "stage": "student"}})
+    )
+    place = Place("cpu", tmp_path / "data", tmp_path / "runs", path, tmp_path / "results")
+    ran = []
+
+    def structseg(what, args, keeps):  # the signature of what it stands for
+        ran.append(what)
+        run(args)
+        return 1.5
+
+    monkeypatch.setattr(session, "run_structseg", structseg)
+    teacher, student = (measured_here(Job(row, 1), place, monkeypatch) for row in load_manifest(path).values())
+    assert ran == ["stage teacher", "stage student"]
     stages = pipeline_folder(file, 1, tmp_path / "runs")
     assert sorted(found.name for found in stages.glob("[a-z]*")) == ["student", "teacher"]
-    (run,) = (found for found in (stages / "teacher").iterdir() if found.name != RECORD)
+    (kept,) = (found for found in (stages / "teacher").iterdir() if found.name != RECORD)
 
-    teacher, student = (json.loads((tmp_path / "results" / f"{name}.1.json").read_text()) for name in "tu")
     seconds = {name: read_record(stages / name).seconds for name in ("teacher", "student")}
     assert (teacher["stage_seconds"], student["stage_seconds"]) == ({"teacher": seconds["teacher"]}, seconds)
     assert teacher["wall_seconds"] == seconds["teacher"]
@@ -723,7 +771,7 @@ def test_rows_that_are_stages_of_a_pipeline_share_them(tmp_path, capsys):
     assert student["config"]["model"]["init_args"]["teacher_ckpt"].endswith("best.ckpt")
     assert student["metrics"]["all"] != teacher["metrics"]["all"]
     assert str(tmp_path.parent) not in json.dumps(student)
-    assert run.is_dir()
+    assert kept.is_dir()
 
 
 def test_the_page_shows_the_table_that_the_results_make(capsys):
