@@ -1,1 +1,0 @@
-from structseg import torchvision_fallback as torchvision_fallback

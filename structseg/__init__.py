@@ -1,7 +1,9 @@
 """Structured segmentation with PyTorch Lightning: four published methods, whole, tested and measured."""
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 # Read once, when torch loads its threads: those that wait shall sleep. Spinning ones, with another job on the same
 # cores, make a training step take 30 times as long.
@@ -10,3 +12,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _ROOT = Path(__file__).resolve().parents[1]
 if (_ROOT / "pyproject.toml").is_file():  # a checkout: the rooms lie beside this folder, in a wheel inside it
     __path__.append(str(_ROOT))
+
+
+class _BeforeTorchvision:
+    """On the import path's finders: before torchvision is found for the first time, its operators are registered."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:  # noqa: ARG002  # a finder's arguments
+        torch = sys.modules.get("torch")
+        if name != "torchvision" or getattr(getattr(torch, "__spec__", None), "_initializing", False):
+            return
+        sys.meta_path.remove(self)
+        from structseg.torchvision_fallback import register_missing_operators
+
+        register_missing_operators()
+
+
+if "torchvision" not in sys.modules:
+    sys.meta_path.insert(0, _BeforeTorchvision())

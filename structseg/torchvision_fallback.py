@@ -1,7 +1,7 @@
 """Make `import torchvision` work beside a torch build that its extension cannot load (a CPU-only torch).
 
-Imported first by every package of the suite that needs torchvision, directly or through timm, torchmetrics or
-Lightning. Where the extension loads, as on a GPU machine, it does nothing.
+`structseg/__init__.py` calls it before the first import of torchvision, directly or by timm, torchmetrics or Lightning.
+Where the extension loads, as on a GPU machine, it only loads it.
 """
 
 import importlib.util
@@ -12,7 +12,8 @@ import torch
 _kept: list[torch.library.Library] = []  # a Library undoes its definitions when it is collected
 
 
-def _register_missing_operators() -> None:
+def register_missing_operators() -> None:
+    """Loads torchvision's extension, or registers the operators whose names torchvision asks for on import."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
@@ -26,7 +27,3 @@ def _register_missing_operators() -> None:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _kept.append(library)
-
-
-if not _kept:
-    _register_missing_operators()

@@ -2,15 +2,14 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: several workers share the cores
+import structseg  # noqa: F401  # isort: skip  # before torch: its threads, and torchvision's operators
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers and their children are the threads
 # A fit keeps the memory that it frees, unless malloc is set up, as here with its own defaults: a worker would stay at
 # the peak of its largest test.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(64 << 20))
-
-from structseg import torchvision_fallback  # noqa: F401  # isort: skip  before anything that imports torchvision
 
 from collections.abc import Iterator
 from pathlib import Path

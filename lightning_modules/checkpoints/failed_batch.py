@@ -5,8 +5,6 @@ python -m structseg.lightning_modules.checkpoints.failed_batch RUN_FOLDER/failed
 
 from __future__ import annotations
 
-from structseg import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
-
 import sys
 import warnings
 from collections.abc import Mapping

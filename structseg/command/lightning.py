@@ -1,7 +1,5 @@
 """The command `structseg`."""
 
-from structseg import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
-
 import inspect
 import os
 import re

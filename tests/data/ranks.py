@@ -5,10 +5,6 @@ python -m tests.data.ranks FOLDER WORLD PLAN [CASE ...]
 
 from __future__ import annotations
 
-from structseg.files import ROOT
-
-from structseg import torchvision_fallback  # noqa: F401  # isort: skip
-
 import json
 import os
 import subprocess
@@ -28,6 +24,7 @@ from torch.optim import SGD
 
 from structseg.datamodules.base import Split
 from structseg.datamodules.label_spaces import PARTS, STN, label_space
+from structseg.files import ROOT
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.consensus import ConsensusSegmenter
 from structseg.lightning_modules.conta.classifier import CONTAClassifier

@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_run(tmp_path):
 @pytest.mark.slow
 def test_two_processes_write_each_image_once(tmp_path):
     code = f"""
-        import torch, torchvision_fallback
+        import torch, structseg
         from structseg.lightning_modules.callbacks.image_scores import ImageScores
         from tests.data.tiny import TinyDataModule
         from tests.data.tiny_runs import make_module, make_trainer

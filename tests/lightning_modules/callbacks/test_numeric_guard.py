@@ -153,7 +153,7 @@ def test_other_errors_and_good_fits_keep_nothing(tmp_path):
 
 SCRIPT = """
     import sys
-    import torchvision_fallback
+    import structseg
     import torch
     from torch import nn
     from structseg.lightning_modules.callbacks.numeric_guard import NumericGuard

@@ -189,7 +189,7 @@ TWO_RANKS = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-import torchvision_fallback
+import structseg
 from pytorch_lightning import Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader

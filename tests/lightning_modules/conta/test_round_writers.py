@@ -513,7 +513,7 @@ TWO_RANKS = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from structseg import torchvision_fallback
+import structseg
 from pytorch_lightning import Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
