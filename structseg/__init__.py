@@ -1,7 +1,23 @@
 """Structured segmentation with PyTorch Lightning: four published methods, whole, tested and measured."""
 
 import os
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported at first use, so that `import structseg` loads no torch
+    from structseg.datamodules.label_spaces import LabelSpace as LabelSpace
+    from structseg.losses.consensus import ConsensusLoss as ConsensusLoss
+    from structseg.losses.consensus import consensus_loss as consensus_loss
+
+    __version__: str
+
+_MODULES = {
+    "ConsensusLoss": "structseg.losses.consensus",
+    "LabelSpace": "structseg.datamodules.label_spaces",
+    "consensus_loss": "structseg.losses.consensus",
+}
+__all__ = ["ConsensusLoss", "LabelSpace", "__version__", "consensus_loss"]
 
 # Read once, when torch loads its threads: those that wait shall sleep. Spinning ones, with another job on the same
 # cores, make a training step take 30 times as long.
@@ -10,3 +26,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _ROOT = Path(__file__).resolve().parents[1]
 if (_ROOT / "pyproject.toml").is_file():  # a checkout: the rooms lie beside this folder, in a wheel inside it
     __path__.append(str(_ROOT))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("structseg")
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 
+from structseg.command.arguments import as_options
 from structseg.command.config_files import find_config, load_config
 from structseg.command.lightning import StructsegCLI
-from structseg.command.parser import StructsegParser, check_order, import_rooms, shorten
+from structseg.command.parser import StructsegParser, import_rooms, shorten
 from structseg.datamodules.base import SegmentationDataModule
 
 
@@ -92,7 +93,7 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
         ValueError: the arguments are refused; the message is the line that the command prints.
         OSError: a configuration does not exist or cannot be read.
     """
-    args = check_order(args)
+    args = as_options(args)
     try:
         _parser(args[0]).parse_args([*args, "--print_config"])
     except _Resolved as resolved:

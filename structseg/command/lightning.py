@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -29,8 +29,9 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from structseg.command.arguments import as_options
 from structseg.command.freed_memory import keep_freed_memory
-from structseg.command.parser import StructsegParser, check_order, import_rooms
+from structseg.command.parser import StructsegParser, import_rooms
 from structseg.command.processes import alone
 from structseg.command.resume import check_id, id_of, is_finished, mark_finished, where_to_go_on
 from structseg.command.run_folder import CONFIG_NAME, make_loggers, settle_run_folder
@@ -75,6 +76,24 @@ _PATIENCE = 30.0  # seconds for a process that is being ended to leave the run's
 
 class Finished(Exception):  # no error
     """There is nothing left to do."""
+
+
+@contextmanager
+def ended_in_one_line() -> Iterator[None]:
+    """What Lightning ends a process with becomes a line and an exit code: 130 where interrupted, 143 on SIGTERM."""
+    try:
+        yield
+    except Finished as done:
+        rank_zero_only(print)(done)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
+            fail(f"interrupted; {_GOES_ON}", 130)
+        if isinstance(stop, SIGTERMException):
+            sys.stderr.write(f"structseg: error: terminated; {_GOES_ON}\n")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(143)  # what libraries do at exit could outlast the grace that is left
+        raise
 
 
 class KeepConfig(SaveConfigCallback):
@@ -337,10 +356,7 @@ def run(args: list[str]) -> StructsegCLI:
     Raises:
         Exception: whatever goes wrong; `main` makes one line of it.
     """
-    try:
-        args = check_order(args)
-    except (OSError, ValueError) as error:
-        fail(str(error), 2)
+    args = as_options(args)
     if job_id() and threading.current_thread() is threading.main_thread():
         signal.signal(REQUEUE, requeue_before_training)
     import_rooms()

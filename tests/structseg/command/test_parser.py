@@ -1,7 +1,8 @@
 import pytest
 
+from structseg.command.arguments import as_options
 from structseg.command.config_files import find_config
-from structseg.command.parser import StructsegParser, check_order, import_rooms, shorten
+from structseg.command.parser import StructsegParser, import_rooms, shorten
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,13 +52,13 @@ def test_a_nested_complaint_becomes_one_line(message, line):
 )
 def test_arguments_that_would_be_lost_are_refused(args, message):
     with pytest.raises(ValueError, match=message):
-        check_order(args)
+        as_options(args)
 
 
 def test_the_right_order_passes_and_names_become_paths():
     path = str(find_config("fasseg_v2"))
     given = ["fit", "--config", "fasseg_v2", f"-c={path}", "--trainer.max_epochs", "3"]
-    assert check_order(given) == ["fit", "--config", path, *given[3:]]
+    assert as_options(given) == ["fit", "--config", path, *given[3:]]
 
 
 def test_an_abbreviation_is_refused(capsys):
