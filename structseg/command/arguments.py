@@ -6,24 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from structseg.command.subcommands import check_options, check_subcommand, one_page
+from structseg.command.subcommands import check_options, check_subcommand
 from structseg.messages import UsageError
 
 _CONFIG = ("--config", "-c")
 _KEYWORDS = ("best", "last", "hpc")  # that Lightning takes for a checkpoint
 _SECTIONS = {"trainer", "checkpoint", "pictures"}
-
-
-def main(args: list[str]) -> None:
-    """Entry point of the four; `args` begin with the subcommand."""
-    if "-h" in args:
-        print(one_page(args[0]))
-        return
-    args = as_options(args)
-    from structseg.command.lightning import ended_in_one_line, run
-
-    with ended_in_one_line():
-        run(args)
 
 
 def as_options(args: Sequence[str]) -> list[str]:

@@ -350,6 +350,12 @@ def _with_card(args: list[str]) -> list[str]:
     return [args[0], "--config", file.name, "--experiment", path.resolve().parent.parent.parent.name, *args[1:]]
 
 
+def main(args: list[str]) -> None:
+    """Entry point of the four subcommands; `args` begin with the subcommand."""
+    with ended_in_one_line():
+        run(args)
+
+
 def run(args: list[str]) -> StructsegCLI:
     """One of Lightning's subcommands, as if from the command line.
 

@@ -9,7 +9,8 @@ import sys
 from importlib import import_module
 
 import structseg
-from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, overview
+from structseg.command.arguments import as_options
+from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, one_page, overview
 from structseg.messages import UsageError, fail
 
 
@@ -24,7 +25,14 @@ def main() -> None:
         return
     try:
         check_subcommand(args[0])
-        import_module(SUBCOMMANDS[args[0]].module).main(args if args[0] in LIGHTNING else args[1:])
+        if args[0] not in LIGHTNING:
+            words = args[1:]
+        elif "-h" in args:
+            print(one_page(args[0]))
+            return
+        else:
+            words = as_options(args)
+        import_module(SUBCOMMANDS[args[0]].module).main(words)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except UsageError as error:

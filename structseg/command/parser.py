@@ -29,6 +29,7 @@ from structseg.messages import fail, nearest
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 
+
 def import_rooms() -> None:
     """Imports every room, so that a configuration can name classes without their paths."""
     for room in (losses, datamodules, lightning_modules):

@@ -39,7 +39,7 @@ class Option(NamedTuple):
     only: tuple[str, ...] = ()
 
 
-_LIGHTNING = "structseg.command.arguments"
+_LIGHTNING = "structseg.command.lightning"
 LIGHTNING = {
     "fit": Subcommand(_LIGHTNING, "train, keep the best and the last checkpoint"),
     "validate": Subcommand(_LIGHTNING, "score the held-out images"),
