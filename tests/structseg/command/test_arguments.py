@@ -72,7 +72,7 @@ def test_names_become_paths_and_images_a_list(here):
 
 @pytest.mark.parametrize("name", LIGHTNING)
 def test_the_tables_agree_with_the_parsers(name):
-    parser = _parser()._subcommands_action.choices[name]
+    parser = _parser(name)._subcommands_action.choices[name]
     found = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
     assert {option[2:].partition(".")[0].rstrip("+") for option in found} == ROOTS[name]
     defaults = parser.get_defaults(skip_validation=True)
