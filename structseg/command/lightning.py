@@ -67,6 +67,7 @@ _KNOWN_WARNINGS = (
 
 
 _RESUME_HELP = "auto: the same command goes on where its run was, whatever ended it, and ends at once when it is done"
+_MEMORY_HELP = "keep: on a CPU freed memory serves the next step (faster); return: it goes back to the system"
 _RUN_ID_HELP = "Name of the run's folder; default: a new one, or, with --resume auto, one that stands for the settings"
 _GOES_ON = "a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt, one of --resume auto by its own command"
 _HELD = ExitStack()  # the lock of the run's folder, until the command ends
@@ -105,7 +106,7 @@ class KeepConfig(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / CONFIG_NAME
         text = self.parser.dump(self.config, skip_none=False)
-        text = re.sub(r"(?m)^(resume|run_id): .*\n", "", text)  # how it was started, not what it is
+        text = re.sub(r"(?m)^(resume|run_id|memory): .*\n", "", text)  # how it was started, not what it is
         new = yaml.safe_load(text)
         if path.is_file():
             old = _flat(yaml.safe_load(path.read_text()))
@@ -166,6 +167,7 @@ class StructsegCLI(LightningCLI):
         if subcommand == "fit":
             parser.add_argument("--resume", type=Literal["never", "auto"], default="never", help=_RESUME_HELP)
             parser.add_argument("--run_id", type=str | None, default=None, help=_RUN_ID_HELP)
+        parser.add_argument("--memory", type=Literal["keep", "return"], default="keep", help=_MEMORY_HELP)
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # the suite's own table is shorter
         return parser
@@ -240,8 +242,9 @@ class StructsegCLI(LightningCLI):
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # Lightning's own order
             config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # `Interruption` does it, between two steps
         trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(trainer.accelerator, CPUAccelerator):
-            keep_freed_memory()
+        on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+        if on_cpu and self.config[self.subcommand]["memory"] == "keep" and keep_freed_memory():
+            rank_zero_info("freed memory stays with this process, which saves time; --memory return gives it back")
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             callback.dirpath = str(self.folder.checkpoints.resolve())  # type: ignore[attr-defined]

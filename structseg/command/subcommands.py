@@ -103,13 +103,14 @@ OPTIONS = (
     Option("--run_id", "NAME", "of the run's folder", only=_FIT),
     Option("--experiment", "NAME", "default: the configuration's file name"),
     Option("--runs_dir", "FOLDER", "of all runs", "runs"),
+    Option("--memory", "return", "freed memory goes back to the system, on a CPU; slower", "keep"),
     Option("--print_config", "", "print every setting, and stop"),
 )
 
 # Every first part of an option's name. A test holds it against the parsers.
 _ROOTS = {
     "help", "config", "print_config", "seed_everything", "trainer", "model", "data", "experiment", "runs_dir",
-    "checkpoint", "pictures", "ckpt_path", "weights_only",
+    "checkpoint", "pictures", "ckpt_path", "weights_only", "memory",
 }  # fmt: skip
 ROOTS = {
     "fit": _ROOTS | {"resume", "run_id"},
