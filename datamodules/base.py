@@ -43,7 +43,7 @@ class SegmentationDataModule(LightningDataModule):
         seed: of the data: splits and made images. The order and the augmentation follow `--seed_everything`.
         blobs: regions that a loss asks to agree, made in the workers: the labels, their connected components, or
             superpixels cut by the labels; None makes none.
-        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
+        predict_dir: for `predict`: an image, a folder of images, a list of these, a video file, or `camera:N`.
         predict_out: the folder that predictions are written to.
     """
 
@@ -63,7 +63,7 @@ class SegmentationDataModule(LightningDataModule):
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         score_at: Literal["size", "native"] = "size",
         seed: int = 0,
-        predict_dir: str | None = None,
+        predict_dir: list[str] | str | None = None,
         predict_out: str = "predictions",
         blobs: BlobKind | None = None,
     ) -> None:

@@ -2,8 +2,23 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported at first use, so that `import structseg` loads no torch
+    from structseg.datamodules.label_spaces import LabelSpace as LabelSpace
+    from structseg.losses.consensus import ConsensusLoss as ConsensusLoss
+    from structseg.losses.consensus import consensus_loss as consensus_loss
+
+    __version__: str
+
+_MODULES = {
+    "ConsensusLoss": "structseg.losses.consensus",
+    "LabelSpace": "structseg.datamodules.label_spaces",
+    "consensus_loss": "structseg.losses.consensus",
+}
+__all__ = ["ConsensusLoss", "LabelSpace", "__version__", "consensus_loss"]
 
 # Read once, when torch loads its threads: those that wait shall sleep. Spinning ones, with another job on the same
 # cores, make a training step take 30 times as long.
@@ -29,3 +44,20 @@ class _BeforeTorchvision:
 
 if "torchvision" not in sys.modules:
     sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("structseg")
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

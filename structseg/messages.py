@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 
+class UsageError(ValueError):
+    """The words of a command are wrong; the exit code is 2."""
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """Ends the program with one line on stderr."""
     sys.stderr.write(f"structseg: error: {' '.join(message.split())}\n")

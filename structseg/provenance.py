@@ -31,6 +31,8 @@ def commit() -> tuple[str, bool]:
     else `unknown`, which counts as changed.
     """
     try:
+        if not (ROOT / "pyproject.toml").is_file():  # an installed wheel; a repository around it is another project's
+            raise FileNotFoundError
         head = _git("rev-parse", "HEAD")
         changes = _git(
             "status", "--porcelain", "--", ".", *(f":(exclude)experiments/results/{kind}" for kind in _KINDS)

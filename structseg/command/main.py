@@ -1,49 +1,40 @@
-"""The command `structseg`."""
+"""The command `structseg`: its subcommands by a table, so that only the module of the one that runs is imported."""
 
 from __future__ import annotations
 
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import version
 
-from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
-
-from structseg.command.lightning import _GOES_ON, Finished, run
-from structseg.command.parser import shorten
-from structseg.command.subcommands import SUBCOMMANDS, TOOLS
-from structseg.messages import fail
+import structseg
+from structseg.command.arguments import as_options
+from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, one_page, overview
+from structseg.messages import UsageError, fail
 
 
 def main() -> None:
-    """Entry point: a tool of the suite, or one of Lightning's subcommands. Errors are one line, exit code 1."""
+    """Entry point. Errors are one line; the exit code is 1, 2 where the command is wrong, 130 where interrupted."""
     args = sys.argv[1:]
-    if not args or args[0] in ("-h", "--help"):
-        print("structseg SUBCOMMAND ...; --help after a subcommand lists its options\n")
-        print("\n".join(f"  {name:10}{text}" for name, (_, text) in {**SUBCOMMANDS, **TOOLS}.items()))
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
         return
-    if args[0] == "--version":
-        print(f"structseg {version('structseg')}")
+    if args[0] in ("--version", "-V", "version"):
+        print(f"structseg {structseg.__version__}")
         return
     try:
-        if args[0] in TOOLS:
-            import_module(TOOLS[args[0]][0]).main(args[1:])
+        check_subcommand(args[0])
+        if args[0] not in LIGHTNING:
+            words = args[1:]
+        elif "-h" in args:
+            print(one_page(args[0]))
+            return
         else:
-            run(args)
-    except Finished as done:
-        rank_zero_only(print)(done)
+            words = as_options(args)
+        import_module(SUBCOMMANDS[args[0]].module).main(words)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
-            fail(f"interrupted; {_GOES_ON}", 130)
-        if isinstance(stop, SIGTERMException):
-            sys.stderr.write(f"structseg: error: terminated; {_GOES_ON}\n")
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(143)  # what libraries do at exit could outlast the grace that is left
-        raise
+    except UsageError as error:
+        fail(str(error), 2)
     except Exception as error:  # the one place where every error becomes a line
         if os.environ.get("STRUCTSEG_TRACEBACK"):
             raise
@@ -58,6 +49,8 @@ def _one_line(error: Exception) -> str:
     if lines[0].startswith("Caught "):
         return lines[-1].partition(": ")[2] or lines[-1]
     if "Does not validate against any of the Union" in lines[0]:  # raised while jsonargparse made an object
+        from structseg.command.parser import shorten
+
         return shorten(str(error))
     if lines[0].startswith("Error(s) in loading state_dict"):
         reason = " ".join(" ".join(lines[1:4]).split())[:300]

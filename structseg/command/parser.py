@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import os
 import re
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -22,8 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from structseg import datamodules, lightning_modules, losses
-from structseg.command.config_files import find_config, load_config
-from structseg.command.subcommands import SUBCOMMANDS, TOOLS
+from structseg.command.config_files import load_config
 from structseg.datamodules.augmentation import Augmentation
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.label_spaces import LabelSpace
@@ -32,58 +29,12 @@ from structseg.messages import fail, nearest
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 
-_SECTIONS = {"trainer", "checkpoint", "pictures"}
-
 
 def import_rooms() -> None:
     """Imports every room, so that a configuration can name classes without their paths."""
     for room in (losses, datamodules, lightning_modules):
         for module in walk_packages(room.__path__, f"{room.__name__}."):
             import_module(module.name)
-
-
-def check_order(args: Sequence[str]) -> list[str]:
-    """The arguments with the paths of configurations that are given by name.
-
-    Options before the subcommand, or before `--config`, would be lost in silence; they are refused. So are
-    configurations that are no YAML of keys and values, which the parser would take apart first.
-
-    Raises:
-        ValueError: the arguments are refused.
-        OSError: a configuration cannot be read.
-    """
-    args = list(args)
-    if not args:
-        raise ValueError("a subcommand is missing; structseg --help lists them")
-    if args[0] not in SUBCOMMANDS:
-        names = [*SUBCOMMANDS, *TOOLS]
-        near = [] if args[0].startswith("-") else difflib.get_close_matches(args[0], names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the subcommand comes first: {', '.join(names)}"
-        raise ValueError(f"{args[0]} is no subcommand; {hint}")
-    for position, arg in enumerate(args[1:], 1):
-        option, equals, value = arg.partition("=")
-        if option in ("--config", "-c"):
-            before = [a for a in args[1:position] if a.startswith("-") and a.split("=", 1)[0] not in ("--config", "-c")]
-            if before:
-                raise ValueError(f"{before[0]} stands before --config, which would override it; give --config first")
-            if equals:
-                args[position] = f"{option}={_config_path(value)}"
-            elif position + 1 < len(args):
-                args[position + 1] = _config_path(args[position + 1])
-    return args
-
-
-def _config_path(given: str) -> str:
-    path = find_config(given)
-    tree = load_config(path)
-    if not isinstance(tree, dict | None):
-        raise ValueError(f"{path} holds {str(tree)[:40]!r}, not keys and values such as `model: ...`")
-    if "stages" in (tree or {}):
-        raise ValueError(f"{path} is a pipeline; structseg pipeline {given} runs it")
-    for key in _SECTIONS & (tree or {}).keys():
-        if not isinstance((tree or {})[key], dict | None):  # the parser would pass over it
-            raise ValueError(f"{path}: {key} holds {str((tree or {})[key])[:40]!r}, not keys and values")
-    return str(path)
 
 
 class StructsegParser(LightningArgumentParser):

@@ -1,20 +1,231 @@
-"""The subcommands of `structseg`, with a line on each."""
+"""What the command line offers, as plain data that is read before anything heavy: subcommands and usual options."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from structseg.messages import UsageError, nearest
+
+
+class Subcommand(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        module: has its entry `main(args)`; `args` are the words after the subcommand, for Lightning's from it on.
+        line: what it does.
+    """
+
+    module: str
+    line: str
+
+
+class Option(NamedTuple):
+    """A usual option of Lightning's subcommands.
+
+    Attributes:
+        name: with its dashes.
+        value: what stands for its value in the help.
+        line: what it does.
+        default: as it is written on the command line; None where it is long or depends on the configuration.
+        only: the subcommands that have it; empty: all four.
+    """
+
+    name: str
+    value: str
+    line: str
+    default: str | None = None
+    only: tuple[str, ...] = ()
+
+
+_LIGHTNING = "structseg.command.lightning"
+LIGHTNING = {
+    "fit": Subcommand(_LIGHTNING, "train, keep the best and the last checkpoint"),
+    "validate": Subcommand(_LIGHTNING, "score the held-out images"),
+    "test": Subcommand(_LIGHTNING, "score the test images; a checkpoint is enough"),
+    "predict": Subcommand(_LIGHTNING, "label images, folders, a video or a camera; a checkpoint is enough"),
+}
 SUBCOMMANDS = {
-    "fit": ("structseg.command.lightning", "train, keep the best and the last checkpoint"),
-    "validate": ("structseg.command.lightning", "score the held-out images"),
-    "test": ("structseg.command.lightning", "score the test images; a checkpoint is enough"),
-    "predict": ("structseg.command.lightning", "label an image, a folder, a video or a camera; a checkpoint is enough"),
+    **LIGHTNING,
+    "demo": Subcommand("structseg.command.demo", "train and test on drawn faces, in some minutes on a CPU"),
+    "pipeline": Subcommand("structseg.pipelines.command", "fits that build on each other, finished ones skipped"),
+    "rounds": Subcommand(
+        "structseg.pipelines.rounds", "what a pipeline's rounds measured, and pictures of what they made"
+    ),
+    "check": Subcommand("structseg.audit.command", "every broken file of a data set, at once"),
+    "submit": Subcommand("structseg.cluster.submit", "write a SLURM job for a configuration, and submit it"),
+    "configs": Subcommand("structseg.command.config_files", "list the configurations that --config finds by name"),
+    "show": Subcommand("structseg.command.show", "draw an augmented batch with its labels"),
+    "results": Subcommand("structseg.results.command", "the results table, and the runs behind it"),
 }
-TOOLS = {
-    "demo": ("structseg.command.demo", "train and test on drawn faces, in some minutes on a CPU"),
-    "pipeline": ("structseg.pipelines.command", "fits that build on each other, finished ones skipped"),
-    "rounds": ("structseg.pipelines.rounds", "what a pipeline's rounds measured, and pictures of what they made"),
-    "check": ("structseg.audit.command", "every broken file of a data set, at once"),
-    "submit": ("structseg.cluster.submit", "write a SLURM job for a configuration, and submit it"),
-    "configs": ("structseg.command.config_files", "list the configurations that --config finds by name"),
-    "show": ("structseg.command.show", "draw an augmented batch with its labels"),
-    "results": ("structseg.results.command", "the results table, and the runs behind it"),
+
+# What other suites call them.
+_OTHER_NAMES = {
+    "train": "fit",
+    "resume": "fit --resume auto",
+    "val": "validate",
+    "valid": "validate",
+    "validation": "validate",
+    "eval": "test",
+    "evaluate": "test",
+    "infer": "predict",
+    "inference": "predict",
+    "segment": "predict",
+    "stages": "pipeline",
+    "verify": "check",
+    "lint": "check",
+    "slurm": "submit",
+    "sbatch": "submit",
+    "view": "show",
+    "visualize": "show",
+    "visualise": "show",
+    "table": "results",
+    "benchmark": "results",
 }
+
+_SCORING, _FIT, _PREDICT = ("validate", "test"), ("fit",), ("predict",)
+OPTIONS = (
+    Option("--config", "CONFIG", "an experiment, by path or name; structseg configs lists them"),
+    Option("--ckpt_path", "FILE", "the checkpoint; in fit the one to go on from"),
+    Option("--data.root", "FOLDER", "where the data set lies", only=("fit", *_SCORING)),
+    Option("--data.predict_dir", "PATH", "an image, a folder, a video, or camera:0", only=_PREDICT),
+    Option("--data.predict_out", "FOLDER", "where label images, overlays and summary.csv go", "predictions", _PREDICT),
+    Option("--data.batch_size", "N", "images a batch, on each device", only=("fit", *_SCORING)),
+    Option("--data.num_workers", "N", "processes that decode images", "0"),
+    Option("--model.optimizer.lr", "X", "learning rate", only=_FIT),
+    Option("--trainer.max_epochs", "N", "passes over the training images", only=_FIT),
+    Option("--trainer.accelerator", "A", "cpu, gpu or auto", "auto"),
+    Option("--trainer.devices", "N", "GPUs, or processes on a CPU", "auto"),
+    Option("--trainer.precision", "P", "32, bf16-mixed or 16-mixed; default: 32"),
+    Option("--seed_everything", "N", "of weights, order and augmentation", "0", _FIT),
+    Option("--resume", "auto", "the same command goes on where its run was", "never", _FIT),
+    Option("--run_id", "NAME", "of the run's folder", only=_FIT),
+    Option("--experiment", "NAME", "default: the configuration's file name"),
+    Option("--runs_dir", "FOLDER", "of all runs", "runs"),
+    Option("--memory", "return", "freed memory goes back to the system, on a CPU; slower", "keep"),
+    Option("--print_config", "", "print every setting, and stop"),
+)
+
+# Every first part of an option's name. A test holds it against the parsers.
+_ROOTS = {
+    "help", "config", "print_config", "seed_everything", "trainer", "model", "data", "experiment", "runs_dir",
+    "checkpoint", "pictures", "ckpt_path", "weights_only", "memory",
+}  # fmt: skip
+ROOTS = {
+    "fit": _ROOTS | {"resume", "run_id"},
+    "validate": _ROOTS | {"verbose"},
+    "test": _ROOTS | {"verbose"},
+    "predict": _ROOTS | {"return_predictions"},
+}
+
+# What other suites call them, beside the last parts of the names above.
+_OTHER_OPTIONS = {
+    "batch": "data.batch_size",
+    "bs": "data.batch_size",
+    "cfg": "config",
+    "ckpt": "ckpt_path",
+    "data_dir": "data.root",
+    "data_root": "data.root",
+    "device": "trainer.accelerator",
+    "dataset": "data",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "images": "data.predict_dir",
+    "input": "data.predict_dir",
+    "learning_rate": "model.optimizer.lr",
+    "name": "experiment",
+    "resume_from": "ckpt_path",
+    "seed": "seed_everything",
+    "source": "data.predict_dir",
+    "weights": "ckpt_path",
+    "workers": "data.num_workers",
+}
+
+_EXAMPLES = {
+    "fit": (
+        "structseg fit fasseg_v2 --data.root FASSEG",
+        "structseg fit fasseg_v2 --data.root FASSEG --trainer.max_epochs 40 --resume auto",
+        "structseg fit lfw_parts --data.root LFW --trainer.devices 8 --data.num_workers 4",
+    ),
+    "validate": (
+        "structseg validate runs/fasseg_v2/ID/checkpoints/best.ckpt --data.root FASSEG --data.fold 0",
+        "structseg validate runs/lfw_parts/ID/checkpoints/last.ckpt --trainer.accelerator cpu",
+        "structseg validate --config runs/lfw_parts/ID/experiment.yaml --ckpt_path best.ckpt",
+    ),
+    "test": (
+        "structseg test runs/fasseg_v2/ID/checkpoints/best.ckpt",
+        "structseg test runs/fasseg_v2/ID/checkpoints/best.ckpt --data.root FASSEG --trainer.accelerator cpu",
+        "structseg test --config lfw_parts --ckpt_path best.ckpt",
+    ),
+    "predict": (
+        "structseg predict runs/fasseg_v2/ID/checkpoints/best.ckpt photo.jpg holiday/ --data.predict_out labels",
+        "structseg predict best.ckpt video.mp4",
+        "structseg predict best.ckpt camera:0 --trainer.accelerator cpu",
+    ),
+}
+_USAGE = {
+    "fit": "structseg fit CONFIG [options]",
+    "validate": "structseg validate CHECKPOINT [options]",
+    "test": "structseg test CHECKPOINT [options]",
+    "predict": "structseg predict CHECKPOINT IMAGE_OR_FOLDER ... [options]",
+}
+
+
+def overview() -> str:
+    """The help of the command itself."""
+    lines = [f"  {name:11}{subcommand.line}" for name, subcommand in SUBCOMMANDS.items()]
+    head = "structseg SUBCOMMAND ...; -h after a subcommand shows its usual options, --help all of them\n"
+    return "\n".join([head, *lines])
+
+
+def options_of(subcommand: str) -> list[Option]:
+    """The usual options of one of Lightning's subcommands."""
+    return [option for option in OPTIONS if not option.only or subcommand in option.only]
+
+
+def one_page(subcommand: str) -> str:
+    """The short help of one of Lightning's subcommands: what it does, three examples, the usual options."""
+    lines = [f"usage: {_USAGE[subcommand]}", "", LIGHTNING[subcommand].line, "", "examples:"]
+    lines += [f"  {example}" for example in _EXAMPLES[subcommand]]
+    lines += ["", "usual options:"]
+    for option in options_of(subcommand):
+        default = "" if option.default is None else f"; default: {option.default}"
+        lines.append(f"  {f'{option.name} {option.value}':28}{option.line}{default}")
+    more = f"structseg {subcommand} --help lists every option, --model.help CLASS those of a class"
+    lines += ["", more]
+    return "\n".join(lines)
+
+
+def check_subcommand(name: str) -> None:
+    """Refuses a subcommand that does not exist.
+
+    Raises:
+        UsageError: there is none of this name; the message has the nearest one.
+    """
+    if name in SUBCOMMANDS:
+        return
+    if name.startswith("-"):
+        raise UsageError(f"{name} is no subcommand; the subcommand comes first: {', '.join(SUBCOMMANDS)}")
+    near = _OTHER_NAMES.get(name.lower()) or next(iter(difflib.get_close_matches(name.lower(), SUBCOMMANDS, 1)), None)
+    near = near or _OTHER_NAMES.get(next(iter(difflib.get_close_matches(name.lower(), _OTHER_NAMES, 1, 0.8)), ""))
+    hint = f"did you mean {near}?" if near else f"the subcommand comes first: {', '.join(SUBCOMMANDS)}"
+    raise UsageError(f"{name} is no subcommand; {hint}")
+
+
+def check_options(subcommand: str, args: Iterable[str]) -> None:
+    """Refuses an option of one of Lightning's subcommands by the first part of its name; the parser does the rest.
+
+    Raises:
+        UsageError: no option begins so; the message has the nearest one.
+    """
+    for arg in args:
+        name = arg.partition("=")[0]
+        if not name.startswith("--") or name.lstrip("-").partition(".")[0].rstrip("+") in ROOTS[subcommand]:
+            continue
+        name = name[2:]
+        usual = [option.name[2:] for option in options_of(subcommand)]
+        same = [other for other in usual if other.rpartition(".")[2] == name]
+        found = (same or [other for other in [_OTHER_OPTIONS.get(name, "")] if other])[:1]
+        hint = f" (did you mean {found[0]}?)" if found else nearest(name, {*usual, *ROOTS[subcommand]})
+        raise UsageError(f"unknown option {name[:100]}{hint}; structseg {subcommand} -h shows the usual ones")

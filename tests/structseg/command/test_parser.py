@@ -1,7 +1,6 @@
 import pytest
 
-from structseg.command.config_files import find_config
-from structseg.command.parser import StructsegParser, check_order, import_rooms, shorten
+from structseg.command.parser import StructsegParser, import_rooms, shorten
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,27 +36,6 @@ def _rooms():
 )
 def test_a_nested_complaint_becomes_one_line(message, line):
     assert shorten(message) == line
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ([], "a subcommand is missing"),
-        (["ft"], "did you mean fit"),
-        (["--config", "x.yaml", "fit"], "subcommand comes first"),
-        (["fit", "--trainer.max_epochs", "3", "--config", "x.yaml"], "give --config first"),
-        (["fit", "--trainer.max_epochs=3", "-c=x.yaml"], "give --config first"),
-    ],
-)
-def test_arguments_that_would_be_lost_are_refused(args, message):
-    with pytest.raises(ValueError, match=message):
-        check_order(args)
-
-
-def test_the_right_order_passes_and_names_become_paths():
-    path = str(find_config("fasseg_v2"))
-    given = ["fit", "--config", "fasseg_v2", f"-c={path}", "--trainer.max_epochs", "3"]
-    assert check_order(given) == ["fit", "--config", path, *given[3:]]
 
 
 def test_an_abbreviation_is_refused(capsys):

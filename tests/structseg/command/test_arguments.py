@@ -1,0 +1,86 @@
+import inspect
+import json
+
+import pytest
+
+from structseg.command.arguments import as_options
+from structseg.command.config_files import find_config
+from structseg.command.configs import _parser
+from structseg.command.subcommands import LIGHTNING, ROOTS, options_of
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.messages import UsageError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a checkpoint's name, an image and a configuration."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.ckpt", "p.jpg", "q.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.yaml").write_text("model: X")
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "stages.yaml").write_text("stages: {}")
+    (tmp_path / "trainer.yaml").write_text("trainer: [1]")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "a subcommand is missing"),
+        (["--config", "c.yaml", "fit"], "subcommand comes first"),
+        (["fit", "--trainer.max_epochs", "3", "--config", "c.yaml"], "give --config first"),
+        (["fit", "--trainer.max_epochs=3", "-c=c.yaml"], "give --config first"),
+        (["fit", "none"], "no configuration none"),
+        (["fit", "list.yaml"], "not keys and values such as"),
+        (["fit", "stages.yaml"], "structseg pipeline stages.yaml runs it"),
+        (["fit", "trainer.yaml"], "trainer holds '\\[1\\]', not keys and values"),
+    ],
+)
+def test_what_would_be_lost_or_cannot_be_used_is_refused(here, args, message):
+    with pytest.raises(UsageError, match=message):
+        as_options(args)
+
+
+@pytest.mark.parametrize(
+    ("args", "same_as"),
+    [
+        (["fit", "c.yaml", "--data.root", "x"], ["fit", "--config", "c.yaml", "--data.root", "x"]),
+        (["fit", "c.yaml", "--", "--data.root", "x"], ["fit", "--config", "c.yaml", "--data.root", "x"]),
+        (["fit", "c.yaml", "-c=c.yaml", "--data.root=x"], ["fit", "--config", "c.yaml", "-c=c.yaml", "--data.root=x"]),
+        (["test", "a.ckpt", "--data.root", "x"], ["test", "--data.root", "x", "--ckpt_path", "a.ckpt"]),
+        (["validate", "a.ckpt"], ["validate", "--ckpt_path", "a.ckpt"]),
+        (["test", "c.yaml", "--ckpt_path", "a.ckpt"], ["test", "--config", "c.yaml", "--ckpt_path", "a.ckpt"]),
+        (["predict", "a.ckpt", "p.jpg"], ["predict", "--ckpt_path", "a.ckpt", "--data.predict_dir", '["p.jpg"]']),
+        (["predict", "p.jpg", "--ckpt_path=a.ckpt"], ["predict", "--ckpt_path=a.ckpt", "--data.predict_dir", '["p.jpg"]']),
+        (["predict", "a.ckpt", "--data.predict_dir", "p"], ["predict", "--data.predict_dir", "p", "--ckpt_path", "a.ckpt"]),
+    ],
+)  # fmt: skip
+def test_positional_arguments_become_options(here, args, same_as):
+    assert as_options(args) == same_as
+    assert as_options(same_as) == same_as
+
+
+def test_names_become_paths_and_images_a_list(here):
+    path = str(find_config("fasseg_v2"))
+    given = ["fit", "--config", "fasseg_v2", f"-c={path}", "--trainer.max_epochs", "3"]
+    assert as_options(given) == ["fit", "--config", path, *given[3:]]
+    assert as_options(["fit", "fasseg_v2"]) == ["fit", "--config", path]
+    images = ["p.jpg", "q.png", "camera:0"]
+    assert json.loads(as_options(["predict", "a.ckpt", *images])[-1]) == images
+
+
+@pytest.mark.parametrize("name", LIGHTNING)
+def test_the_tables_agree_with_the_parsers(name):
+    parser = _parser(name)._subcommands_action.choices[name]
+    found = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    assert {option[2:].partition(".")[0].rstrip("+") for option in found} == ROOTS[name]
+    defaults = parser.get_defaults(skip_validation=True)
+    of_data = inspect.signature(SegmentationDataModule.__init__).parameters
+    for option in options_of(name):
+        key = option.name.removeprefix("--")
+        if option.default is not None:
+            known = of_data[key[5:]].default if key.startswith("data.") else defaults[key]
+            assert option.default == str(known)
+        elif not key.startswith(("data.", "model.")):
+            assert option.name in found
