@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from pytorch_lightning import LightningModule
@@ -21,7 +21,17 @@ from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.checkpoints import card
 from structseg.lightning_modules.schedules import OneCycle, PolyLR
 
+Split = Literal["train", "val", "test"]
+
+NO_TRUTH = "images of this split have no true mask; give a split or a list of images that have one"
 _SHOWN = ("val/miou", "val/map")  # in the progress bar
+
+
+class StepOutput(TypedDict, total=False):
+    """What a step hands to Lightning and to the callbacks: the scalar loss, and the (N, H, W) classes in evaluation."""
+
+    loss: Tensor
+    prediction: Tensor
 
 
 class TrainedModule(LightningModule):
@@ -35,21 +45,20 @@ class TrainedModule(LightningModule):
             batch, every other schedule each epoch.
         mean: of each channel, on images in 0..1.
         std: deviation of each channel, on images in 0..1.
+        recipe_batch: images an optimiser step in the recipe that is followed, all devices and accumulated batches
+            together, which a fit is held to by a notice; None: no recipe.
 
     Attributes:
         notices: what a reader of the figures has to know; they travel in the checkpoint's card.
         wants_weights: whether the method stands on pre-trained weights, so that random ones are noticed.
         batch_norm: `frozen`: the statistics of every batch norm stay as they are; a child that may ask for it calls
             `train()` when it is made, as the trainer leaves each part in the mode in which it finds it.
-        recipe_batch: images an optimiser step in the recipe that is followed, all devices and accumulated batches
-            together; None = no recipe.
     """
 
     mean: Tensor
     std: Tensor
     wants_weights: bool = False
     batch_norm: str = "train"
-    recipe_batch: int | None = None
 
     def __init__(
         self,
@@ -59,12 +68,14 @@ class TrainedModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        recipe_batch: int | None = None,
     ) -> None:
         super().__init__()
         # Channels last halves the time of a bf16 step on a CPU.
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.label_space = label_space
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.recipe_batch = optimizer, lr_scheduler, recipe_batch
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self._check_normalization(tuple(mean), tuple(std))
@@ -124,6 +135,25 @@ class TrainedModule(LightningModule):
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
             wrapped.require_forward_param_sync = False
+
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        raise NotImplementedError(f"{type(self).__name__} has no step")
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """The loss of an augmented batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores a validation batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+        """Scores a test batch."""
+        return self._step(batch, "test")
+
+    def on_test_start(self) -> None:
+        """Starts from nothing."""
+        self.test_loss.reset()
 
     def norms(self) -> Iterator[nn.Module]:
         """The batch norms of the network."""

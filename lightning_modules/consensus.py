@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.base import Split, StepOutput
 from structseg.lightning_modules.checkpoints.from_card import load_teacher
 from structseg.lightning_modules.metrics.structure import SuperpixelAccuracy
 from structseg.lightning_modules.metrics.structured import StructuredMetrics
 from structseg.lightning_modules.networks.face_occ_net import FaceOccNet
-from structseg.lightning_modules.segmentation import SegmentationModule, Split, StepOutput
+from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.losses.consensus import ConsensusLoss
 
 
@@ -34,14 +33,10 @@ class ConsensusSegmenter(SegmentationModule):
             encoder of segmentation-models-pytorch.
         loss: logits (N, K, H, W) and target (N, H, W) to a scalar; default: `ConsensusLoss` as in the paper.
             `torch.nn.CrossEntropyLoss` with the labels' `ignore_index` is the ablation.
-        optimizer: makes the optimiser from the parameters.
-        lr_scheduler: makes the schedule from the optimiser.
-        mean: of each channel, linked to the data's.
-        std: of each channel, linked to the data's.
-        flip_test: average each image with its mirror image in evaluation and prediction.
         teacher_ckpt: checkpoint of a model of the same classes, whose predictions on the augmented images replace the
             training labels, such as for faces without any. Read when a fit starts, and not part of this checkpoint.
         teacher: `hard` takes the teacher's likeliest classes, `soft` its probabilities.
+        **kwargs: settings of `SegmentationModule`.
 
     Raises:
         ValueError: a soft teacher without a checkpoint, or for a loss that does not take it.
@@ -54,16 +49,12 @@ class ConsensusSegmenter(SegmentationModule):
         label_space: LabelSpace,
         network: Callable[[int], nn.Module] = FaceOccNet,
         loss: nn.Module | None = None,
-        optimizer: OptimizerCallable = Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        flip_test: bool = False,
         teacher_ckpt: str | None = None,
         teacher: Literal["hard", "soft"] = "hard",
+        **kwargs: Any,
     ) -> None:
         loss = loss or ConsensusLoss(ignore_index=label_space.ignore_index)
-        super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
+        super().__init__(network(len(label_space)), loss, label_space, **kwargs)
         if teacher == "soft" and teacher_ckpt is None:
             raise ValueError("teacher is soft, but there is none; set --model.teacher_ckpt")
         if teacher == "soft" and not isinstance(loss, ConsensusLoss):

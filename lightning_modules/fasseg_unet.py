@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
-from torch.optim import Adam
 
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.networks.readme_unet import ReadmeUNet
@@ -23,11 +22,7 @@ class FASSEGUNet(SegmentationModule):
             encoder of segmentation-models-pytorch.
         loss: logits (N, K, H, W) and target (N, H, W) to a scalar; default: cross-entropy over the labelled pixels.
         label_space: the classes, linked to the data's.
-        optimizer: makes the optimiser from the parameters.
-        lr_scheduler: makes the schedule from the optimiser.
-        mean: of each channel, linked to the data's.
-        std: of each channel, linked to the data's.
-        flip_test: average each image with its mirror image in evaluation and prediction.
+        **kwargs: settings of `SegmentationModule`.
     """
 
     def __init__(
@@ -35,11 +30,7 @@ class FASSEGUNet(SegmentationModule):
         label_space: LabelSpace,
         network: Callable[[int], nn.Module] = ReadmeUNet,
         loss: nn.Module | None = None,
-        optimizer: OptimizerCallable = Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        flip_test: bool = False,
+        **kwargs: Any,
     ) -> None:
         loss = loss or nn.CrossEntropyLoss(ignore_index=label_space.ignore_index)
-        super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
+        super().__init__(network(len(label_space)), loss, label_space, **kwargs)

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Adam
-from torchmetrics import MeanMetric
 
 from structseg.datamodules.label_spaces import LabelSpace
-from structseg.lightning_modules.base import TrainedModule
+from structseg.lightning_modules.base import Split, StepOutput, TrainedModule
 from structseg.lightning_modules.logits import classes_at, require_finite, resize_logits
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 from structseg.losses.cross_entropy import CrossEntropyLoss
-
-Split = Literal["train", "val", "test"]
-
-NO_TRUTH = "images of this split have no true mask; give a split or a list of images that have one"
-
-
-class StepOutput(TypedDict, total=False):
-    """What a step hands to Lightning and to the callbacks: the scalar loss, and the (N, H, W) classes in evaluation."""
-
-    loss: Tensor
-    prediction: Tensor
 
 
 class SegmentationModule(TrainedModule):
@@ -37,12 +23,8 @@ class SegmentationModule(TrainedModule):
         loss: logits (N, K, H, W) and target (N, H, W) to a scalar. Those of the suite, and torch's cross-entropy, are
             of the whole batch over all processes; of any other several processes take the mean of their own.
         label_space: the K classes.
-        optimizer: makes the optimiser from the parameters.
-        lr_scheduler: makes the schedule from the optimiser. `PolyLR`, `OneCycle` and torch's `OneCycleLR` step each
-            batch, every other schedule each epoch.
-        mean: of each channel, on images in 0..1.
-        std: deviation of each channel, on images in 0..1.
         flip_test: average the class probabilities of each image and its mirror image in evaluation and prediction.
+        **kwargs: settings of `TrainedModule`.
     """
 
     scores_class: type[SegmentationMetrics] = SegmentationMetrics  # a child may ask for one that counts more
@@ -54,13 +36,10 @@ class SegmentationModule(TrainedModule):
         network: nn.Module,
         loss: nn.Module,
         label_space: LabelSpace,
-        optimizer: OptimizerCallable = Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         flip_test: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        super().__init__(network, label_space, **kwargs)
         self.loss = CrossEntropyLoss.like(loss) if type(loss) is nn.CrossEntropyLoss else loss
         self.flip_test = flip_test
         ignored = getattr(loss, "ignore_index", label_space.ignore_index)
@@ -71,7 +50,6 @@ class SegmentationModule(TrainedModule):
             )
         mirrored = label_space.flip_lookup()[: len(label_space)]
         self.register_buffer("mirrored_classes", mirrored, persistent=False)
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_scores, self.test_scores = self._scores(), self._scores()
         self.subset_scores = nn.ModuleDict()
         self._subsets: dict[str, frozenset[str]] = {}
@@ -142,18 +120,6 @@ class SegmentationModule(TrainedModule):
                     self.subset_scores[subset].update(prediction[inside], mask[inside])  # type: ignore[operator]
         return {"loss": loss, "prediction": prediction}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """The loss of an augmented batch."""
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """Scores a validation batch."""
-        return self._step(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """Scores a test batch."""
-        return self._step(batch, "test")
-
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:  # noqa: ARG002  # Lightning's hook
         """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
         logits = self.evaluated(batch)
@@ -166,8 +132,8 @@ class SegmentationModule(TrainedModule):
 
     def on_test_start(self) -> None:
         """Starts from nothing, with a set of scores for each named part of the test set."""
+        super().on_test_start()
         self.test_scores.reset()
-        self.test_loss.reset()
         self._subsets = dict(getattr(getattr(self.trainer, "datamodule", None), "test_subsets", {}))
         self.subset_scores = nn.ModuleDict({name: self._scores() for name in self._subsets}).to(self.device)
 

@@ -8,13 +8,10 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Adam
-from torchmetrics import MeanMetric
 
 from structseg.datamodules.label_spaces import LabelSpace
-from structseg.lightning_modules.base import TrainedModule
+from structseg.lightning_modules.base import Split, StepOutput, TrainedModule
 from structseg.lightning_modules.checkpoints import card
 from structseg.lightning_modules.checkpoints.warm_start import load_trained_parts
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
@@ -37,7 +34,6 @@ from structseg.lightning_modules.networks.cam_classifier import (
 )
 from structseg.lightning_modules.networks.context import seen_through
 from structseg.lightning_modules.networks.mask_pooling import mask_pooled
-from structseg.lightning_modules.segmentation import Split, StepOutput
 
 _ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round a kind of context needs
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
@@ -72,11 +68,7 @@ class CONTAClassifier(TrainedModule):
         pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
         head_lr_factor: learning rate of W1, W2 and the head, as a multiple of the optimiser's. The layer that joins the
             map to the features has the backbone's learning rate: it starts as the identity on them.
-        optimizer: makes the optimiser from two groups of parameters.
-        lr_scheduler: makes the schedule from the optimiser.
-        recipe_batch: images an optimiser step in the recipe, which a fit is held to by a notice; None: no recipe.
-        mean: of each channel, linked to the data's.
-        std: of each channel, linked to the data's.
+        **kwargs: settings of `TrainedModule`.
 
     Raises:
         ValueError: settings out of range, or an unknown backbone.
@@ -104,11 +96,7 @@ class CONTAClassifier(TrainedModule):
         init_from: str | None = None,
         pairs: list[tuple[str, str]] | None = None,
         head_lr_factor: float = 10.0,
-        optimizer: OptimizerCallable = Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        recipe_batch: int | None = None,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        **kwargs: Any,
     ) -> None:
         context = ContextSettings(context) if isinstance(context, str) else context
         pooling = PoolingSettings(pooling) if isinstance(pooling, str) else pooling
@@ -142,7 +130,7 @@ class CONTAClassifier(TrainedModule):
             pooling.kind == "c2am",
         )
         freeze_stages(network.backbone, frozen_stages)
-        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        super().__init__(network, label_space, **kwargs)
         self.loss = loss or nn.MultiLabelSoftMarginLoss()
         self.batch_norm = batch_norm
         self.train()  # the trainer leaves each part in the mode in which it finds it
@@ -160,8 +148,7 @@ class CONTAClassifier(TrainedModule):
         }
         self.confounders, self.global_cams, self.init_from = confounders, global_cams, init_from
         self.pairs = checked_pairs(pairs or (), label_space.classes)
-        self.head_lr_factor, self.recipe_batch = head_lr_factor, recipe_batch
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.head_lr_factor = head_lr_factor
         self.val_scores, self.test_scores = TagScores(self.classes), TagScores(self.classes)
 
     @property
@@ -215,9 +202,9 @@ class CONTAClassifier(TrainedModule):
 
     def on_test_start(self) -> None:
         """Starts from nothing."""
+        super().on_test_start()
         self._check_source()
         self.test_scores.reset()
-        self.test_loss.reset()
 
     def on_predict_start(self) -> None:
         """Refuses data that do not go with the kind of context."""
@@ -302,18 +289,6 @@ class CONTAClassifier(TrainedModule):
         mean.update(loss, len(image))
         scores.update(logits.sigmoid(), tags)
         return {"loss": loss}
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """The multi-label soft margin loss of a batch of views."""
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """Scores the tags of a validation batch."""
-        return self._step(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """Scores the tags of a test batch."""
-        return self._step(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss`, `val/map`, `val/absent_classes` and `val/ap/CLASS`."""

@@ -8,20 +8,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import Adam
-from torchmetrics import MeanMetric
 
 from structseg.datamodules.label_spaces import LabelSpace
-from structseg.lightning_modules.base import TrainedModule
+from structseg.lightning_modules.base import NO_TRUTH, Split, StepOutput, TrainedModule
 from structseg.lightning_modules.checkpoints.card import KEY, read_card
 from structseg.lightning_modules.conta.random_walk import random_walk, walk_scores
 from structseg.lightning_modules.logits import require_finite, resize_logits
 from structseg.lightning_modules.metrics.faults import checked_pairs
 from structseg.lightning_modules.networks.backbones import Backbone, Weights
 from structseg.lightning_modules.networks.relation_net import RelationNet
-from structseg.lightning_modules.segmentation import NO_TRUTH, Split, StepOutput
 from structseg.losses.affinity_displacement import (
     AffinityDisplacement,
     AffinityDisplacementLoss,
@@ -30,7 +26,7 @@ from structseg.losses.affinity_displacement import (
 from structseg.losses.multi_scale import resized_labels
 
 _CLASSIFIER = "CONTAClassifier"
-_PARTS = AffinityDisplacement._fields[1:]
+_TERMS = AffinityDisplacement._fields[1:]
 
 
 class CONTARelationNetwork(TrainedModule):
@@ -64,12 +60,7 @@ class CONTARelationNetwork(TrainedModule):
         walk_background: score of the background beside maps with a maximum of 1.
         displacement_lr_factor: learning rate of the displacement branch over that of the edge branch.
         pairs: names (A, B) of classes whose mix-up in the pseudo-masks is scored by itself, as `on/A/B`.
-        optimizer: makes the optimiser from the two groups of parameters.
-        lr_scheduler: makes the schedule from the optimiser; published: `PolyLR`.
-        mean: of each channel, linked to the data's.
-        std: of each channel, linked to the data's.
-        recipe_batch: images an optimiser step in the recipe that is followed (published: 32), which a fit is held to
-            by a notice; None: no recipe.
+        **kwargs: settings of `TrainedModule`; published: `PolyLR` and a batch of 32.
 
     Raises:
         ValueError: settings out of range, or an unknown backbone.
@@ -91,11 +82,7 @@ class CONTARelationNetwork(TrainedModule):
         walk_background: float = 0.25,
         displacement_lr_factor: float = 10.0,
         pairs: list[tuple[str, str]] | None = None,
-        optimizer: OptimizerCallable = Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        recipe_batch: int | None = None,
+        **kwargs: Any,
     ) -> None:
         if min(radius, walk_radius) < 2 or beta <= 0 or log2_steps < 0 or displacement_lr_factor <= 0:
             raise ValueError(
@@ -108,16 +95,14 @@ class CONTARelationNetwork(TrainedModule):
                 f"walk_background is {walk_background}; from 0 up to below 1, the maps' maximum, is needed"
             )
         network = RelationNet(Backbone(backbone, output_stride, weights))
-        super().__init__(network, label_space, optimizer, lr_scheduler, mean, std)
+        super().__init__(network, label_space, **kwargs)
         # The numbers of pairs are those of all devices: the loss is that of the whole batch.
         self.loss = AffinityDisplacementLoss(radius, len(label_space), counts_over_ranks=True)
         self.init_from = None if init_from is None else Path(init_from)
         self.radius, self.walk_radius, self.beta, self.log2_steps = radius, walk_radius, beta, log2_steps
         self.walk_background, self.displacement_lr_factor = walk_background, displacement_lr_factor
-        self.recipe_batch = recipe_batch
         self.pairs = checked_pairs(pairs or (), label_space.classes)
         self._resumed = False  # whether the weights are a checkpoint's
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         # This rank's epoch so far: summed dy, summed dx, pixels of the maps, foreground pixels of the labels.
         self._sums = torch.zeros(4, dtype=torch.float64)
 
@@ -190,18 +175,6 @@ class CONTARelationNetwork(TrainedModule):
             )
         return loss(edges, displacement, resized_labels(batch["mask"], (height, width)))
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """The loss of an augmented batch."""
-        image = batch["image"]
-        edges, displacement = self(image)
-        terms = self._terms(batch, "train", (edges, displacement), self.loss)
-        self._add(displacement.detach(), batch["mask"])
-        self._log_train_loss(terms.total, image)
-        for name in _PARTS:
-            value = getattr(terms, name)
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
-        return {"loss": terms.total}
-
     def _add(self, displacement: Tensor, labels: Tensor) -> None:
         dy, dx = displacement.double().sum((0, 2, 3))
         foreground = ((labels > 0) & (labels < len(self.label_space))).sum()
@@ -240,35 +213,33 @@ class CONTARelationNetwork(TrainedModule):
 
     def logged_keys(self) -> set[str]:
         """Every key that a fit logs."""
-        return super().logged_keys() | {f"train/{name}" for name in _PARTS}
+        return super().logged_keys() | {f"train/{name}" for name in _TERMS}
 
     # Evaluation
 
-    def _evaluate(self, batch: dict[str, Any], split: Split) -> StepOutput:
-        edges, displacement = (require_finite(found.float(), batch) for found in self(batch["image"]))
+    def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
+        image = batch["image"]
+        if split == "train":
+            edges, displacement = self(image)
+            terms = self._terms(batch, split, (edges, displacement), self.loss)
+            self._add(displacement.detach(), batch["mask"])
+            self._log_train_loss(terms.total, image)
+            for name in _TERMS:
+                value = getattr(terms, name)
+                self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+            return {"loss": terms.total}
+        edges, displacement = (require_finite(found.float(), batch) for found in self(image))
         terms = self._terms(batch, split, (edges, displacement), self._plain_loss)
-        (self.val_loss if split == "val" else self.test_loss).update(terms.total, len(batch["image"]))
+        (self.val_loss if split == "val" else self.test_loss).update(terms.total, len(image))
         return {"loss": terms.total}
 
     def _plain_loss(self, edges: Tensor, displacement: Tensor, labels: Tensor) -> AffinityDisplacement:
         return affinity_displacement_loss(edges, displacement, labels, self.radius, len(self.label_space))
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """The loss on the masks of a validation batch."""
-        return self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
-        """The loss on the masks of a test batch."""
-        return self._evaluate(batch, "test")
-
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss`, the mean over the images of all processes: one of them may have had none."""
         self.log("val/loss", self.val_loss.compute())
         self.val_loss.reset()
-
-    def on_test_start(self) -> None:
-        """Starts from nothing."""
-        self.test_loss.reset()
 
     def on_test_epoch_end(self) -> None:
         """Logs `test/loss` likewise."""

@@ -10,19 +10,19 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.base import NO_TRUTH, Split, StepOutput
 from structseg.lightning_modules.conta.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
 from structseg.lightning_modules.drawing.label_sheets import as_pixels
 from structseg.lightning_modules.logits import classes_at, resize_logits
 from structseg.lightning_modules.metrics.faults import FaultMetrics, checked_pairs
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 from structseg.lightning_modules.networks.deeplab_v2 import RESNET101, SCALES, DeepLabV2, MultiScale
-from structseg.lightning_modules.segmentation import NO_TRUTH, SegmentationModule, Split, StepOutput
+from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.losses.multi_scale import MultiScaleCrossEntropy
 
 QUERY_SIZE = (32, 32)  # (h, w) of the class probabilities that the next round's classifier is given
@@ -57,12 +57,7 @@ class CONTASegmenter(SegmentationModule):
             none, `[]`, the loss is the plain cross-entropy, for a third of the time.
         batch_norm: `frozen`: statistics, scales and shifts stay as they are. `sync`: they learn, over all devices
             together. `train`: they learn, on each device for itself.
-        optimizer: makes the optimiser from the three groups of parameters.
-        lr_scheduler: makes the schedule from the optimiser; published: `PolyLR` with every 10.
-        mean: of each channel, linked to the data's.
-        std: of each channel, linked to the data's.
         test_scales: sizes at which an image is evaluated, as factors; the class probabilities are averaged.
-        flip_test: evaluate the mirror image too, at each of these sizes.
         crf: refine the probabilities by the dense CRF with DeepLab's settings, in test and prediction.
         crf_workers: processes for it on each device, each on one image of the batch, so that with one image a batch
             (`--data.score_at native`) a single core works; None: the cores, shared out; 0: none but this.
@@ -71,8 +66,8 @@ class CONTASegmenter(SegmentationModule):
         confounders_from: predicting the training split, what the confounder set is the mean of: `masks`, the class
             probabilities that are predicted, or `pseudo_masks`, those that the segmenter learned from (--data.masks).
         pairs: names (A, B) of classes whose mix-up is scored by itself, as `on/A/B` and `goes_to/A/B`.
-        recipe_batch: images an optimiser step in the recipe that is followed (published: 10), which a fit is held to
-            by a notice; None: no recipe.
+        **kwargs: settings of `SegmentationModule`; `flip_test` at each of `test_scales`. Published: `PolyLR` with
+            every 10, and a batch of 10.
 
     Raises:
         ValueError: settings out of range, or unknown names.
@@ -89,18 +84,13 @@ class CONTASegmenter(SegmentationModule):
         output_stride: int = 8,
         scales: tuple[float, ...] = SCALES,
         batch_norm: Literal["frozen", "sync", "train"] = "frozen",
-        optimizer: OptimizerCallable = Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         test_scales: tuple[float, ...] = (1.0,),
-        flip_test: bool = False,
         crf: bool = False,
         crf_workers: int | None = None,
         use_tags: bool = True,
         confounders_from: Literal["masks", "pseudo_masks"] = "masks",
         pairs: list[tuple[str, str]] | None = None,
-        recipe_batch: int | None = None,
+        **kwargs: Any,
     ) -> None:
         if batch_norm not in ("frozen", "sync", "train"):
             raise ValueError(f"batch_norm is {batch_norm!r}; expected frozen, sync or train")
@@ -113,8 +103,8 @@ class CONTASegmenter(SegmentationModule):
         self.pairs = checked_pairs(pairs or (), label_space.classes)  # the parent makes the scores
         network = MultiScale(DeepLabV2(len(label_space), backbone, weights, output_stride), tuple(scales))
         loss = MultiScaleCrossEntropy(label_space.ignore_index)
-        super().__init__(network, loss, label_space, optimizer, lr_scheduler, mean, std, flip_test)
-        self.batch_norm, self.recipe_batch = batch_norm, recipe_batch
+        super().__init__(network, loss, label_space, **kwargs)
+        self.batch_norm = batch_norm
         self.test_scales = tuple(test_scales)
         self.crf, self.crf_workers, self.use_tags = crf, crf_workers, use_tags
         self.confounders_from = confounders_from

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import LRSchedulerCallable
 from torch import Tensor, nn
-from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from structseg.datamodules.label_spaces import STN, LabelSpace
+from structseg.lightning_modules.base import Split, StepOutput
 from structseg.lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
 from structseg.lightning_modules.checkpoints.card import KEY as CARD
 from structseg.lightning_modules.checkpoints.warm_start import load_trained_parts
@@ -33,7 +33,7 @@ from structseg.lightning_modules.networks.spatial_transformer import (
     paste_parts,
     theta_from_centers,
 )
-from structseg.lightning_modules.segmentation import SegmentationModule, Split, StepOutput
+from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.lightning_modules.stn.face_windows import (
     NETWORKS,
     class_count,
@@ -98,10 +98,8 @@ class STNiCNN(SegmentationModule):
         lr_coarse: learning rate of the coarse network.
         lr_localizer: learning rate of the localizer.
         lr_parts: learning rate of the part networks.
-        optimizer: makes the optimiser from the three groups of parameters, with the learning rates above.
         lr_scheduler: makes the schedule from the optimiser; default: all learning rates are halved every 5 epochs.
-        mean: of each channel, linked to the data's.
-        std: of each channel, linked to the data's.
+        **kwargs: settings of `SegmentationModule`.
 
     Raises:
         ValueError: another label space, or settings that do not go together.
@@ -128,16 +126,14 @@ class STNiCNN(SegmentationModule):
         lr_coarse: float = 1e-3,
         lr_localizer: float = 1e-3,
         lr_parts: float = 1e-3,
-        optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        **kwargs: Any,
     ) -> None:
         if label_space.classes != STN.classes:
             raise ValueError(f"STNiCNN labels the parts of the space stn, not {label_space.name}; set label_space: stn")
         loss = loss or nn.CrossEntropyLoss(ignore_index=label_space.ignore_index)
         lr_scheduler = lr_scheduler or partial(StepLR, step_size=5, gamma=0.5)
-        super().__init__(network(len(label_space)), loss, label_space, optimizer, lr_scheduler, mean, std)
+        super().__init__(network(len(label_space)), loss, label_space, lr_scheduler=lr_scheduler, **kwargs)
         learning_rates = {"network": lr_coarse, "localizer": lr_localizer, "parts": lr_parts}
         problems = [f"{key}={value} (0 or more)" for key, value in learning_rates.items() if value < 0]
         if min(window) < 2:
