@@ -349,7 +349,8 @@ def changes(config: Any, usual: Any, key: str = "") -> Iterator[tuple[str, Any]]
         found = getattr(import_module(named[0]), named[1])
         if found is not usual:
             yield key, named[1]
-        parameters = inspect.signature(found.__init__).parameters.values()
+        makers = [vars(kind)["__init__"] for kind in reversed(found.__mro__) if "__init__" in vars(kind)]
+        parameters = [p for maker in makers for p in inspect.signature(maker).parameters.values()]
         usual = {p.name: None if p.default is p.empty else p.default for p in parameters}
         config = config.get("init_args") or {}
     if isinstance(config, dict):
