@@ -8,46 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from structseg.lightning_modules.conta.dense_crf import DenseCRF
-
 IGNORED = 255
-
-
-def relation_labels(
-    image: NDArray[np.uint8],
-    cams: NDArray[np.floating[Any]],
-    crf: DenseCRF,
-    foreground: float = 0.30,
-    background: float = 0.05,
-) -> NDArray[np.uint8]:
-    """Two label maps of the class activation maps, a strict and a lenient one, each through the CRF, put together.
-
-    Where much is to be done, `seed_maps`, a `CRFPool` and `combine` do the same over several processes.
-
-    Args:
-        image: (H, W, 3) uint8.
-        cams: (K - 1, h, w) in 0..1, foreground classes.
-        crf: its settings.
-        foreground: threshold of the strict map.
-        background: threshold of the lenient map.
-
-    Returns:
-        (H, W) uint8 of 0..K-1 and 255.
-
-    Raises:
-        ValueError: as `seed_maps`, or an image that is not (H, W, 3) uint8.
-
-    Source: IRNet (Ahn, Cho, Kwak, CVPR 2019) and its published settings: confidence 0.7.
-    """
-    maps = seed_maps(cams, (image.shape[0], image.shape[1]), foreground, background)
-    strict, lenient = (crf.labels(image, labels, len(cams) + 1) for labels in maps)
-    return combine(strict, lenient)
 
 
 def seed_maps(
     cams: NDArray[np.floating[Any]], size: tuple[int, int], foreground: float = 0.30, background: float = 0.05
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The strict and the lenient label map: the class of the maximum where that is above the threshold, else 0.
+
+    Each then goes through `DenseCRF.labels`, and `combine` puts the two together.
 
     Maps that are all zero, of an image without tags or of a classifier that sees nothing, are background everywhere,
     as in the published code.
@@ -63,6 +32,8 @@ def seed_maps(
 
     Raises:
         ValueError: thresholds out of order, or maps of another shape or not finite.
+
+    Source: IRNet (Ahn, Cho, Kwak, CVPR 2019) and its published settings.
 
     >>> [labels.tolist() for labels in seed_maps(np.array([[[0.4, 0.1, 0.01]]]), (1, 3))]
     [[[1, 0, 0]], [[1, 1, 0]]]

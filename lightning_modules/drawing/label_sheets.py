@@ -138,13 +138,6 @@ def make_example(
     return Example(np.asarray(picture), small[0], small[1], name, right)
 
 
-def triptych(
-    image: Tensor | Pixels, truth: Labels, prediction: Labels, space: LabelSpace, name: str = "", side: int = 320
-) -> Image.Image:
-    """Image | truth | prediction with captions, and a legend of the classes that occur; arguments as `make_example`."""
-    return sheet([make_example(image, truth, prediction, space, name, side)], space)
-
-
 def sheet(examples: Sequence[Example], space: LabelSpace) -> Image.Image:
     """Rows of image | truth | prediction, two side by side from the fourth on, over one legend.
 

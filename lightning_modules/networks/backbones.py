@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import huggingface_hub.constants as hub
 import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from structseg.lightning_modules.networks.pretrained import MEAN, STD, load_packaged, packaged_label
-from structseg.lightning_modules.networks.smp import reachable
+from structseg.lightning_modules.networks.pretrained import MEAN, STD, hub_access, load_packaged, packaged_label
 
 Triple = tuple[float, float, float]
 Weights = Literal["packaged", "pretrained", "random"]
@@ -22,6 +19,7 @@ Weights = Literal["packaged", "pretrained", "random"]
 STAGES = 5
 _TORCHVISION = "torchvision/"
 _PROBE = 64  # pixels: every stage of a network with stride 32 still has some
+_NO_NETWORK = "weights: packaged with backbone: tf_efficientnet_lite0 (or 1, 2), or weights: random"
 _REFUSALS = (TypeError, AssertionError, NotImplementedError, RuntimeError, ValueError)  # timm's, for output_stride
 
 
@@ -109,7 +107,7 @@ class Backbone(nn.Module):
         if pretrained and not timm.is_model_pretrained(name):
             raise ValueError(f"timm has no weights for {name}; choose another network, or weights: random")
         stride: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
-        with _download(name, asks_hub=pretrained):
+        with hub_access(f"the pretrained weights of {name}", _NO_NETWORK, pretrained):
             try:
                 network: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **stride)
             except OSError:  # some of the hub's are a ValueError too
@@ -136,7 +134,7 @@ class Backbone(nn.Module):
         bare = name.removeprefix(_TORCHVISION)
         if bare not in (known := torchvision.models.list_models(module=torchvision.models)):
             raise ValueError(f"torchvision {torchvision.__version__} has no network {bare!r}; {_nearest(bare, known)}")
-        with _download(name, asks_hub=False):
+        with hub_access(f"the pretrained weights of {name}", _NO_NETWORK, False):
             choice = torchvision.models.get_model_weights(bare).DEFAULT if weights == "pretrained" else None
             whole = torchvision.models.get_model(bare, weights=choice)
         if choice is not None:
@@ -217,23 +215,6 @@ def _dilate(trunk: nn.Sequential, output_stride: int) -> None:
             convolution.dilation = (convolution.dilation[0] * dilation, convolution.dilation[1] * dilation)
             if isinstance(convolution.padding, tuple):
                 convolution.padding = (convolution.padding[0] * dilation, convolution.padding[1] * dilation)
-
-
-@contextmanager
-def _download(name: str, asks_hub: bool) -> Iterator[None]:
-    """One line for a failed download; an unreachable hub is asked once, and then only its cache."""
-    before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = before or (asks_hub and not reachable(hub.ENDPOINT))
-    try:
-        yield
-    except OSError as error:
-        raise FileNotFoundError(
-            f"the pretrained weights of {name} are neither in the cache nor to be had ({type(error).__name__}); use "
-            "weights: packaged with backbone: tf_efficientnet_lite0 (or 1, 2), or weights: random, or fill the cache "
-            "(HF_HOME, TORCH_HOME) where there is a network"
-        ) from error
-    finally:
-        hub.HF_HUB_OFFLINE = before
 
 
 def _words(error: Exception) -> str:

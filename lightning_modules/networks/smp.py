@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-import huggingface_hub.constants as hub
 import segmentation_models_pytorch as smp
 import timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from structseg.lightning_modules.networks.pretrained import MEAN, STD, load_packaged, packaged_label
+from structseg.lightning_modules.networks.pretrained import MEAN, STD, hub_access, load_packaged, packaged_label
 
 Triple = tuple[float, float, float]
-
-_PROBE_SECONDS = 5.0
 
 
 class SMPNetwork(nn.Module):
@@ -75,7 +68,10 @@ class SMPNetwork(nn.Module):
             name, weights = _hub_weights(encoder_name, encoder_weights)
             # A timm encoder's name holds the tag of its weights already; smp then wants a plain True.
             choice = name.startswith("tu-") or weights
-            with _hub(encoder_name, weights):
+            with hub_access(
+                f"weights {weights!r} of {encoder_name}",
+                "encoder_weights: packaged with encoder_name: tu-tf_efficientnet_lite0 (or 1, 2), or random",
+            ):
                 self.network = smp.create_model(architecture, name, choice, classes=num_classes, **options)
                 self.mean, self.std = _normalisation(name, weights)
             self.initial_weights = f"{weights} (hub)"
@@ -143,41 +139,6 @@ def _hub_weights(encoder_name: str, weights: str) -> tuple[str, str]:
             f"the hub has: {', '.join(choices) or 'none'}; random starts from nothing"
         )
     return encoder_name, tag
-
-
-@contextmanager
-def _hub(encoder_name: str, weights: str) -> Iterator[None]:
-    """Turn a failed download into one line, and keep an unreachable hub from being tried again and again.
-
-    Without a network the hub's client retries for 25 to 50 seconds. Here one short probe decides whether it may go
-    out; if not it looks into its cache only.
-    """
-    before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = before or not reachable(hub.ENDPOINT)
-    try:
-        yield
-    except OSError as error:
-        raise FileNotFoundError(
-            f"weights {weights!r} of {encoder_name} are neither in the cache nor to be had from {hub.ENDPOINT} "
-            f"({type(error).__name__}); use encoder_weights: packaged with encoder_name: tu-tf_efficientnet_lite0 "
-            f"(or 1, 2), or random, or point HF_HOME at a cache that was filled where there is a network"
-        ) from error
-    finally:
-        hub.HF_HUB_OFFLINE = before
-
-
-def reachable(endpoint: str) -> bool:
-    """Whether a server answers there, whatever it says."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as error:
-        # The hub's client has certificates of its own and may well get through.
-        return isinstance(error.reason, ssl.SSLError)
-    except OSError:
-        return False
-    return True
 
 
 def _normalisation(encoder_name: str, weights: str) -> tuple[Triple, Triple]:

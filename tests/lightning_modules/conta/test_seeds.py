@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from structseg.lightning_modules.conta.dense_crf import DenseCRF
-from structseg.lightning_modules.conta.seeds import combine, relation_labels, seed_maps
+from structseg.lightning_modules.conta.seeds import combine, seed_maps
 
 
 def test_the_class_of_the_maximum_above_each_threshold():
@@ -38,16 +38,16 @@ def test_seeds_follow_the_image():
     y, x = np.mgrid[:10, :10]
     blob = np.exp(-((y - 4.5) ** 2 + (x - 4.5) ** 2) / 4)
     cams = np.stack([np.zeros((10, 10)), blob / blob.max()]).astype(np.float32)
-    labels = relation_labels(image, cams, DenseCRF.irnet())
+    strict, lenient = (DenseCRF.irnet().labels(image, one, 3) for one in seed_maps(cams, (40, 40)))
+    labels = combine(strict, lenient)
     assert labels.shape == (40, 40)
     assert set(np.unique(labels)) <= {0, 2, 255}
     assert (labels[12:28, 12:28] == 2).mean() > 0.9
     assert (labels[:4] == 0).all()
 
 
-def test_nothing_seen_is_background_without_a_crf():
-    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
-    assert relation_labels(image, np.zeros((2, 3, 4), np.float32), DenseCRF.irnet()).tolist() == [[0] * 8] * 6
+def test_nothing_seen_is_background():
+    assert [labels.tolist() for labels in seed_maps(np.zeros((2, 3, 4), np.float32), (2, 3))] == [[[0] * 3] * 2] * 2
 
 
 @pytest.mark.parametrize(("foreground", "background"), [(0.1, 0.2), (0.3, 0.0), (1.5, 0.2), (float("nan"), 0.05)])
@@ -60,9 +60,3 @@ def test_thresholds_are_checked(foreground, background):
 def test_maps_are_checked(cams):
     with pytest.raises(ValueError, match="finite"):
         seed_maps(cams, (2, 2))
-
-
-def test_the_image_is_checked():
-    cams = np.ones((1, 2, 2), np.float32)
-    with pytest.raises(ValueError, match="uint8"):
-        relation_labels(np.zeros((4, 4, 3)), cams, DenseCRF.irnet())

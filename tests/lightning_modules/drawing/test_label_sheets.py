@@ -3,9 +3,13 @@ import pytest
 import torch
 
 from structseg.datamodules.label_spaces import FASSEG, PARTS, SPACES
-from structseg.lightning_modules.drawing.label_sheets import IGNORED, colorize, make_example, overlay, sheet, triptych
+from structseg.lightning_modules.drawing.label_sheets import IGNORED, colorize, make_example, overlay, sheet
 
 BLUE, GREEN, RED = PARTS.palette
+
+
+def triptych(*given):
+    return sheet([make_example(*given)], given[3])
 
 
 def test_colorize_draws_the_palette_and_a_checkerboard_where_nothing_is_labelled():

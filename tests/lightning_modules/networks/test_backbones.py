@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-import structseg.lightning_modules.networks.backbones as module
+import structseg.lightning_modules.networks.pretrained as module
 from structseg.lightning_modules.networks.backbones import Backbone
 from structseg.lightning_modules.networks.pretrained import load_packaged
 

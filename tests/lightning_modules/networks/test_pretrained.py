@@ -11,7 +11,6 @@ from structseg.lightning_modules.networks import pretrained
 from structseg.lightning_modules.networks.pretrained import (
     load_packaged,
     packaged_label,
-    packaged_names,
     packaged_state_dict,
 )
 
@@ -119,7 +118,6 @@ def test_another_file_is_refused(monkeypatch, tmp_path):
         packaged_state_dict("tf_efficientnet_lite0")
 
 
-def test_label_and_names():
-    assert packaged_names() == tuple(LOGITS)
+def test_label():
     label = "packaged efficientnet-lite2 (ImageNet, Apache-2.0, sha256 9656183e…)"
     assert packaged_label("tu-tf_efficientnet_lite2") == label

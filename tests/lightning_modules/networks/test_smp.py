@@ -6,7 +6,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from structseg.lightning_modules.networks import smp as module
+from structseg.lightning_modules.networks import pretrained as module
 from structseg.lightning_modules.networks.pretrained import packaged_state_dict
 from structseg.lightning_modules.networks.smp import SMPNetwork
 
@@ -135,7 +135,7 @@ def test_hub_weights_are_asked_for_by_name(monkeypatch, encoder, weights, asked,
         SMPNetwork(3, encoder_name=encoder, encoder_weights=weights)
 
 
-def test_a_refusing_server_counts_asreachable(monkeypatch):
+def test_a_refusing_server_counts_as_reachable(monkeypatch):
     def refuse(request, timeout):
         raise urllib.error.HTTPError(request.full_url, 403, "forbidden", None, None)
 
