@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from structseg.command.config_files import find_config, load_config
-from structseg.command.configs import resolved_config
 from structseg.command.processes import command_line
 from structseg.files import experiments_folder
 from structseg.messages import fail
 from structseg.pipelines.file import load_pipeline
-from structseg.pipelines.session import Session
 
 TEMPLATES = experiments_folder() / "slurm"
 _ARGUMENTS = ': "${1:?'  # how the line of a template begins that asks for arguments; ours are given
@@ -35,8 +33,8 @@ _SETTLED = {
     "--trainer.num_nodes": "--nodes",
     "--trainer.devices": "--gpus-per-node",
     "--runs_dir": "--runs_dir, before the --,",
-    "--resume": "nothing: every job goes on where it was",
-    "--ckpt_path": "nothing: every job goes on where it was",
+    "--resume": "nothing: every job resumes its run",
+    "--ckpt_path": "nothing: every job resumes its run",
     "--print_config": "structseg fit",
 }
 
@@ -75,7 +73,7 @@ def seconds_of(time: str) -> int:
     """
     found = _TIME.fullmatch(time)
     if not found:
-        raise ValueError(f"--time {time} is no time; expected hours:minutes:seconds, or days-hours")
+        raise ValueError(f"--time is {time}; expected hours:minutes:seconds, or days-hours")
     days, *rest = found.groups()
     a, b, c = (int(part or 0) for part in rest)
     if days is not None:
@@ -85,18 +83,18 @@ def seconds_of(time: str) -> int:
     else:
         seconds = a * 3600 + b * 60 + c
     if not seconds:
-        raise ValueError(f"--time {time} is no time to train")
+        raise ValueError(f"--time is {time}, which leaves no time to train")
     return seconds
 
 
 def script(template: str, options: Mapping[str, str | None], arguments: list[str], origin: str) -> str:
-    """A template's text with other options of sbatch, and with its arguments in it.
+    """A template's text with other options of sbatch and with its arguments filled in.
 
     Args:
         template: name of a file in `experiments/slurm`.
         options: of sbatch without `--`; those that the template lacks come last, and None takes one out.
         arguments: of the script.
-        origin: the command that makes it, for the script's head.
+        origin: the command that writes it, for the script's head.
     """
     left, lines = dict(options), []
     text = (TEMPLATES / template).read_text().splitlines()
@@ -113,13 +111,13 @@ def script(template: str, options: Mapping[str, str | None], arguments: list[str
 
 
 def _path() -> list[str]:
-    """So that a job finds this very installation, whatever is active in the shell that submits it."""
+    """Lets a job find this installation, whatever is active in the shell that submits it."""
     binaries = Path(sys.executable).parent
     return [f'export PATH={shlex.quote(str(binaries))}:"$PATH"'] if (binaries / "structseg").is_file() else []
 
 
 def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
-    """What is to be submitted, in order; a pipeline's finished stages are left out where there is one seed.
+    """The jobs to submit, in order; a pipeline's finished stages are left out where there is one seed.
 
     Raises:
         ValueError: the options, the configuration or the further arguments are refused.
@@ -130,6 +128,8 @@ def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
     content = load_config(given.config)
     if isinstance(content, dict) and "stages" in content:
         return _pipeline_jobs(given, more, origin)
+    from structseg.command.configs import resolved_config  # takes seconds to load
+
     name = given.job_name or _job_name(given.config.stem)
     elsewhere = [] if given.runs_dir == Path("runs") else ["--runs_dir", str(given.runs_dir)]
     config = resolved_config(["fit", "--config", str(given.config), *more])
@@ -140,7 +140,9 @@ def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
 
 
 def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
-    """A job for each stage; one at a time, as two may not be at work in a pipeline's folder."""
+    """A job for each stage; one at a time, as only one process may work in a pipeline's folder."""
+    from structseg.pipelines.session import Session  # takes seconds to load
+
     pipeline = load_pipeline(given.config)
     devices = _devices(given)
     many = ["--trainer.devices", str(devices), "--trainer.num_nodes", str(given.nodes)]
@@ -149,8 +151,8 @@ def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> l
     if given.seeds:
         stages = [stage.name for stage in session.stages]
     else:
-        session.refuse_others(configs)
-        stages = [stage.name for stage, found, _ in session.standings(configs) if found.fit or found.tests]
+        session.refuse_overwriting(configs)
+        stages = [stage.name for stage, status, _ in session.statuses(configs) if status.fit or status.tests]
     name = given.job_name or _job_name(f"{given.config.resolve().parent.name}_{given.config.stem}")
     found: list[Job] = []
     for stage in stages:
@@ -180,20 +182,20 @@ def _check(given: argparse.Namespace, more: list[str]) -> None:
     if given.grace > 65535:
         faults.append(f"--grace is {given.grace}; SLURM takes 65535 seconds at most")
     if given.mem and not _MEMORY.fullmatch(given.mem):
-        faults.append(f"--mem {given.mem} is no size; expected a number with K, M, G or T, as 16G")
+        faults.append(f"--mem is {given.mem}; expected a number with K, M, G or T, as 16G")
     if given.seeds and not _SEEDS.fullmatch(given.seeds):
-        faults.append(f"--seeds {given.seeds} are no seeds; expected 0-4, or 0,3,7, or 0-9%2 for two at a time")
+        faults.append(f"--seeds is {given.seeds}; expected 0-4, or 0,3,7, or 0-9%2 for two at a time")
     if given.job_name and (not _NAME.fullmatch(given.job_name) or given.job_name in _NO_JOB):
         faults.append(
-            f"--job-name {given.job_name} is no name of a job; use letters, digits, '.', '_' and '-', not bash"
+            f"--job-name is {given.job_name}; use letters, digits, '.', '_' and '-', not {' or '.join(_NO_JOB)}"
         )
     for key in ("partition", "account"):
         value = getattr(given, key)
         if value is not None and not re.fullmatch(r"[\w.,@-]+", value):
-            faults.append(f"--{key} {value!r} is no name")
+            faults.append(f"--{key} is {value!r}; expected a name without spaces")
     settled = {**_SETTLED, **({"--seed_everything": "--seeds"} if given.seeds else {})}
     options = dict.fromkeys(argument.partition("=")[0] for argument in more)
-    faults += [f"{option} is settled here; give {settled[option]} instead" for option in options if option in settled]
+    faults += [f"{option} is set by submit; give {settled[option]} instead" for option in options if option in settled]
     if faults:
         raise ValueError("; ".join(faults))
 
@@ -271,7 +273,7 @@ def submit(found: list[Job]) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        hint = "; what is for structseg fit stands after --" if "unrecognized" in message else ""
+        hint = "; arguments of structseg fit come after --" if "unrecognized" in message else ""
         fail(f"submit: {message}{hint}", 2)
 
 
@@ -281,7 +283,7 @@ def parsed(args: list[str]) -> argparse.Namespace:
         prog="structseg submit",
         usage="%(prog)s CONFIG [options] [-- further arguments of structseg fit]",
         description="Writes a SLURM job of an experiment into RUNS/slurm, shows it and submits it; for a pipeline one "
-        "a stage, each after the one before. A job that runs out of time, or is pre-empted, goes on where it was.",
+        "a stage, each after the one before. A job that runs out of time, or is pre-empted, is requeued and resumed.",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="an experiment or a pipeline, by path or name")

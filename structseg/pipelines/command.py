@@ -6,15 +6,17 @@ import argparse
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from structseg.command.config_files import find_config
 from structseg.command.processes import command_line
 from structseg.messages import fail, nearest
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import Record
-from structseg.pipelines.session import Session
 from structseg.tables import TextTable
+
+if TYPE_CHECKING:
+    from structseg.pipelines.session import Session
 
 
 def comparison(session: Session, records: Mapping[str, Record]) -> TextTable:
@@ -37,7 +39,7 @@ def comparison(session: Session, records: Mapping[str, Record]) -> TextTable:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        hint = "; what is for the stages stands after --" if "unrecognized" in message else ""
+        hint = "; arguments of the stages come after --" if "unrecognized" in message else ""
         fail(f"pipeline: {message}{hint}", 2)
 
 
@@ -47,13 +49,13 @@ def main(args: list[str]) -> None:
     parser = _Parser(
         prog="structseg pipeline",
         usage="%(prog)s FILE [options] [-- further arguments of every stage's fit and test]",
-        description="Runs fits and predictions that build on each other; a finished stage is skipped, unless what it "
-        "was made from changed; a prediction of another configuration is replaced with --anew alone. Remove a stage's "
-        "folder to run it anew.",
+        description="Runs fits and predictions that build on each other. A finished stage is skipped, unless what it "
+        "was made from has changed; a prediction of another configuration is replaced only with --anew. Remove a "
+        "stage's folder to run it again.",
         allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", help="YAML that names the stages, by path or name")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run and why, and the commands")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run and why, and the commands")
     parser.add_argument("--anew", action="store_true", help="replace finished predictions of another configuration")
     parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
     parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds")
@@ -62,16 +64,18 @@ def main(args: list[str]) -> None:
     given = parser.parse_args(args[:at])
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; expected a whole number from 0")
+    from structseg.pipelines.session import Session  # takes seconds to load
+
     pipeline = load_pipeline(find_config(given.file))
     pipeline = pipeline if given.arm is None else pipeline.of_arm(given.arm)
     session = Session(pipeline, given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
     if given.dry_run:
         configs = session.configs()
-        for stage, found, commands in session.survey(configs):
-            print("\n    ".join([f"{stage.name}: {found}", *map(command_line, commands)]))
+        for stage, status, commands in session.survey(configs):
+            print("\n    ".join([f"{stage.name}: {status}", *map(command_line, commands)]))
         if not given.anew:
             try:
-                session.refuse_others(configs)
+                session.refuse_overwriting(configs)
             except ValueError as error:
                 print(f"without --dry-run: {error}")
         return

@@ -16,8 +16,8 @@ from structseg.files import sha256, write_result
 from structseg.pipelines.stages import Stage
 
 RECORD = "stage.json"
-# Where a run lies, and whether it goes on, changes no figure.
-_ELSEWHERE = (
+# The folder of a run, and whether it is resumed, change no figure.
+_WITHOUT_EFFECT = (
     "experiment", "runs_dir", "run_id", "resume", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out",
 )  # fmt: skip
 _SHOWN = 3  # changes that a reason lists
@@ -27,7 +27,7 @@ _LONGEST = 1000  # characters of a path
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a stage's checkpoint depends on, but for the code within a version.
+    """All that a stage's checkpoint depends on, except the code within a version.
 
     Attributes:
         config: each value of the resolved configuration, as JSON, by its dotted key.
@@ -45,7 +45,7 @@ class Inputs:
         values = dict(_flat(config))
         root = values.get("data.init_args.root")
         known = [Path(), *([Path(root)] if isinstance(root, str) else [])]  # what paths may start from
-        flat = {key: json.dumps(_absolute(value, known)) for key, value in values.items() if key not in _ELSEWHERE}
+        flat = {key: json.dumps(_absolute(value, known)) for key, value in values.items() if key not in _WITHOUT_EFFECT}
         return cls(flat, dict(checkpoints), version("structseg"))
 
     @property
@@ -54,7 +54,7 @@ class Inputs:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def changes(self, before: Inputs) -> str:
-        """What is not as it was, in words; empty where all is."""
+        """The differences, in words; empty where there are none."""
         keys = dict.fromkeys([*self.config, *before.config])
         pairs = [(key, before.config.get(key, "nothing"), self.config.get(key, "nothing")) for key in keys]
         found = [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
@@ -70,7 +70,7 @@ class Inputs:
 class Scored:
     """One test of a stage's checkpoint: its further arguments, what it logged (without `test/`), seconds and notices.
 
-    What a prediction says of itself stands under the name "".
+    The scores of a prediction have the name "".
     """
 
     args: tuple[str, ...]
@@ -84,13 +84,13 @@ class Record:
     """What `stage.json` holds.
 
     Attributes:
-        inputs: what the stage was run with; `fingerprint` stands beside it in the file.
-        run: id of the run, its folder beside the file; "" for a prediction.
+        inputs: what the stage was run with; the file has their `fingerprint` too.
+        run: id of the run, whose folder is beside the file; "" for a prediction.
         checkpoint: SHA-256 of its best checkpoint, or of all that a prediction made.
         seconds: of the fit or prediction.
         commit: of the suite.
         dirty: whether it held changes that were not committed.
-        tests: by name, as far as they are done.
+        tests: the finished ones, by name.
         notices: what a reader of the figures has to know.
     """
 
@@ -123,7 +123,7 @@ def read_record(folder: Path) -> Record | None:
         return Record(**content)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError):  # as good as none: the stage runs again
+    except (ValueError, TypeError, KeyError, AttributeError):  # the stage runs again
         return None
 
 
@@ -158,7 +158,7 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 @dataclass(frozen=True)
-class Standing:
+class StageStatus:
     """What a stage still needs.
 
     Attributes:
@@ -176,18 +176,18 @@ class Standing:
         return f"{action} ({self.why})"
 
 
-def standing(stage: Stage, root: Path, inputs: Inputs, coming: Iterable[str] = ()) -> Standing:
+def stage_status(stage: Stage, root: Path, inputs: Inputs, pending: Iterable[str] = ()) -> StageStatus:
     """Compares a stage's folder with what is asked for.
 
     Args:
         stage: the stage.
         root: the folder of the pipeline.
-        inputs: what it would be run with now; `coming` need not be in its checkpoints.
-        coming: stages that are about to be run.
+        inputs: what it would be run with now; its checkpoints need not have `pending`.
+        pending: stages that will run before it.
     """
     folder = root / stage.name
     record = read_record(folder)
-    new = [name for name in stage.needs if name in coming]
+    new = [name for name in stage.needs if name in pending]
     if record is None:
         why = "not finished" if folder.is_dir() and any(folder.iterdir()) else "not run yet"
     elif new:
@@ -198,12 +198,12 @@ def standing(stage: Stage, root: Path, inputs: Inputs, coming: Iterable[str] = (
         if not why and digest(left) != record.checkpoint:
             why = f"{left[0]} is not as the stage left it"
     if why or record is None:
-        return Standing(True, tuple(stage.tests), why)
+        return StageStatus(True, tuple(stage.tests), why)
     done = {name for name, scored in record.tests.items() if scored.args == stage.tests.get(name)}
     tests = tuple(name for name in stage.tests if name not in done)
     finished = f"finished, {record.seconds / 60:.1f} min"
     said = ", ".join(f"test {name}" if name else "its test" for name in tests)
-    return Standing(False, tests, f"{finished}; {said} not done yet" if tests else finished)
+    return StageStatus(False, tests, f"{finished}; {said} not done yet" if tests else finished)
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -215,7 +215,7 @@ def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _absolute(value: Any, roots: Sequence[Path]) -> Any:
-    """The same file or folder has one name, whatever it is reached from; a file goes by its content too."""
+    """One name for a file or folder, whatever path leads to it; that of a file includes its content."""
     if isinstance(value, list | tuple):
         return [_absolute(item, roots) for item in value]
     if not isinstance(value, str) or not value or len(value) > _LONGEST or "\0" in value:
@@ -223,12 +223,12 @@ def _absolute(value: Any, roots: Sequence[Path]) -> Any:
     for path in (root / value for root in roots):
         if path.is_file():
             return f"{path.resolve()} {_content(path)}"
-        if os.sep in value and path.exists():  # a single word is a setting, whatever folder is called so
+        if os.sep in value and path.exists():  # a single word is a setting, not a folder
             return str(path.resolve())
     return value
 
 
 def _content(path: Path) -> str:
-    """A large file goes by its size and time: to read it takes too long."""
+    """Hash of a file; of a large one, which takes too long to read, its size and time."""
     said = path.stat()
     return sha256(path)[:16] if said.st_size <= _HASHED else f"{said.st_size} {said.st_mtime_ns}"

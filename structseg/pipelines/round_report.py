@@ -1,4 +1,4 @@
-"""What a pipeline says of its rounds: a report of each, and the room that they take on the disk; `structseg rounds`."""
+"""The reports of a pipeline's rounds, and the space that they need on the disk."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ REPORT = "report.json"
 _MB = 10**6
 
 
-def leave_report(pipeline: Pipeline, folder: Path, stage: str, records: Mapping[str, Record]) -> None:
-    """Writes `report.json` into the folder of the round of a stage, if all its stages are done: `round_report`."""
+def write_report(pipeline: Pipeline, folder: Path, stage: str, records: Mapping[str, Record]) -> None:
+    """Writes the `round_report` of a stage's round into its folder, as `report.json`, if all stages are finished."""
     for name, members in pipeline.rounds.items():
         if stage in members and set(members) <= set(records):
             write_result(folder / name / REPORT, round_report(name, {stage: records[stage] for stage in members}))
 
 
-def drop_report(pipeline: Pipeline, folder: Path, stage: str) -> None:
-    """Removes the report of a round whose stage is about to run anew: it speaks of what will be gone."""
+def remove_report(pipeline: Pipeline, folder: Path, stage: str) -> None:
+    """Removes the report of a round whose stage is about to run again: its figures will be gone."""
     for name, members in pipeline.rounds.items():
         if stage in members:
             (folder / name / REPORT).unlink(missing_ok=True)
 
 
 def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
-    """What the stages of a round measured and noticed, by the stage's name; of several tests, each by its own."""
+    """Scores and notices of a round by stage; those of several tests of a stage by the test's name."""
     stages = {}
     for stage, record in records.items():
         tests = {test: nested(scored.metrics) for test, scored in record.tests.items()}
@@ -53,8 +53,8 @@ def _notices(record: Record) -> list[str]:
     return list(dict.fromkeys([*record.notices, *tested]))
 
 
-def say_disk(pipeline: Pipeline, folder: Path, stages: Collection[str]) -> None:
-    """Says how much room is still to be taken: as finished rounds did, else as the file says, less what is there.
+def print_disk_need(pipeline: Pipeline, folder: Path, stages: Collection[str]) -> None:
+    """Prints how much space the unfinished rounds need: each as much as a finished one, else what the file says.
 
     Args:
         pipeline: the stages.
@@ -62,18 +62,18 @@ def say_disk(pipeline: Pipeline, folder: Path, stages: Collection[str]) -> None:
         stages: names of those that are asked for.
 
     Raises:
-        OSError: there is less.
+        OSError: less is free.
     """
     done = [name for name, members in pipeline.rounds.items() if all(read_record(folder / one) for one in members)]
     each = max((size(folder / name) / _MB for name in done), default=pipeline.round_megabytes)
-    coming = [name for name, members in pipeline.rounds.items() if name not in done and set(members) & set(stages)]
-    needed = sum(max(each - size(folder / name) / _MB, 0) for name in coming)
+    pending = [name for name, members in pipeline.rounds.items() if name not in done and set(members) & set(stages)]
+    needed = sum(max(each - size(folder / name) / _MB, 0) for name in pending)
     free = shutil.disk_usage(folder).free / _MB
-    if coming and not each:
+    if pending and not each:
         print(f"disk: round_megabytes is not set, the need is unknown; {free:.0f} MB free at {folder}", flush=True)
     if not needed:
         return
-    print(f"disk: about {needed:.0f} MB for {len(coming)} rounds; {free:.0f} MB are free at {folder}", flush=True)
+    print(f"disk: about {needed:.0f} MB for {len(pending)} rounds; {free:.0f} MB are free at {folder}", flush=True)
     if needed > free:
         raise OSError(f"{needed:.0f} MB are needed at {folder}, {free:.0f} MB are free; set --runs_dir")
 

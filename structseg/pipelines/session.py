@@ -20,14 +20,14 @@ from structseg.pipelines.record import (
     Inputs,
     Record,
     Scored,
-    Standing,
+    StageStatus,
     checkpoint_of,
     digest,
     outputs,
     read_record,
-    standing,
+    stage_status,
 )
-from structseg.pipelines.round_report import drop_report, leave_report, say_disk
+from structseg.pipelines.round_report import print_disk_need, remove_report, write_report
 from structseg.pipelines.stages import RUN_ID, Pipeline, Stage, pipeline_folder
 from structseg.provenance import commit
 
@@ -70,24 +70,26 @@ class Session:
         record = read_record(self.folder / stage)
         return checkpoint_of(self.folder / stage, RUN_ID if record is None else record.run)
 
-    def _paths(self, stage: Stage, coming: Sequence[str]) -> dict[str, str]:
-        """What stands for the places in a stage's arguments; the runs of the stages to come have no id yet."""
-        return {
-            place: str(self.folder / place if place in stage.makers else self._best(place, coming))
+    def _best(self, stage: str, pending: Sequence[str]) -> Path:
+        return checkpoint_of(self.folder / stage, RUN_ID) if stage in pending else self.checkpoint(stage)
+
+    def args(self, stage: Stage, pending: Sequence[str] = ()) -> list[str]:
+        """What follows `structseg` to run a stage.
+
+        Args:
+            stage: the stage.
+            pending: stages that will run before it; the ids of their runs are not known yet.
+        """
+        paths = {
+            place: str(self.folder / place if place in stage.makers else self._best(place, pending))
             for place in stage.places
         }
-
-    def _best(self, stage: str, coming: Sequence[str]) -> Path:
-        return checkpoint_of(self.folder / stage, RUN_ID) if stage in coming else self.checkpoint(stage)
-
-    def args(self, stage: Stage, coming: Sequence[str] = ()) -> list[str]:
-        """What follows `structseg` to run a stage."""
-        own, folder = stage.args_with(self._paths(stage, coming)), (self.folder / stage.name).parent
+        own, folder = stage.args_with(paths), (self.folder / stage.name).parent
         base = [arg for config in stage.configs for arg in ("--config", str(config))]
         if stage.predicts is None:
             where = ["--experiment", Path(stage.name).name, "--runs_dir", str(folder)]
             return ["fit", *base, *own, *self.more, *where, *self._seeded(stage)]
-        where = ["--ckpt_path", str(self._best(stage.predicts, coming)), "--data.predict_out", str(folder)]
+        where = ["--ckpt_path", str(self._best(stage.predicts, pending)), "--data.predict_out", str(folder)]
         return ["predict", *base, *_SPLIT, *own, *self.more, *where, *self._seeded(stage)]
 
     def test_args(self, stage: Stage, test: str, checkpoint: Path) -> list[str]:
@@ -124,33 +126,35 @@ class Session:
             found[stage.name] = {**config, "seed_everything": self._seed(stage)}
         return found
 
-    def standing(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Standing:
+    def status(self, stage: Stage, config: Mapping[str, Any], pending: Sequence[str] = ()) -> StageStatus:
         """Whether a stage has to run."""
-        return standing(stage, self.folder, self._inputs(stage, config, coming), coming)
+        return stage_status(stage, self.folder, self._inputs(stage, config, pending), pending)
 
-    def _inputs(self, stage: Stage, config: Mapping[str, Any], coming: Sequence[str] = ()) -> Inputs:
-        records = {name: read_record(self.folder / name) for name in stage.needs if name not in coming}
+    def _inputs(self, stage: Stage, config: Mapping[str, Any], pending: Sequence[str] = ()) -> Inputs:
+        records = {name: read_record(self.folder / name) for name in stage.needs if name not in pending}
         return Inputs.of(config, {name: record.checkpoint for name, record in records.items() if record is not None})
 
-    def standings(self, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Stage, Standing, tuple[str, ...]]]:
-        """Whether each stage has to run, with those that will have run anew before it.
+    def statuses(
+        self, configs: Mapping[str, Mapping[str, Any]]
+    ) -> Iterator[tuple[Stage, StageStatus, tuple[str, ...]]]:
+        """Whether each stage has to run, and the earlier stages that have to.
 
         Args:
-            configs: as `configs` gives them.
+            configs: the result of `configs()`.
         """
-        coming: tuple[str, ...] = ()
+        pending: tuple[str, ...] = ()
         for stage in self.stages:
-            found = self.standing(stage, configs[stage.name], coming)
-            yield stage, found, coming
-            coming += (stage.name,) if found.fit else ()
+            status = self.status(stage, configs[stage.name], pending)
+            yield stage, status, pending
+            pending += (stage.name,) if status.fit else ()
 
-    def refuse_others(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    def refuse_overwriting(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Makes sure that no finished prediction would be replaced by one of another configuration.
 
-        A fit has a folder for each configuration, what is predicted has one alone.
+        Each run of a fit has its own folder; predictions share one.
 
         Args:
-            configs: as `configs` gives them.
+            configs: the result of `configs()`.
 
         Raises:
             ValueError: one would; the message says what is configured otherwise.
@@ -172,30 +176,33 @@ class Session:
 
     def survey(
         self, configs: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> Iterator[tuple[Stage, Standing, list[list[str]]]]:
+    ) -> Iterator[tuple[Stage, StageStatus, list[list[str]]]]:
         """What would be done for each stage, with the arguments of its commands.
 
         Args:
-            configs: as `configs` gives them; None asks it.
+            configs: the result of `configs()`; None calls it.
         """
-        for stage, found, coming in self.standings(configs or self.configs()):
-            commands = [self.args(stage, coming)] if found.fit else []
-            path = self._best(stage.name, [stage.name] if found.fit else [])
-            commands += [self.test_args(stage, test, path) for test in found.tests]
-            yield stage, found, commands
+        for stage, status, pending in self.statuses(configs or self.configs()):
+            commands = [self.args(stage, pending)] if status.fit else []
+            path = self._best(stage.name, [stage.name] if status.fit else [])
+            commands += [self.test_args(stage, test, path) for test in status.tests]
+            yield stage, status, commands
 
     def run(self, tests: bool = True, anew: bool = False) -> dict[str, Record]:
-        """Runs what is not finished, stage after stage, and what the stages left, finished before or now.
+        """Runs the stages that are not finished, one after the other.
 
         Args:
             tests: whether to score the stages too.
             anew: replace finished predictions of another configuration.
 
+        Returns:
+            What each stage left, finished before or now.
+
         Raises:
             ValueError: a stage's arguments are refused, there are such predictions, or the CRF that makes relation
                 labels is not installed; nothing was run.
             RuntimeError: a stage failed, or another process is at work in the same folder.
-            OSError: the rounds to come do not fit on the disk; nothing was run.
+            OSError: the rounds that are left to run do not fit on the disk; nothing was run.
         """
         configs = self.configs()
         if any(Path(made).name == "relation_labels" for stage in self.stages for made in stage.makes):
@@ -203,59 +210,59 @@ class Session:
         records: dict[str, Record] = {}
         with alone(self.folder) as lock:
             if not anew:
-                self.refuse_others(configs)
-            say_disk(self.pipeline, self.folder, [stage.name for stage in self.stages])
+                self.refuse_overwriting(configs)
+            print_disk_need(self.pipeline, self.folder, [stage.name for stage in self.stages])
             for number, stage in enumerate(self.stages, 1):
-                found = self.standing(stage, configs[stage.name])
-                print(f"[{number}/{len(self.stages)}] {stage.name}: {found}", flush=True)
-                record = self._do(stage, configs[stage.name], lock) if found.fit else self._kept(stage)
-                for test in found.tests if tests else ():
+                status = self.status(stage, configs[stage.name])
+                print(f"[{number}/{len(self.stages)}] {stage.name}: {status}", flush=True)
+                record = self._run_stage(stage, configs[stage.name], lock) if status.fit else self._finished(stage)
+                for test in status.tests if tests else ():
                     record = record.with_test(test, self._test(stage, test, record, lock))
                     record.write(self.folder / stage.name)
                 records[stage.name] = record
-                leave_report(self.pipeline, self.folder, stage.name, records)
+                write_report(self.pipeline, self.folder, stage.name, records)
         return records
 
-    def _kept(self, stage: Stage) -> Record:
+    def _finished(self, stage: Stage) -> Record:
         record = read_record(self.folder / stage.name)
         assert record is not None  # it has just been read to say that the stage is finished
         return record
 
-    def _do(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
+    def _run_stage(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
         inputs, (head, dirty) = self._inputs(stage, config), commit()
-        drop_report(self.pipeline, self.folder, stage.name)
+        remove_report(self.pipeline, self.folder, stage.name)
         before = _written(self.folder / stage.name)
         args, own = self.args(stage), inputs.fingerprint[:8]
         if stage.predicts is None and read_record(self.folder / stage.name) is None:
-            args += ["--resume", "auto", "--run_id", own]  # what was killed goes on; what was finished runs anew
+            args += ["--resume", "auto", "--run_id", own]  # continues a killed run; a finished stage gets a new run
         seconds = round(run_structseg(f"stage {stage.name}", args, lock.fileno()), 1)
         scores: dict[str, Scored] = {}
         if stage.predicts is None:
-            run, notices = self._trained(stage, before, own)
+            run, notices = self._new_run(stage, before, own)
         else:
-            run, (scored, notices) = "", self._predicted(stage)
+            run, (scored, notices) = "", self._predictions(stage)
             scores[""] = Scored((), scored, 0.0)
         left = digest(outputs(stage, self.folder, run))
         record = Record(inputs, run, left, seconds, head, dirty, scores, notices)
         record.write(self.folder / stage.name)
         return record
 
-    def _trained(self, stage: Stage, before: Mapping[Path, int], own: str) -> tuple[str, tuple[str, ...]]:
-        """The run that a fit left, and its notices; `own` is the id of one that was at its end already."""
+    def _new_run(self, stage: Stage, before: Mapping[Path, int], own: str) -> tuple[str, tuple[str, ...]]:
+        """The id of the run that a fit left, and its notices; `own` is the id of a run that was already complete."""
         folder = self.folder / stage.name
         new = [path for path, when in _written(folder).items() if before.get(path) != when]
         new = new or [path for path in [checkpoint_of(folder, own)] if path.is_file()]
         if not new:
-            raise RuntimeError(f"stage {stage.name} left no checkpoint in {folder}; no other stage can go on from it")
+            raise RuntimeError(f"stage {stage.name} left no checkpoint in {folder}, which the stages after it need")
         best = max(new, key=lambda path: path.stat().st_mtime_ns)
         return best.parent.parent.name, tuple(read_card(best).get("notices", ()))
 
-    def _predicted(self, stage: Stage) -> tuple[dict[str, float], tuple[str, ...]]:
-        """What a prediction says of its folders."""
+    def _predictions(self, stage: Stage) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Scores and notices in the folders that a prediction left."""
         left = outputs(stage, self.folder, "")
         missing = [path for path in left if not path.exists()]
         if missing:
-            raise RuntimeError(f"stage {stage.name} left no {missing[0]}; no other stage can go on from it")
+            raise RuntimeError(f"stage {stage.name} left no {missing[0]}, which the stages after it need")
         said = [About.read(path) for path in left if path.is_dir()]
         scores = {key: value for about in said for key, value in about.scores.items()}
         return scores, tuple(dict.fromkeys(notice for about in said for notice in about.notices))
@@ -263,11 +270,13 @@ class Session:
     def _test(self, stage: Stage, test: str, record: Record, lock: IO[str]) -> Scored:
         path = checkpoint_of(self.folder / stage.name, record.run)
         log = path.parent.parent / "metrics.csv"
-        before = len(_tested(log))
+        before = len(_test_figures(log))
         seconds = run_structseg(f"stage {stage.name}", self.test_args(stage, test, path), lock.fileno())
-        figures = _tested(log)[before:]
+        figures = _test_figures(log)[before:]
         if not figures:
-            raise RuntimeError(f"the test of stage {stage.name} left no figures in {log}; leave --trainer.logger alone")
+            raise RuntimeError(
+                f"the test of stage {stage.name} left no figures in {log}; do not change --trainer.logger"
+            )
         said = path.parent.parent / NOTICES_NAME
         notices = tuple(said.read_text().splitlines()) if said.is_file() else ()
         return Scored(stage.tests[test], figures[-1], round(seconds, 1), notices)
@@ -278,17 +287,13 @@ def _written(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob(str(checkpoint_of(Path(), "*")))}
 
 
-def _tested(log: Path) -> list[dict[str, float]]:
-    """What each test of a run logged, without `test/`."""
+def _test_figures(log: Path) -> list[dict[str, float]]:
+    """What each test of a run logged, by its name without `test/`."""
     if not log.is_file():
         return []
     with log.open(newline="") as file:
         lines = [
-            {
-                key.removeprefix("test/"): float(value)
-                for key, value in line.items()
-                if key.startswith("test/") and value
-            }
+            {key[5:]: float(value) for key, value in line.items() if key.startswith("test/") and value}
             for line in csv.DictReader(file)
         ]
     return [line for line in lines if line]

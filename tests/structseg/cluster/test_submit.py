@@ -167,20 +167,20 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--time", "4h"], "--time 4h is no time; expected hours:minutes:seconds"),
-            (["--time", "0:00"], "--time 0:00 is no time to train"),
-            (["--time", "1-2:3:4:5"], "is no time"),
+            (["--time", "4h"], "--time is 4h; expected hours:minutes:seconds"),
+            (["--time", "0:00"], "--time is 0:00, which leaves no time"),
+            (["--time", "1-2:3:4:5"], "--time is 1-2:3:4:5; expected"),
             (["--time", "3"], "--time 3 is not longer than --grace 120 and a minute"),
             (["--nodes", "0"], "--nodes is 0; expected a whole number from 1"),
             (["--gpus-per-node", "-1"], "--gpus-per-node is -1; expected a whole number from 0"),
             (["--cpus-per-task", "0"], "--cpus-per-task is 0"),
             (["--grace", "99999", "--time", "9-0"], "--grace is 99999; SLURM takes 65535"),
-            (["--mem", "lots"], "--mem lots is no size"),
-            (["--seeds", "0..4"], "--seeds 0..4 are no seeds; expected 0-4"),
-            (["--job-name", "bash"], "--job-name bash is no name of a job"),
-            (["--job-name", "a b"], "--job-name a b is no name"),
-            (["--partition", "a b"], "--partition 'a b' is no name"),
-            (["--nodes", "0", "--mem", "x"], "--nodes is 0; .*; --mem x is no size"),
+            (["--mem", "lots"], "--mem is lots; expected"),
+            (["--seeds", "0..4"], "--seeds is 0..4; expected 0-4"),
+            (["--job-name", "bash"], "--job-name is bash; use"),
+            (["--job-name", "a b"], "--job-name is a b; use"),
+            (["--partition", "a b"], "--partition is 'a b'; expected"),
+            (["--nodes", "0", "--mem", "x"], "--nodes is 0; .*; --mem is x; expected"),
         ],
     )
     def test_an_option(self, here, options, message):
@@ -192,9 +192,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--trainer.devices=2"], "--trainer.devices is settled here; give --gpus-per-node instead"),
-            (["--config", "other.yaml"], "--config is settled here; give CONFIG instead"),
-            (["--resume", "never"], "--resume is settled here"),
+            (["--trainer.devices=2"], "--trainer.devices is set by submit; give --gpus-per-node instead"),
+            (["--config", "other.yaml"], "--config is set by submit; give CONFIG instead"),
+            (["--resume", "never"], "--resume is set by submit"),
             (["--data.batch_sise", "2"], r"unknown option .*batch_sise \(did you mean batch_size\?\)"),
             (["--data.batch_size", "many"], "batch_size: expected int, got many"),
         ],
@@ -205,7 +205,7 @@ class TestRefused:
 
     def test_a_seed_besides_seeds(self, here):
         jobs(parsed(["tiny.yaml"]), ["--seed_everything", "3"], "")
-        with pytest.raises(ValueError, match="--seed_everything is settled here; give --seeds instead"):
+        with pytest.raises(ValueError, match="--seed_everything is set by submit; give --seeds instead"):
             jobs(parsed(["tiny.yaml", "--seeds", "0-1"]), ["--seed_everything", "3"], "")
 
     def test_a_configuration(self, here):
@@ -222,7 +222,7 @@ class TestRefused:
         with pytest.raises(SystemExit) as end:
             main(["tiny.yaml", "--data.batch_size", "2"])
         assert end.value.code == 2
-        assert "what is for structseg fit stands after --" in capsys.readouterr().err
+        assert "arguments of structseg fit come after --" in capsys.readouterr().err
 
 
 class TestSubmitted:

@@ -203,7 +203,7 @@ class TestRunning:
         made.run(tests=False)
         ran.clear()
         (made.folder / "round_0/masks/a.png").write_text("by hand")
-        found = {stage.name: str(standing) for stage, standing, _ in made.survey()}
+        found = {stage.name: str(status) for stage, status, _ in made.survey()}
         assert found["round_0/masks"].endswith("round_0/masks is not as the stage left it)")
         assert found["round_1_sum/classifier"] == "run (stage round_0/masks changed)"
         made.run(tests=False)
@@ -230,7 +230,7 @@ class TestRunning:
         with pytest.raises(ValueError, match=message):
             other.run(tests=False)
         with pytest.raises(ValueError, match=message):
-            other.refuse_others(other.configs())
+            other.refuse_overwriting(other.configs())
         assert (ran, masks.read_text()) == ([], before)
         ran.fail = "stage round_0/cams"
         with pytest.raises(RuntimeError):
