@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from structseg.command.run_folder import CONFIG_NAME
 from structseg.messages import fail, nearest
 from structseg.metric_names import flat_metrics
 from structseg.pipelines.record import RECORD, read_record
@@ -131,6 +130,7 @@ def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDat
         ValueError: the data have no root, or no tags.
     """
     from structseg.command.configs import make_datamodule  # seconds to load, which the table does without
+    from structseg.command.run_folder import CONFIG_NAME
     from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 
     record = read_record(folder / _CLASSIFIER)
