@@ -318,7 +318,8 @@ class TestFiles:
     def test_results_do_not_make_a_checkout_dirty_and_anything_else_does(self, tmp_path, monkeypatch):
         monkeypatch.setattr(provenance, "ROOT", tmp_path)
         git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-        for args in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        (tmp_path / "pyproject.toml").write_text("")
+        for args in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
             subprocess.run([*git, *args], check=True)
         folder = tmp_path / "experiments" / "results"
         write_images(images_path(result(folder)), {"": [["name"]]})
