@@ -1,43 +1,59 @@
 """The file of a pipeline: fits and predictions that build on each other, in order, and what each of them takes.
 
-config: synthetic_base.yaml   # what all stages share: a configuration of `structseg fit`, from this file's folder
-args: [--data.seed, "1"]      # further arguments of every stage
-stages:                       # each is an ordinary fit with further arguments
-  coarse: {args: [--model.stage, coarse]}
-  parts:  {args: [--model.stage, parts, --model.init_from, "[{coarse}]"]}    # {coarse}: its best checkpoint
+config: synthetic_base.yaml   # what all stages share: a configuration, by name or by path from this file
+data: {seed: 1}               # further settings of every stage: model, data, trainer, checkpoint, pictures
+stages:                       # each is an ordinary fit with further settings
+  coarse: {model: {stage: coarse}}
+  parts:  {model: {stage: parts, init_from: ["{coarse}"]}}    # {coarse}: its best checkpoint
   joint:
     config: other.yaml        # of this stage, on top of the shared one
-    args: [--model.stage, end_to_end, --model.init_from, "[{coarse}, {parts}]"]
-    test: {plain: [], flipped: [--model.flip_test, "true"]}    # several tests of its checkpoint
+    model: {stage: end_to_end, init_from: ["{coarse}", "{parts}"]}
+    test: {plain: {}, flipped: {model: {flip_test: true}}}    # several tests of its checkpoint; false: none
   masks:                      # what a fit's checkpoint predicts of the training images
-    predict: joint            # that fit: its configurations and arguments hold here too
+    predict: joint            # that fit: its configurations and settings hold here too
     makes: [masks, sizes.npz] # what it leaves; the first has the stage's name. {sizes.npz}: where that is
+  last: {inputs: [masks]}     # what earlier stages made, as the option of `INPUTS` that takes it
 table: [miou, iou/face]       # what is compared at the end
 
-With `rounds` the stages are run several times; see `rounds`.
+With `rounds: N` the stages are run N times more, once for each of the `arms`, which add settings:
 
-base: other.yaml              # a pipeline of this folder that this one starts from: keys that stand here take the
-args: [--data.seed, "2"]      # place of its keys, and args come after its args
+arms:                         # `inputs` that no earlier stage of a round makes are those of the round before
+  none: {}
+  sum: {classifier: {model: {context: sum}, inputs: [queries, confounders]}}
+  continued: {classifier: {model: {init_from: "{before.classifier}"}}}    # of the round before
+
+A pipeline may start from another one: `base: other.yaml`, see `structseg.command.config_files`.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from structseg.command.config_files import config_chain, find_config, merge
 from structseg.messages import nearest
 from structseg.pipelines.stages import BEFORE, PLACE, Pipeline, Stage, unroll
-from structseg.yaml_files import load_yaml
 
 _NAME = re.compile(r"[\w-]+")
 _MADE = re.compile(r"[\w-]+(\.[\w-]+)?")
-_KEYS = ("base", "config", "args", "stages", "table", "rounds", "arms", "round_megabytes")
+SETTINGS = ("model", "data", "trainer", "checkpoint", "pictures")
+# What a stage may take by its name: the option that takes it, and what a prediction makes.
+INPUTS = {
+    "cams": ("--data.cams", "cams"),
+    "relation_labels": ("--data.masks", "relation_labels"),
+    "pseudo_masks": ("--data.masks", "pseudo_masks"),
+    "masks": ("--data.masks", "masks"),
+    "queries": ("--data.queries", "queries"),
+    "confounders": ("--model.confounders", "confounders.npz"),
+}
+_KEYS = ("config", "stages", "table", "rounds", "arms", "round_megabytes", *SETTINGS)
 _MOST_ROUNDS = 1000
-_STAGE_KEYS = ("config", "args", "test", "predict", "makes")
+_STAGE_KEYS = ("config", "inputs", "test", "predict", "makes", *SETTINGS)
 _SETTLED = (
     "--config", "-c", "--experiment", "--runs_dir", "--seed_everything", "--ckpt_path", "--print_config",
     "--data.predict_out",
@@ -53,11 +69,16 @@ def load_pipeline(path: Path) -> Pipeline:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no pipeline at {path}; give the YAML that names the stages")
-    tree, twice = _read(path)
-    faults = list(_faults(path, tree)) or twice
+    tree: Any = {}
+    missing: list[str] = []
+    twice: list[str] = []
+    for file, content, node in reversed(config_chain(path)):
+        twice += _twice(node)
+        tree = merge(tree, _placed(file, content, missing))
+    faults = list(_faults(tree, missing)) or twice
     if faults:
         raise ValueError(f"{path}: {'; '.join(faults)}")
-    stages = {name: _stage(path, tree, name, content) for name, content in tree["stages"].items()}
+    stages = {name: _stage(tree, name, content) for name, content in tree["stages"].items()}
     table, megabytes = tuple(tree.get("table") or ()), float(tree.get("round_megabytes", 0))
     if "rounds" not in tree:
         return Pipeline(path, stages, table, round_megabytes=megabytes)
@@ -67,22 +88,16 @@ def load_pipeline(path: Path) -> Pipeline:
     return Pipeline(path, unrolled, table, folders, megabytes)
 
 
-def _read(path: Path, starts: Path | None = None) -> tuple[Any, list[str]]:
-    """What a file holds, on top of its base, and what stands twice in it; it is the base of `starts`."""
-    tree, node = load_yaml(path)
-    twice = list(_twice(node))
-    if starts and (not isinstance(tree, dict) or "base" in tree):
-        raise ValueError(f"{starts}: its base {path.name} is no pipeline that stands by itself; name one that does")
-    if not isinstance(tree, dict) or "base" not in tree:
-        return tree, twice
-    name = tree.pop("base")
-    if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
-        raise ValueError(f"{path}: base is {name!r}, which is no file in {path.parent}; name a pipeline that is there")
-    below, twice_below = _read(path.parent / name, path)
-    args = [below.get("args", []), tree.get("args", [])]
-    wrong = [given for given in args if not isinstance(given, list)]
-    tree["args"] = wrong[0] if wrong else args[0] + args[1]
-    return {**below, **tree}, [*twice, *twice_below]
+def _placed(file: Path, tree: Any, missing: list[str]) -> Any:
+    """What a file holds, with the paths of its configurations, which start from that file, found."""
+    stages = tree.get("stages") if isinstance(tree, dict) else None
+    for part in [tree, *(stages.values() if isinstance(stages, dict) else ())]:
+        if isinstance(part, dict) and "config" in part:
+            try:
+                part["config"] = str(find_config(str(part["config"]), file.parent))
+            except (OSError, ValueError) as error:
+                missing.append(str(error))
+    return tree
 
 
 def _twice(node: yaml.Node | None) -> Iterator[str]:
@@ -96,45 +111,74 @@ def _twice(node: yaml.Node | None) -> Iterator[str]:
         yield from (f"{kind} {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1)
 
 
-def _stage(path: Path, tree: Mapping[str, Any], name: str, content: dict[str, Any] | None) -> Stage:
-    content = content or {}
+def _stage(tree: Mapping[str, Any], name: str, content: dict[str, Any] | None) -> Stage:
+    content, stages = content or {}, tree["stages"]
     predicts = content.get("predict")
-    tests = {} if predicts else content.get("test", {"": []}) or {}
-    fit = (tree["stages"][predicts] or {}) if predicts else content
+    tests = {} if predicts else content.get("test", {"": {}}) or {}
+    fit = (stages[predicts] or {}) if predicts else content
+    args = [*_args(tree, ()), *_args(fit, _places_before(predicts or name, stages))]
     return Stage(
         name,
-        tuple(path.parent / where["config"] for where in (tree, fit) if "config" in where),
-        (*tree.get("args", ()), *fit.get("args", ()), *(content.get("args", ()) if predicts else ())),
-        {test: tuple(args) for test, args in tests.items()},
+        tuple(Path(where["config"]) for where in (tree, fit) if "config" in where),
+        (*args, *(_args(content, _places_before(name, stages)) if predicts else ())),
+        {test: tuple(_args(more or {}, ())) for test, more in tests.items()},
         predicts,
         tuple(content.get("makes", ())),
-        {made: stage for stage, other in tree["stages"].items() for made in (other or {}).get("makes", ())},
+        {made: stage for stage, other in stages.items() for made in (other or {}).get("makes", ())},
     )
 
 
 def _arms(tree: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, ...]]]:
-    arms = tree.get("arms") or {"": {}}
-    return {arm: {stage: tuple(args) for stage, args in (more or {}).items()} for arm, more in arms.items()}
+    return {
+        arm: {
+            name: tuple(_args(content or {}, _places_before(name, tree["stages"])))
+            for name, content in (more or {}).items()
+        }
+        for arm, more in (tree.get("arms") or {"": {}}).items()
+    }
 
 
-def _faults(path: Path, tree: Any) -> Iterator[str]:
+def _args(content: Mapping[str, Any], before: Collection[str]) -> list[str]:
+    """Inputs and settings as arguments of `structseg fit`; `before` is what the earlier stages of a round leave."""
+    args: list[str] = []
+    for name in content.get("inputs", ()):
+        option, made = INPUTS[name]
+        args += [option, f"{{{made if made in before else BEFORE + made}}}"]
+    for section in SETTINGS:
+        args += _options(section, content.get(section) or {})
+    return args
+
+
+def _options(name: str, value: Any) -> list[str]:
+    """`model` and `{stage: parts}` as `--model.stage parts`; lists and the like as JSON."""
+    if not isinstance(value, dict):
+        return [f"--{name}", value if isinstance(value, str) else json.dumps(value, default=str)]
+    args = [f"--{name}", str(value["class_path"])] if "class_path" in value else []
+    for key, own in value.items():
+        if key != "class_path" and (key, own) != ("init_args", None):
+            args += _options(name if key == "init_args" else f"{name}.{key}", own)
+    return args
+
+
+def _faults(tree: Any, missing: Sequence[str]) -> Iterator[str]:
     if not isinstance(tree, dict):
-        yield "holds no stages; expected `config: FILE` and `stages: {NAME: {args: [...]}, ...}`"
+        yield "holds no stages; expected `config: FILE` and `stages: {NAME: {model: {...}}, ...}`"
         return
+    stages = tree.get("stages")
     yield from (f"unknown key {key}{nearest(str(key), _KEYS)}" for key in tree if key not in _KEYS)
-    yield from _config_faults(path, tree)
+    contents = [c if isinstance(c, dict) else {} for c in stages.values()] if isinstance(stages, dict) else []
+    fits = ["config" in content for content in contents if "predict" not in content]
+    if "config" not in tree and not (fits and all(fits)):
+        yield "no config; give the YAML that all stages share, by its path from this file, or each fit its own"
+    yield from dict.fromkeys(missing)
     if not _texts(tree.get("table", [])):
         yield f"table is {tree['table']!r}, not a list of metrics"
-    if _texts(tree.get("args", [])):
-        yield from argument_faults(tree.get("args", []), places=False)
-    else:
-        yield f"args are {tree['args']!r}, not a list of texts; put numbers in quotes"
+    yield from _setting_faults({key: tree[key] for key in SETTINGS if key in tree}, SETTINGS)
     megabytes = tree.get("round_megabytes", 0)
     if not isinstance(megabytes, int | float) or isinstance(megabytes, bool) or not 0 <= megabytes < float("inf"):
         yield f"round_megabytes is {megabytes!r}, not a number from 0"
-    stages = tree.get("stages")
     if not isinstance(stages, dict) or not stages:
-        yield "no stages; expected `stages: {NAME: {args: [...]}, ...}`"
+        yield "no stages; expected `stages: {NAME: {model: {...}}, ...}`"
         return
     before: list[str] = []
     for name, content in stages.items():
@@ -143,41 +187,45 @@ def _faults(path: Path, tree: Any) -> Iterator[str]:
     yield from _round_faults(tree, stages, before)
 
 
-def _config_faults(path: Path, tree: Mapping[str, Any]) -> Iterator[str]:
-    stages = tree.get("stages")
-    contents = [c if isinstance(c, dict) else {} for c in stages.values()] if isinstance(stages, dict) else []
-    own = [content["config"] for content in contents if "config" in content]
-    if "config" not in tree and (not own or any("config" not in c and "predict" not in c for c in contents)):
-        yield "no config; give the YAML that all stages share, by its path from this file, or each fit its own"
-    for config in dict.fromkeys(map(str, ([tree["config"]] if "config" in tree else []) + own)):
-        if not (path.parent / config).is_file():
-            yield f"no configuration {path.parent / config}"
+def _setting_faults(content: Any, known: Sequence[str], before: Collection[str] | None = None) -> list[str]:
+    """What is wrong with settings and inputs; `before` is None where they name no stage."""
+    if not isinstance(content, dict | None):
+        return [f"holds {content!r}, not keys and values"]
+    content = content or {}
+    faults = [f"unknown key {key}{nearest(str(key), known)}" for key in content if key not in known]
+    faults += [
+        f"{key} is {content[key]!r}, not keys and values"
+        for key in SETTINGS
+        if not isinstance(content.get(key), dict | None)
+    ]
+    inputs = content.get("inputs", [])
+    if not _texts(inputs):
+        faults.append(f"inputs are {inputs!r}, not a list of names: {', '.join(INPUTS)}")
+    else:
+        faults += [f"no input {name}{nearest(name, INPUTS)}" for name in inputs if name not in INPUTS]
+    return faults or list(argument_faults(_args(content, before or ()), places=before is not None))
 
 
 def _stage_faults(name: Any, content: Any, before: Collection[str], stages: Mapping[Any, Any]) -> Iterator[str]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         yield "a name is a text of letters, digits, underscores and hyphens"
-    content = {} if content is None else content
+    faults = _setting_faults(content, _STAGE_KEYS, before)
+    yield from faults
     if not isinstance(content, dict):
-        yield f"holds {content!r}, not keys and values"
         return
-    yield from (f"unknown key {key}{nearest(str(key), _STAGE_KEYS)}" for key in content if key not in _STAGE_KEYS)
     yield from _prediction_faults(name, content, before, stages)
-    args, tests = content.get("args", []), content.get("test", {"": []})
-    if not _texts(args):
-        yield f"args are {args!r}, not a list of texts; put numbers and braces in quotes"
-        return
-    yield from argument_faults(args)
-    yield from _place_faults(args, before, stages)
+    if not faults:
+        yield from _place_faults(_args(content, before), before, stages)
+    tests = content.get("test", {"": {}})
     if tests is False:
         return
-    if not isinstance(tests, dict) or not tests or not all(map(_texts, tests.values())):
-        yield f"test is {tests!r}, not false or a list of texts for each name"
+    if not isinstance(tests, dict) or not tests:
+        yield f"test is {tests!r}, not false or settings for each name"
         return
     for test, more in tests.items():
         if not isinstance(test, str) or not (test == "" or _NAME.fullmatch(test)):
             yield f"the test name {test!r} is no text of letters, digits, underscores and hyphens"
-        yield from (f"test {test}: {fault}" for fault in argument_faults(more, places=False))
+        yield from (f"test {test}: {fault}" for fault in _setting_faults(more, SETTINGS))
 
 
 def _prediction_faults(
@@ -213,23 +261,27 @@ def _round_faults(tree: Mapping[str, Any], stages: Mapping[Any, Any], places: Co
     if not isinstance(rounds, int) or isinstance(rounds, bool) or not 0 <= rounds <= _MOST_ROUNDS:
         yield f"rounds is {rounds!r}, not a whole number of 0 to {_MOST_ROUNDS}: how many follow on round 0"
     if "arms" in tree and "rounds" not in tree:
-        yield "arms without rounds; they are further arguments of the rounds after round 0"
+        yield "arms without rounds; they are further settings of the rounds after round 0"
     if not isinstance(arms, dict) or not all(isinstance(arm, str) and _NAME.fullmatch(arm) for arm in arms):
-        yield f"arms are {arms!r}, not further arguments of stages by the name of the arm"
+        yield f"arms are {arms!r}, not further settings of stages by the name of the arm"
         return
     for arm, content in arms.items():
-        if not isinstance(content, dict | None) or not all(map(_texts, (content or {}).values())):
-            yield f"arm {arm}: holds {content!r}, not a list of texts for each stage"
+        if not isinstance(content, dict | None):
+            yield f"arm {arm}: holds {content!r}, not settings of stages"
             continue
-        for stage, args in (content or {}).items():
+        for stage, settings in (content or {}).items():
             if stage not in stages:
                 yield f"arm {arm}: no stage {stage}{nearest(str(stage), map(str, stages))}"
-            yield from (f"arm {arm}: {fault}" for fault in argument_faults(args))
+                continue
+            before = _places_before(stage, stages)
+            faults = _setting_faults(settings, ("inputs", *SETTINGS), before)
+            yield from (f"arm {arm}: stage {stage}: {fault}" for fault in faults)
+            args = [] if faults else _args(settings or {}, before)
             for place in dict.fromkeys(place for arg in args for place in PLACE.findall(arg)):
                 name = place.removeprefix(BEFORE)
                 if name not in places:
                     yield f"arm {arm}: {{{place}}}: there is no such stage{nearest(name, places)}"
-                elif name == place and stage in stages and place not in _places_before(stage, stages):
+                elif name == place and place not in before:
                     yield f"arm {arm}: {{{place}}}: it does not come before; is {{{BEFORE}{place}}} meant?"
 
 
@@ -252,9 +304,9 @@ def argument_faults(args: Iterable[str], places: bool = True) -> Iterator[str]:
             yield f"{option} is settled by the pipeline; leave it out"
         found = PLACE.search(arg if not places else option if arg.startswith("--") else "")
         if found and not places:
-            yield f"{found[0]} stands for a checkpoint in the args of a stage only"
+            yield f"{found[0]} stands for a checkpoint, which only the settings of a stage name"
         elif found:
-            yield f"{found[0]} stands in the name of an option; it is a value: --model.init_from {found[0]}"
+            yield f"{found[0]} stands in the name of a setting; it is a value: init_from: {found[0]}"
 
 
 def _texts(value: Any) -> bool:

@@ -61,7 +61,7 @@ PIPELINES: dict[str, str] = {
     "stages that are a list": "config: a.yaml\nstages: [coarse]\n",
     "a stage that is a text": "config: a.yaml\nstages: {coarse: fit}\n",
     "a stage that leads out": "config: a.yaml\nstages: {../../x: {}}\n",
-    "arguments of numbers": "config: a.yaml\nstages: {coarse: {args: [1]}}\n",
+    "settings that are a list": "config: a.yaml\nstages: {coarse: {model: [1]}}\n",
     "an unknown key": "config: a.yaml\nstagse: {}\n",
     "rounds of 10^12": "config: a.yaml\nrounds: 1000000000000\nstages: {coarse: {}}\n",
     "rounds of a text": "config: a.yaml\nrounds: many\nstages: {coarse: {}}\n",

@@ -188,7 +188,7 @@ def test_a_fit_survives_the_death_of_a_node(fit, undisturbed):
 @pytest.mark.cluster
 def test_a_pipeline_is_a_chain_of_jobs(fit, undisturbed):
     one = fit("pipeline", "stages.yaml")
-    stages = "{first: {}, second: {args: [--model.optimizer.lr, '0.001']}}"
+    stages = "{first: {}, second: {model: {optimizer: {lr: 0.001}}}}"
     (one.folder / "stages.yaml").write_text(f"config: held.yaml\nstages: {stages}\ntable: [miou]\n")
     (after,) = one.submit()
     one.at_hold()

@@ -214,8 +214,8 @@ class TestRefused:
         (here / "bad.yaml").write_text("a: [")
         with pytest.raises(ValueError, match=r"bad\.yaml is no YAML"):
             main(["bad.yaml"])
-        (here / "bad.yaml").write_text("config: tiny.yaml\nstages: {a: {arg: []}}")
-        with pytest.raises(ValueError, match=r"unknown key arg \(did you mean args\?\)"):
+        (here / "bad.yaml").write_text("config: tiny.yaml\nstages: {a: {modle: {}}}")
+        with pytest.raises(ValueError, match=r"unknown key modle \(did you mean model\?\)"):
             main(["bad.yaml"])
 
     def test_an_option_of_fit_before_the_two_hyphens(self, here, capsys):
@@ -266,7 +266,7 @@ class TestSubmitted:
         found = jobs(parsed(["p.yaml", "--seeds", "0,2"]), [], "")
         assert [job.after for job in found] == [None, "aftercorr", "aftercorr"]  # each seed for itself
         assert {options_of(job.text)["array"] for job in found} == {"0,2"}
-        (here / "q.yaml").write_text("base: p.yaml\nargs: [--data.batch_size, '2']\n")
+        (here / "q.yaml").write_text("base: p.yaml\ndata: {batch_size: 2}\n")
         assert [job.title for job in jobs(parsed(["q.yaml"]), [], "")] == ["one", "two", "three"]
 
     def test_what_sbatch_refuses(self, here, monkeypatch):

@@ -26,10 +26,10 @@ from structseg.pipelines.record import RECORD, Inputs, read_record
 from structseg.pipelines.session import Session
 
 STAGES = {
-    "coarse": {"args": ["--model.stage", "coarse"]},
+    "coarse": {"model": {"stage": "coarse"}},
     "aside": {"test": False},
-    "parts": {"args": ["--model.init_from", "[{coarse}]"], "test": {"plain": [], "flipped": ["--flip", "true"]}},
-    "joint": {"args": ["--model.init_from", "[{coarse}, {parts}]"]},
+    "parts": {"model": {"init_from": "{coarse}"}, "test": {"plain": {}, "flipped": {"model": {"flip": True}}}},
+    "joint": {"model": {"init_from": ["{coarse}", "{parts}"]}},
 }
 
 
@@ -48,42 +48,64 @@ class TestFile:
             "coarse": (), "aside": (), "parts": ("coarse",), "joint": ("coarse", "parts"),
         }  # fmt: skip
         assert {name: dict(stage.tests) for name, stage in found.stages.items()} == {
-            "coarse": {"": ()}, "aside": {}, "parts": {"plain": (), "flipped": ("--flip", "true")}, "joint": {"": ()},
+            "coarse": {"": ()}, "aside": {}, "parts": {"plain": (), "flipped": ("--model.flip", "true")}, "joint": {"": ()},
         }  # fmt: skip
         joint = found.stages["joint"]
-        assert joint.args_with({"coarse": "a/b.ckpt", "parts": "c.ckpt"}) == ["--model.init_from", "[a/b.ckpt, c.ckpt]"]
+        assert joint.args_with({"coarse": "a/b.ckpt", "parts": "c.ckpt"}) == [
+            "--model.init_from",
+            '["a/b.ckpt", "c.ckpt"]',
+        ]
 
     def test_one_that_starts_from_another(self, tmp_path):
-        below = load_pipeline(write(tmp_path, table=["miou"], args=["--data.seed", "1"]))
-        path = tmp_path / "q.yaml"
-        path.write_text("base: p.yaml\nargs: [--data.seed, '2']\ntable: [loss]\n")
+        below = load_pipeline(write(tmp_path, table=["miou"], data={"seed": 1, "train": 3}))
+        (tmp_path / "own").mkdir()
+        path = tmp_path / "own" / "q.yaml"
+        path.write_text("base: ../p.yaml\ndata: {seed: 2}\ntable: [loss]\nstages: {coarse: {model: {lr: 3}}, one: }\n")
         found = load_pipeline(path)
-        assert (list(found.stages), found.table) == (list(below.stages), ("loss",))
-        assert found.stages["parts"].configs == below.stages["parts"].configs
-        assert found.stages["coarse"].args[:4] == ("--data.seed", "1", "--data.seed", "2")  # the last one holds
-        path.write_text("base: p.yaml\nstages: {one: }\n")
-        assert list(load_pipeline(path).stages) == ["one"]
-        assert load_pipeline(path).stages["one"].args == ("--data.seed", "1")
+        assert (list(found.stages), found.table) == ([*below.stages, "one"], ("loss",))
+        assert [config.resolve() for config in found.stages["parts"].configs] == [tmp_path / "base.yaml"]
+        shared = ("--data.seed", "2", "--data.train", "3")
+        assert found.stages["coarse"].args == (*shared, "--model.stage", "coarse", "--model.lr", "3")
+        assert found.stages["one"].args == shared
+        last = tmp_path / "r.yaml"
+        last.write_text("base: own/q.yaml\ndata: {train: 4}")
+        assert load_pipeline(last).stages["one"].args == ("--data.seed", "2", "--data.train", "4")
+
+    def test_settings_become_options(self, tmp_path):
+        loss = {"class_path": "X", "init_args": {"a": [1, "b"], "c": None}}
+        stages = {
+            "s": {"data": {"size": [64, 64]}, "model": {"init_args": {"lr": 1e-5}, "loss": loss, "on": False, "d": {}}}
+        }
+        assert load_pipeline(write(tmp_path, stages)).stages["s"].args == (
+            "--model.lr", "1e-05", "--model.loss", "X", "--model.loss.a", '[1, "b"]', "--model.loss.c", "null",
+            "--model.on", "false", "--data.size", "[64, 64]",
+        )  # fmt: skip
+
+    def test_inputs_become_the_options_that_take_them(self, tmp_path):
+        masks = {"predict": "a", "makes": ["pseudo_masks", "confounders.npz"]}
+        stages = {"a": {}, "pseudo_masks": masks, "b": {"inputs": ["pseudo_masks", "confounders"]}}
+        found = load_pipeline(write(tmp_path, stages)).stages["b"]
+        assert found.args == ("--data.masks", "{pseudo_masks}", "--model.confounders", "{confounders.npz}")
+        assert found.needs == ("pseudo_masks",)
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("base: none.yaml", "q.yaml: base is 'none.yaml', which is no file in"),
-            ("base: ../p.yaml", r"base is '\.\./p.yaml', which is no file in"),
-            ("base: [p.yaml]", r"base is \['p.yaml'\], which is no file in"),
-            ("base: q.yaml", "q.yaml: its base q.yaml is no pipeline that stands by itself"),
-            ("base: three.yaml", "q.yaml: its base three.yaml is no pipeline that stands by itself"),
-            ("base: p.yaml\nargs: 3", "args are 3, not a list of texts"),
+            ("base: none.yaml", r"q.yaml: base: no configuration .*none.yaml"),
+            ("base: [p.yaml]", r"base is \['p.yaml'\], not the path"),
+            ("base: q.yaml", "its base leads back"),
+            ("base: three.yaml", "q.yaml: its base .*three.yaml holds '3', not keys and values"),
+            ("base: p.yaml\ndata: 3", "data is 3, not keys and values"),
             ("base: p.yaml\nstages: {a: , a: }", "stage a stands twice"),
             ("base: p.yaml\nbase: p.yaml", "key base stands twice"),
-            ("base: wrong.yaml\nargs: ['--x']", "args are 'a text', not a list of texts"),
+            ("base: wrong.yaml", "data is 'a text', not keys and values"),
             ("base: p.yaml\nstage: {a: }", r"unknown key stage \(.*stages"),
         ],
     )
     def test_a_fault_of_a_base_is_named(self, tmp_path, text, message):
         write(tmp_path)
         (tmp_path / "three.yaml").write_text("3")
-        (tmp_path / "wrong.yaml").write_text("config: base.yaml\nargs: a text\nstages: {a: }")
+        (tmp_path / "wrong.yaml").write_text("config: base.yaml\ndata: a text\nstages: {a: }")
         (tmp_path / "q.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_pipeline(tmp_path / "q.yaml")
@@ -93,15 +115,14 @@ class TestFile:
         assert [stage.name for stage in found.needed("parts")] == ["coarse", "parts"]
         assert [stage.name for stage in found.needed("joint")] == ["coarse", "parts", "joint"]
         assert len(found.needed(None)) == 4
-        chain = {"a": {}, "b": {"args": ["--x", "{a}"]}, "c": {"args": ["--x", "{b}"]}}
+        chain = {"a": {}, "b": {"model": {"x": "{a}"}}, "c": {"model": {"x": "{b}"}}}
         assert [stage.name for stage in load_pipeline(write(tmp_path, chain)).needed("c")] == ["a", "b", "c"]
         with pytest.raises(ValueError, match=r"no stage part \(did you mean parts\?\)"):
             found.needed("part")
 
     def test_braces_that_name_nothing_are_left_alone(self, tmp_path):
-        args = ["--model.loss", '{"class_path": "X", "init_args": {}}']
-        stage = load_pipeline(write(tmp_path, {"a": {"args": args}})).stages["a"]
-        assert (stage.needs, stage.args_with({})) == ((), args)
+        stage = load_pipeline(write(tmp_path, {"a": {"model": {"x": "a {} b", "y": [{"b": 1}]}}})).stages["a"]
+        assert (stage.needs, stage.args_with({})) == ((), ["--model.x", "a {} b", "--model.y", '[{"b": 1}]'])
 
     @pytest.mark.parametrize(
         ("stages", "message"),
@@ -109,26 +130,31 @@ class TestFile:
             ({}, "no stages"),
             ({"a/b": {}}, "stage a/b: a name is a text of letters"),
             ({3: {}}, "stage 3: a name is a text of letters"),
-            ({"a": {"arg": []}}, r"stage a: unknown key arg \(did you mean args\?\)"),
+            ({"a": {"modle": {}}}, r"stage a: unknown key modle \(did you mean model\?\)"),
+            ({"a": {"args": []}}, "stage a: unknown key args"),
             ({"a": {"base": "b.yaml"}}, "stage a: unknown key base"),
             ({"a": 3}, "stage a: holds 3, not keys and values"),
-            ({"a": {"args": ["--x", 8]}}, r"stage a: args are \['--x', 8\], not a list of texts; put numbers"),
-            ({"a": {"args": ["--x", {"b": None}]}}, "put numbers and braces in quotes"),
-            ({"a": {"args": ["--x", "{b}"]}, "b": {}}, r"stage a: \{b\}: it does not come before"),
-            ({"a": {"args": ["--x", "{a}"]}}, r"stage a: \{a\}: it does not come before"),
+            ({"a": {"model": ["--x", 8]}}, r"stage a: model is \['--x', 8\], not keys and values"),
+            ({"a": {"inputs": "masks"}}, "stage a: inputs are 'masks', not a list of names: cams, "),
+            ({"a": {"inputs": ["query"]}}, r"stage a: no input query \(did you mean queries\?\)"),
+            ({"a": {"inputs": ["queries"]}}, r"stage a: \{before.queries\}: round 0 has none before"),
+            ({"a": {"model": {"x": "{b}"}}, "b": {}}, r"stage a: \{b\}: it does not come before"),
+            ({"a": {"model": {"x": ["{a}"]}}}, r"stage a: \{a\}: it does not come before"),
             (
-                {"coarse": {}, "b": {"args": ["{corse}"]}},
+                {"coarse": {}, "b": {"model": {"x": "{corse}"}}},
                 r"stage b: \{corse\}: there is no such stage \(did you mean coa",
             ),
-            ({"a": {}, "b": {"args": ["--model.{a}", "1"]}}, r"stage b: \{a\} stands in the name of an option"),
-            ({"a": {}, "b": {"args": ["--x={a}", "--runs_dir=r"]}}, "stage b: --runs_dir is settled by the pipeline"),
-            ({"a": {"args": ["--config", "x"]}}, "--config is settled"),
-            ({"a": {"test": True}}, "stage a: test is True, not false or a list"),
+            ({"a": {}, "b": {"model": {"{a}": 1}}}, r"stage b: \{a\} stands in the name of a setting"),
+            ({"a": {}, "b": {"data": {"predict_out": "r"}}}, "stage b: --data.predict_out is settled by the pipeline"),
+            ({"a": {"test": True}}, "stage a: test is True, not false or settings for each name"),
             ({"a": {"test": {}}}, "stage a: test is {}"),
-            ({"a": {"test": {"x": "y"}}}, "stage a: test is {'x': 'y'}"),
-            ({"a": {"test": {"x/y": []}}}, "the test name 'x/y' is no text"),
-            ({"a": {}, "b": {"test": {"x": ["{a}"]}}}, r"test x: \{a\} stands for a checkpoint in the args of a stage"),
-            ({"a": {"test": {"x": ["--ckpt_path", "y"]}}}, "test x: --ckpt_path is settled"),
+            ({"a": {"test": {"x": "y"}}}, "stage a: test x: holds 'y', not keys and values"),
+            ({"a": {"test": {"x/y": {}}}}, "the test name 'x/y' is no text"),
+            (
+                {"a": {}, "b": {"test": {"x": {"model": {"y": "{a}"}}}}},
+                r"test x: \{a\} stands for a checkpoint, which only",
+            ),
+            ({"a": {"test": {"x": {"ckpt_path": "y"}}}}, "test x: unknown key ckpt_path"),
         ],
     )
     def test_a_fault_of_a_stage_is_named(self, tmp_path, stages, message):
@@ -143,11 +169,11 @@ class TestFile:
             ("a: [", "is no YAML"),
             ("3", "holds no stages"),
             ("stages: {a: }", "no config; give the YAML"),
-            ("config: nothing.yaml\nstage: {a: }", r"unknown key stage \(.*stages\?\); no configuration .*nothing.yaml; no st"),
+            ("config: nothing.yaml\nstage: {a: }", r"unknown key stage \(.*stages\?\); no configuration .*nothing.yaml.*; no stages"),
             ("config: base.yaml\nstages: {a: , b: , a: }", "stage a stands twice"),
             ("config: base.yaml\nstages: {a: }\nrounds: 1\narms: {x: , y: , x: }", "arm x stands twice"),
-            ("config: base.yaml\nstages: {a: }\nargs: [3]", r"args are \[3\], not a list of texts; put numbers in quotes"),
-            ("config: base.yaml\nstages: {a: }\nargs: [--runs_dir, x]", "--runs_dir is settled by the pipeline"),
+            ("config: base.yaml\nstages: {a: }\ndata: [3]", r"data is \[3\], not keys and values"),
+            ("config: base.yaml\nstages: {a: }\ndata: {x: '{a}'}", "{a} stands for a checkpoint, which only the settings of a"),
             ("config: base.yaml\nstages: {a: }\ntable: miou", "table is 'miou', not a list of metrics"),
         ],
     )  # fmt: skip
@@ -253,7 +279,7 @@ class TestRunning:
                     if new:
                         table.writerow(["epoch", "val/miou", "test/miou", "test/iou/face"])
                         table.writerow([0, 0.25, "", ""])
-                    table.writerow([0, "", 0.5 + 0.25 * ("--flip" in args), "nan"])
+                    table.writerow([0, "", 0.5 + 0.25 * ("--model.flip" in args), "nan"])
             else:
                 folder = ROOT / option["--runs_dir"] / kind / f"run{next(ran.number)}" / "checkpoints"
                 folder.mkdir(parents=True)
@@ -298,9 +324,9 @@ class TestRunning:
         one, two = folder / "coarse/run1/checkpoints/best.ckpt", folder / "parts/run3/checkpoints/best.ckpt"
         joint = made.pipeline.stages["joint"]
         assert made.args(joint)[:5] == [
-            "fit", "--config", str(tmp_path / "base.yaml"), "--model.init_from", f"[{one}, {two}]",
+            "fit", "--config", str(tmp_path / "base.yaml"), "--model.init_from", f'["{one}", "{two}"]',
         ]  # fmt: skip
-        assert (folder / "joint/run4/checkpoints/best.ckpt").read_text() == f"joint weights [{one}, {two}]"
+        assert (folder / "joint/run4/checkpoints/best.ckpt").read_text() == f'joint weights ["{one}", "{two}"]'
         content = json.loads((folder / "parts" / RECORD).read_text())
         assert content["fingerprint"] == read_record(folder / "parts").inputs.fingerprint
         assert content["tests"]["plain"]["metrics"] == {"miou": 0.5, "iou/face": None}
@@ -327,7 +353,7 @@ class TestRunning:
     def test_a_new_test_does_not_cost_the_training(self, session, ran, tmp_path):
         session().run()
         ran.clear()
-        write(tmp_path, {**STAGES, "coarse": {**STAGES["coarse"], "test": {"": [], "x": ["--flip", "true"]}}})
+        write(tmp_path, {**STAGES, "coarse": {**STAGES["coarse"], "test": {"": {}, "x": {"model": {"flip": True}}}}})
         assert str(next(session().survey())[1]) == "test (finished, 1.0 min; test x not done yet)"
         assert session().run()["coarse"].tests["x"].metrics["miou"] == 0.75
         assert ran == ["test"]
@@ -335,7 +361,7 @@ class TestRunning:
     def test_what_builds_on_a_changed_stage_runs_anew_even_if_killed_between(self, session, ran, tmp_path):
         session().run()
         ran.clear()
-        write(tmp_path, {**STAGES, "coarse": {"args": ["--model.stage", "rough"]}})
+        write(tmp_path, {**STAGES, "coarse": {"model": {"stage": "rough"}}})
         ran.fail, ran.content = "parts", "other weights"
         with pytest.raises(RuntimeError):
             session().run()
@@ -393,10 +419,10 @@ class TestRunning:
             f"--runs_dir {where} --seed_everything 2",
             f"    structseg test --ckpt_path {where}/coarse/{best} --data.root 'a b' --seed_everything 2",
             "parts: run (not run yet)",
-            f"    structseg fit --config base.yaml --model.init_from '[{where}/coarse/{best}]' --data.root 'a b' "
+            f"    structseg fit --config base.yaml --model.init_from {where}/coarse/{best} --data.root 'a b' "
             f"--experiment parts --runs_dir {where} --seed_everything 2",
             f"{test} --seed_everything 2",
-            f"{test} --flip true --seed_everything 2",
+            f"{test} --model.flip true --seed_everything 2",
         ]
         assert (ran, (tmp_path / "runs").exists()) == ([], False)
 
@@ -426,7 +452,7 @@ class TestRunning:
     def test_arguments_for_every_stage(self, session):
         with pytest.raises(ValueError, match="--runs_dir is settled by the pipeline"):
             session("--runs_dir", "x")
-        with pytest.raises(ValueError, match=r"\{coarse\} stands for a checkpoint in the args of a stage only"):
+        with pytest.raises(ValueError, match=r"\{coarse\} stands for a checkpoint, which only"):
             session("--x", "{coarse}")
 
     def test_the_table(self, session, tmp_path):
@@ -520,8 +546,9 @@ trainer: {accelerator: cpu, max_epochs: 1, enable_progress_bar: false, enable_mo
 TEACHING = {
     "teacher": {"test": False},
     "student": {
-        "args": ["--model.teacher_ckpt", "{teacher}", "--trainer.max_epochs", "2"],
-        "test": {"plain": [], "flipped": ["--model.flip_test", "true"]},
+        "model": {"teacher_ckpt": "{teacher}"},
+        "trainer": {"max_epochs": 2},
+        "test": {"plain": {}, "flipped": {"model": {"flip_test": True}}},
     },
 }
 
@@ -538,7 +565,7 @@ def test_faults_of_any_stage_are_found_before_the_first_runs(tmp_path):
     assert session.configs()["student"]["model"]["init_args"]["teacher_ckpt"] == "teacher.ckpt"
     with pytest.raises(ValueError, match=r"stage teacher: unknown option .*max_epoch \(did you mean max_epochs\?\)"):
         Session(load_pipeline(path), runs_dir=tmp_path / "runs", more=("--trainer.max_epoch", "1")).run()
-    text = path.read_text().replace("--model.flip_test", "--model.flip_tset")
+    text = path.read_text().replace("flip_test", "flip_tset")
     path.write_text(text)
     with pytest.raises(ValueError, match=r"p.yaml: stage student: unknown option .*flip_tset"):
         Session(load_pipeline(path), runs_dir=tmp_path / "runs").run()

@@ -17,12 +17,15 @@ from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.session import Session
 
 STAGES = {
-    "classifier": {"args": ["--model", "C"]},
-    "cams": {"predict": "classifier", "makes": ["cams", "labels"], "args": ["--x", "1"]},
-    "segmenter": {"config": "other.yaml", "args": ["--data.masks", "{labels}"], "test": {"plain": [], "crf": ["--crf", "true"]}},
+    "classifier": {"model": {"class_path": "C"}},
+    "cams": {"predict": "classifier", "makes": ["cams", "labels"], "data": {"x": 1}},
+    "segmenter": {"config": "other.yaml", "data": {"masks": "{labels}"}, "test": {"plain": {}, "crf": {"model": {"crf": True}}}},
     "masks": {"predict": "segmenter", "makes": ["masks", "set.npz"]},
 }  # fmt: skip
-ARMS = {"none": None, "sum": {"classifier": ["--model.set", "{before.set.npz}", "--data.queries", "{before.masks}"]}}
+ARMS = {
+    "none": None,
+    "sum": {"classifier": {"model": {"set": "{before.set.npz}"}, "data": {"queries": "{before.masks}"}}},
+}
 
 
 def write(folder, stages=STAGES, **more):
@@ -49,22 +52,22 @@ class TestFile:
         cams = stages["round_2_sum/cams"]
         assert cams.configs == stages["round_2_sum/classifier"].configs == (tmp_path / "base.yaml",)
         assert cams.args == (
-            "--model", "C", "--model.set", "{round_1_sum/set.npz}", "--data.queries", "{round_1_sum/masks}", "--x", "1",
+            "--model", "C", "--model.set", "{round_1_sum/set.npz}", "--data.queries", "{round_1_sum/masks}", "--data.x", "1",
         )  # fmt: skip
         assert cams.makes == ("round_2_sum/cams", "round_2_sum/labels")
         assert cams.needs == ("round_2_sum/classifier", "round_1_sum/masks")
         assert stages["round_1_sum/cams"].needs == ("round_1_sum/classifier", "round_0/masks")
-        assert stages["round_1_none/cams"].args == ("--model", "C", "--x", "1")
+        assert stages["round_1_none/cams"].args == ("--model", "C", "--data.x", "1")
         assert stages["round_0/masks"].configs == (tmp_path / "base.yaml", tmp_path / "other.yaml")
         assert stages["round_0/segmenter"].needs == ("round_0/cams",)
         assert stages["round_0/cams"].tests == {}
 
     def test_of_an_option_the_predictions_own_holds_unless_the_arm_has_one_for_it(self, tmp_path):
-        arms = {"x": {"classifier": ["--x", "2"]}, "y": {"cams": ["--x", "3"]}}
+        arms = {"x": {"classifier": {"data": {"x": 2}}}, "y": {"cams": {"data": {"x": 3}}}}
         stages = load_pipeline(write(tmp_path, arms=arms)).stages
-        assert stages["round_1_x/cams"].args == ("--model", "C", "--x", "2", "--x", "1")  # the last one holds
-        assert stages["round_1_y/cams"].args == ("--model", "C", "--x", "1", "--x", "3")
-        assert stages["round_1_x/classifier"].args == ("--model", "C", "--x", "2")
+        assert stages["round_1_x/cams"].args == ("--model", "C", "--data.x", "2", "--data.x", "1")  # the last one holds
+        assert stages["round_1_y/cams"].args == ("--model", "C", "--data.x", "1", "--data.x", "3")
+        assert stages["round_1_x/classifier"].args == ("--model", "C", "--data.x", "2")
 
     def test_until_has_the_rounds_before_whole(self, tmp_path):
         found = load_pipeline(write(tmp_path))
@@ -81,7 +84,7 @@ class TestFile:
             load_pipeline(write(tmp_path, arms=None)).of_arm("sum")
 
     def test_arguments_of_every_stage(self, tmp_path):
-        stages = load_pipeline(write(tmp_path, args=["--data.seed", "1"])).stages
+        stages = load_pipeline(write(tmp_path, data={"seed": 1})).stages
         assert {stage.args[:2] for stage in stages.values()} == {("--data.seed", "1")}
         assert all(stage.args.count("--data.seed") == 1 for stage in stages.values())
 
@@ -96,20 +99,23 @@ class TestFile:
         [
             ({"rounds": True}, "rounds is True, not a whole number of 0 to 1000"),
             ({"rounds": None}, "arms without rounds"),
-            ({"arms": ["sum"]}, r"arms are \['sum'\], not further arguments"),
-            ({"arms": {"sum": {"classifer": []}}}, r"arm sum: no stage classifer \(did you mean classifier\?\)"),
-            ({"arms": {"sum": {"classifier": "x"}}}, "arm sum: holds {'classifier': 'x'}, not a list of texts"),
-            ({"arms": {"sum": {"classifier": ["{before.mask}"]}}}, r"{before.mask}: there is no such stage \(did you mean masks"),
-            ({"arms": {"sum": {"classifier": ["{labels}"]}}}, r"{labels}: it does not come before; is {before.labels} meant\?"),
-            ({"arms": {"sum": {"cams": ["{cams}"]}}}, "{cams}: it does not come before"),
+            ({"arms": ["sum"]}, r"arms are \['sum'\], not further settings"),
+            ({"arms": {"sum": {"classifer": {}}}}, r"arm sum: no stage classifer \(did you mean classifier\?\)"),
+            ({"arms": {"sum": {"classifier": "x"}}}, "arm sum: stage classifier: holds 'x', not keys and values"),
+            ({"arms": {"sum": "x"}}, "arm sum: holds 'x', not settings of stages"),
+            ({"arms": {"sum": {"classifier": {"config": "x"}}}}, "arm sum: stage classifier: unknown key config"),
+            ({"arms": {"sum": {"classifier": {"inputs": ["queries"]}}}}, "{before.queries}: there is no such stage"),
+            ({"arms": {"sum": {"classifier": {"model": {"x": "{before.mask}"}}}}}, r"{before.mask}: there is no such stage \(did you mean masks"),
+            ({"arms": {"sum": {"classifier": {"model": {"x": "{labels}"}}}}}, r"{labels}: it does not come before; is {before.labels} meant\?"),
+            ({"arms": {"sum": {"cams": {"data": {"x": "{cams}"}}}}}, "{cams}: it does not come before"),
             ({"round_megabytes": -1}, "round_megabytes is -1, not a number from 0"),
-            ({"stages": {"a": {"args": ["{before.b}"]}, "b": {}}, "arms": {}}, r"{before.b}: round 0 has none before"),
+            ({"stages": {"a": {"model": {"x": "{before.b}"}}, "b": {}}, "arms": {}}, r"{before.b}: round 0 has none before"),
             ({"stages": {"a": {"makes": ["x"]}}, "arms": {}}, "makes goes with predict"),
             ({"stages": {"a": {}, "b": {"predict": "c", "makes": ["b"]}}, "arms": {}}, "predict is 'c', which is no fit that"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["c"]}}, "arms": {}}, r"makes is \['c'\], not a list of the"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b"], "test": {}}}, "arms": {}}, "test belongs to a fit"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b", "a"]}}, "arms": {}}, "a is made by another stage"),
-            ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b"], "args": ["--data.predict_out=x"]}}, "arms": {}}, "predict_out is settled"),
+            ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b"], "data": {"predict_out": "x"}}}, "arms": {}}, "predict_out is settled"),
             ({"config": None}, "no config; give the YAML that all stages share, by its path from this file, or each fit"),
         ],
     )  # fmt: skip
@@ -194,7 +200,7 @@ class TestRunning:
         assert checkpoint.is_file()
         assert made.args(stage) == [
             "predict", "--config", str(root.parents[2] / "base.yaml"), "--data.predict_split", "train", "--model", "C",
-            "--model.set", str(root / "round_0/set.npz"), "--data.queries", str(root / "round_0/masks"), "--x", "1",
+            "--model.set", str(root / "round_0/set.npz"), "--data.queries", str(root / "round_0/masks"), "--data.x", "1",
             "--ckpt_path", str(checkpoint), "--data.predict_out", str(root / "round_1_sum"), "--seed_everything", "107",
         ]  # fmt: skip
 
@@ -225,7 +231,7 @@ class TestRunning:
         masks = session(last="round_0/segmenter").folder / "round_0/cams/a.png"
         before = masks.read_text()
         ran.clear()
-        other = session(last="round_0/segmenter", args=["--data.size", "9"])
+        other = session(last="round_0/segmenter", data={"size": 9})
         message = r"round_0/cams is finished, by another configuration \(round_0/cams: args .*--anew replaces it"
         with pytest.raises(ValueError, match=message):
             other.run(tests=False)
@@ -246,7 +252,7 @@ class TestRunning:
 
     def test_a_fit_alone_has_a_folder_for_each_configuration(self, session, ran):
         session(last="round_0/classifier").run(tests=False)
-        session(last="round_0/classifier", args=["--data.size", "9"]).run(tests=False)
+        session(last="round_0/classifier", data={"size": 9}).run(tests=False)
         assert len(ran) == 2
 
     def test_a_missing_artefact_is_the_next_to_make(self, session, ran):
@@ -294,7 +300,7 @@ class TestRunning:
 
     def test_a_dry_run_says_what_the_real_one_refuses(self, session, ran, tmp_path, monkeypatch, capsys):
         session(last="round_0/cams").run(tests=False)
-        write(tmp_path, args=["--data.size", "9"])
+        write(tmp_path, data={"size": 9})
         monkeypatch.chdir(tmp_path)
         given = ["p.yaml", "--arm", "sum", "--until", "round_0/cams", "--seed", "7", "--runs_dir", "runs", "--dry-run"]
         main(given)

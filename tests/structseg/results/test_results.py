@@ -140,8 +140,8 @@ class TestManifest:
             ({"tests": ["--x"]}, r"tests are \['--x'\], not a list"),
             ({"tests": {"a": "--x"}}, "tests are {'a': '--x'}"),
             ({"tests": {"a": ["--x", 1]}}, "tests are {'a': "),
-            ({"tests": {128: []}}, "the test name 128 is not a text of letters"),
-            ({"tests": {"a.b": []}}, "the test name 'a.b' is not a text of letters"),
+            ({"tests": {128: []}}, "the test name 128 is no text of letters"),
+            ({"tests": {"a.b": []}}, "the test name 'a.b' is no text of letters"),
             (
                 {"tests": {"128": [], "250": []}},
                 "clean.miou belongs to no test; say which: 128.clean.miou, 250.clean.m",
@@ -155,7 +155,7 @@ class TestManifest:
         assert "\n" not in str(error.value)
 
     def test_a_row_may_be_a_stage_of_a_pipeline(self, tmp_path):
-        file = write_pipeline(tmp_path, {"coarse": {}, "parts": {"args": ["--x", "{coarse}"]}})
+        file = write_pipeline(tmp_path, {"coarse": {}, "parts": {"model": {"x": "{coarse}"}}})
         content = {**ROW, "pipeline": str(file), "stage": "parts"}
         del content["config"]
         found = load_manifest(manifest(tmp_path, yaml.safe_dump({"a": content})))["a"]
@@ -172,7 +172,7 @@ class TestManifest:
             ({"stage": "part"}, r"has no stage part \(did you mean parts\?\)"),
             ({"pipeline": "none.yaml"}, "no pipeline at .*none.yaml"),
             ({"pipeline": ""}, "pipeline is '', not a text"),
-            ({"overrides": ["--x", "1"]}, "overrides; the arguments of a pipeline's stage belong in its file"),
+            ({"overrides": ["--x", "1"]}, "overrides; the arguments of a pipeline's stage belong into its file"),
         ]:
             with pytest.raises(ValueError, match=f"row a: .*{message}"):
                 load_manifest(manifest(tmp_path, yaml.safe_dump({"a": {**content, **changes}})))
@@ -198,7 +198,7 @@ class TestManifest:
 
     def test_all_faults_come_at_once(self, tmp_path):
         text = "a: {what: x}\nb: 3\nmissing: {}\na: {}\n"
-        with pytest.raises(ValueError, match=r"a is given twice; .*no config.*row b: holds 3.*row missing: a name has"):
+        with pytest.raises(ValueError, match=r"a stands twice; .*no config.*row b: holds 3.*row missing: a name has"):
             load_manifest(manifest(tmp_path, text))
 
     @pytest.mark.parametrize("text", ["- a\n", "a: [", "3"])
@@ -217,7 +217,7 @@ class TestManifest:
         (tmp_path / "fasseg").mkdir()
         assert data_folder(row(data="fasseg"), tmp_path) == tmp_path / "fasseg"
         assert data_folder(row(data="synthetic"), None) is None
-        with pytest.raises(FileNotFoundError, match=r"a reads .*voc, which is not a folder"):
+        with pytest.raises(FileNotFoundError, match=r"a reads .*voc, which is no folder"):
             data_folder(row(data="voc"), tmp_path)
         with pytest.raises(FileNotFoundError, match="a reads voc; give the folder"):
             data_folder(row(data="voc"), None)
@@ -249,7 +249,7 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"b\.0\.json holds row a, seed 0"):
             read_results(tmp_path)
         (tmp_path / "b.0.json").rename(tmp_path / "notes.json")
-        with pytest.raises(ValueError, match=r"notes\.json is not a result"):
+        with pytest.raises(ValueError, match=r"notes\.json is no result"):
             read_results(tmp_path)
 
     def test_seeds_are_ordered_as_numbers(self, tmp_path):
@@ -468,19 +468,19 @@ class TestTable:
         assert [str(job) for job in results.choose_jobs(rows, found, ["missing"], None)] == ["a.0"]
 
     def test_a_recipe_is_what_the_files_say_of_a_row(self, tmp_path):
-        stages = {"one": {"args": ["--x", "1"]}, "two": {"args": ["--x", "2"]}}
+        stages = {"one": {"model": {"x": 1}}, "two": {"model": {"x": 2}}}
         path = str(write_pipeline(tmp_path, stages))
         mine = row(config=None, pipeline=path, stage="one")
         before = Recipes().of(mine)
         assert Recipes().of(replace(mine, seeds=(7,), what="x", headline="y", minutes={})) == before
-        write_pipeline(tmp_path, {**stages, "two": {"args": ["--x", "3"]}})  # it does not build on that
+        write_pipeline(tmp_path, {**stages, "two": {"model": {"x": 3}}})  # it does not build on that
         assert Recipes().of(mine) == before
         others = [Recipes().of(replace(mine, stage="two")), Recipes().of(replace(mine, tests={"a": ("--y",)}))]
-        write_pipeline(tmp_path, {**stages, "one": {"args": ["--x", "3"]}})
+        write_pipeline(tmp_path, {**stages, "one": {"model": {"x": 3}}})
         others.append(Recipes().of(mine))
         write_pipeline(tmp_path, stages, "trainer: {max_epochs: 9}")
         others.append(Recipes().of(mine))
-        write_pipeline(tmp_path, {**stages, "one": {"args": ["--x", "1"], "test": {"t": []}}})
+        write_pipeline(tmp_path, {**stages, "one": {"model": {"x": 1}, "test": {"t": {}}}})
         others.append(Recipes().of(mine))
         (tmp_path / "base.yaml").write_text("base: below.yaml")
         for epochs in (1, 2):  # what a configuration builds on counts
