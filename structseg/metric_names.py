@@ -18,8 +18,8 @@ def nest_metrics(logged: Mapping[str, float], split: Split = "test") -> dict[str
 def nested(values: Mapping[str, float]) -> dict[str, Any]:
     """Values by their names' parts: `iou/skin` -> `iou.skin`.
 
-    Where parts of the test set are scored apart, that is where `PART/miou` is logged beside `miou`, each part has its
-    name and the whole is `all`: `clean.iou.skin`, `all.iou.skin`.
+    Where parts of the test set are scored separately (`PART/miou` is logged beside `miou`), each part has its name and
+    the whole is `all`: `clean.iou.skin`, `all.iou.skin`.
     """
     tree: dict[str, Any] = {}
     for key, value in values.items():

@@ -38,8 +38,8 @@ def commit() -> tuple[str, bool]:
             "status", "--porcelain", "--", ".", *(f":(exclude)experiments/results/{kind}" for kind in _KINDS)
         )
     except (OSError, subprocess.CalledProcessError):
-        told = os.environ.get("STRUCTSEG_COMMIT", "unknown-dirty")
-        return told.removesuffix("-dirty"), told.endswith("-dirty")
+        given = os.environ.get("STRUCTSEG_COMMIT", "unknown-dirty")
+        return given.removesuffix("-dirty"), given.endswith("-dirty")
     return head, bool(changes)
 
 
@@ -51,7 +51,7 @@ def hardware(device: Device) -> str:
     """The GPU's name, or the processor's with the number of cores and of torch's threads.
 
     Raises:
-        ValueError: `cuda` where there is none.
+        ValueError: `cuda` on a machine without a CUDA device.
     """
     import torch  # seconds, for those who ask for the commit alone
 

@@ -14,7 +14,7 @@ class TextTable:
 
     Attributes:
         header: names of the columns; a newline breaks one for the terminal.
-        lines: a text for each column; a line of one text alone stands across all columns, in a terminal.
+        lines: a text for each column; in a terminal a line of a single text spans all columns.
         left: so many columns are aligned on the left, the others on the right.
         title: may be empty.
         notes: paragraphs.

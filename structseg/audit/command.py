@@ -25,7 +25,7 @@ LISTS, IDENTICAL, SIDES = "lists and pairs", "identical images", "left and right
 LEAKS, NEAR, MENDED = "near copies across splits", "near copies within a split", "left and right, put right on reading"
 
 GROUP = 64  # samples that a worker hands over at once
-_MAJORITY = 0.75  # of the images whose sides can be told, and at least so many of them, say what is usual
+_MAJORITY = 0.75  # of the images whose sides can be compared, and at least so many of them, decide what is usual
 _ENOUGH = 8
 
 
@@ -81,7 +81,7 @@ def _print(found: Sequence[tuple[str, str]], word: str) -> None:
 
 
 def check(datamodule: Listed, workers: int = 0) -> Report:
-    """Reads every file of all splits once, in so many worker processes, and keeps a quarter of a KiB of each."""
+    """Reads every file of all splits once, with `workers` processes; it keeps a quarter of a KiB of each sample."""
     faults: list[tuple[str, str]] = []
     samples, splits, counts = _samples(datamodule, faults)
     findings = _read(samples, workers)
@@ -125,7 +125,7 @@ def _read(samples: Sequence[FileSample], workers: int) -> list[Finding]:
     findings: list[Finding] = []
     workers = min(workers, -(-len(samples) // GROUP))
     loader = DataLoader(Examined(samples), batch_size=GROUP, num_workers=workers, collate_fn=list)
-    gc.freeze()  # what workers share with this process their collector need not walk through, and so copy
+    gc.freeze()  # else the workers' garbage collectors would touch, and so copy, the memory that they share
     try:
         with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
             task = progress.add_task("reading", total=len(samples))
@@ -149,11 +149,11 @@ def _copies(
     thumbnails = [findings[index].thumbnail or b"" for index in read]
     for copy in find_copies(thumbnails, [samples[index].image for index in read]):
         first, second = read[copy.first], read[copy.second]
-        told = [f"{samples[i].image} ({', '.join(splits[i])})" for i in (first, second)]
+        names = [f"{samples[i].image} ({', '.join(splits[i])})" for i in (first, second)]
         if copy.identical:
-            faults.append((IDENTICAL, f"{told[0]} = {told[1]}"))
+            faults.append((IDENTICAL, f"{names[0]} = {names[1]}"))
             continue
-        text = f"{told[0]} ~ {told[1]}{', mirrored' if copy.mirrored else ''}, correlation {copy.correlation:.3f}"
+        text = f"{names[0]} ~ {names[1]}{', mirrored' if copy.mirrored else ''}, correlation {copy.correlation:.3f}"
         if splits[first] == splits[second]:
             notices.append((NEAR, text))
         else:
@@ -166,15 +166,15 @@ def _sides(
     faults: list[tuple[str, str]],
     notices: list[tuple[str, str]],
 ) -> None:
-    """Holds the sides of each image's pairs against those of most images; in the files, before anything is mended."""
-    told = [(sample, finding.sides) for sample, finding in zip(samples, findings, strict=True) if any(finding.sides)]
-    if not told:
+    """Compares the sides of each image's pairs with those of most images, in the files as they are."""
+    sided = [(sample, finding.sides) for sample, finding in zip(samples, findings, strict=True) if any(finding.sides)]
+    if not sided:
         return
-    space = told[0][0].space
+    space = sided[0][0].space
     names = [(space.classes[a], space.classes[b]) for a, b in space.flip_pairs]
     usual = []
     for pair, (one, other) in enumerate(names):
-        votes = Counter(sides[pair] for _, sides in told if sides[pair])
+        votes = Counter(sides[pair] for _, sides in sided if sides[pair])
         side, most = max(votes.items(), key=lambda item: item[1], default=(0, 0))
         clear = most >= _ENOUGH and most >= _MAJORITY * sum(votes.values())
         usual.append(side if clear else 0)
@@ -185,7 +185,7 @@ def _sides(
     if turned:
         text = f"{', '.join(turned)} lie the wrong way round in most images: left is the pictured person's own, on the"
         faults.append((SIDES, f"{text} right of the picture; exchange the labels"))
-    for sample, sides in told:
+    for sample, sides in sided:
         wrong = [names[i] for i, side in enumerate(sides) if side * usual[i] < 0]
         right = any(side * usual[i] > 0 for i, side in enumerate(sides))
         what = str(sample.masks[0]) if sample.masks else sample.name

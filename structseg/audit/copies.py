@@ -19,8 +19,8 @@ _THINNED = 64  # an image is thinned to so many rows and columns before they are
 _BITS = 12  # of 64: hashes of near copies differ in fewer; checked by thumbnails
 _ALIKE = 0.97  # correlation of the thumbnails of near copies, or
 _ALIKE_INSIDE, _ALIKE_ROUND = 0.98, 0.9  # of their middle quarters, where the rim was cut otherwise, and of the whole
-_LEVELS = 48  # and so far apart, in grey levels of 0..255, their means may be
-_FLAT = 3.0  # deviation in grey levels below which an image shows nothing to compare
+_LEVELS = 48  # their means may differ by so many grey levels of 255
+_FLAT = 3.0  # standard deviation in grey levels below which an image is flat
 _CHUNK = 1 << 18  # pairs at once: they fit into a cache
 
 
@@ -52,8 +52,8 @@ def find_copies(thumbnails: Sequence[bytes], paths: Sequence[Path]) -> list[Copy
     """Every pair of images that are copies: pixel for pixel, re-encoded, resized, a little recoloured, or mirrored.
 
     A hash of 64 bits (signs of the low frequencies about their median) finds candidates; the correlation of the
-    thumbnails decides, and for those that agree the pixels, decoded once more. Flat images, which have no hash to
-    speak of, are copies only where the pixels agree. Of several identical images each is paired with the first.
+    thumbnails decides, and for those that agree the pixels, decoded once more. Flat images, which have no
+    meaningful hash, are copies only where the pixels agree. Of several identical images each is paired with the first.
 
     Args:
         thumbnails: as `thumbnail` gives them.
@@ -118,7 +118,7 @@ def _standardised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 def _hashes(pixels: NDArray[np.float32]) -> NDArray[np.uint64]:
     """(N,) from (N, 16, 16): which of the 64 lowest frequencies lie above their median, a bit each."""
     low = dctn(pixels, axes=(1, 2))[:, :8, :8].reshape(len(pixels), -1)
-    low[:, 0] = 0  # the mean says nothing of the picture
+    low[:, 0] = 0  # the mean does not depend on the picture's structure
     above = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(above, axis=1).view(np.uint64)[:, 0]
 

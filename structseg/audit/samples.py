@@ -20,7 +20,7 @@ EMPTY, TAGS = "empty masks", "tags that disagree with the mask"
 _ERRORS = (OSError, ValueError, TypeError, MemoryError)
 
 _SIDE_CELLS = 128  # masks are thinned to about so many rows and columns
-_SIDE_PIXELS = 4  # thinned; fewer are a speck of which nothing can be said
+_SIDE_PIXELS = 4  # after thinning; fewer are too small to compare
 _SIDE_SHIFT = 0.02  # of the width: what lies nearer to each other lies on no side
 
 
@@ -29,9 +29,9 @@ class Finding(NamedTuple):
 
     Attributes:
         faults: kind and message of each.
-        thumbnail: of the photograph, as `check_copies.thumbnail` gives it; None where it cannot be read.
+        thumbnail: of the photograph, as `copies.thumbnail` gives it; None where it cannot be read.
         sides: for each of the space's pairs 1 where the first class lies on the right of the second, -1 on its left,
-            0 where that cannot be told.
+            0 where that is not clear.
     """
 
     faults: tuple[tuple[str, str], ...] = ()
@@ -134,7 +134,7 @@ def sides(mask: NDArray[np.uint8], space: LabelSpace) -> tuple[int, ...]:
     """Which of each pair of classes lies further right in a mask (H, W), as `Finding.sides`.
 
     Middles are compared. In a profile one class of a pair is missing, and on a face that lies on its side the two are
-    one above the other: nothing is said there.
+    one above the other: the result is 0 there.
     """
     if not space.flip_pairs:
         return ()

@@ -69,7 +69,7 @@ def seconds_of(time: str) -> int:
     """What SLURM takes a time for: `30` minutes, `30:00`, `4:00:00`, `1-12` days and hours, `1-12:00`, `1-12:00:00`.
 
     Raises:
-        ValueError: it is no such time, or 0.
+        ValueError: it is not such a time, or 0.
     """
     found = _TIME.fullmatch(time)
     if not found:
@@ -211,7 +211,7 @@ def _devices(given: argparse.Namespace) -> int:
 
 
 def _cores(given: argparse.Namespace, config: Mapping[str, Any]) -> int:
-    """Of each process: one for itself and one for each worker of its loader, where nobody said."""
+    """Cores of each process; by default one for itself and one for each worker of its loader."""
     return int(given.cpus_per_task or 1 + (config["data"].get("init_args") or {}).get("num_workers", 0))
 
 

@@ -202,8 +202,8 @@ def stage_status(stage: Stage, root: Path, inputs: Inputs, pending: Iterable[str
     done = {name for name, scored in record.tests.items() if scored.args == stage.tests.get(name)}
     tests = tuple(name for name in stage.tests if name not in done)
     finished = f"finished, {record.seconds / 60:.1f} min"
-    said = ", ".join(f"test {name}" if name else "its test" for name in tests)
-    return StageStatus(False, tests, f"{finished}; {said} not done yet" if tests else finished)
+    missing = ", ".join(f"test {name}" if name else "its test" for name in tests)
+    return StageStatus(False, tests, f"{finished}; {missing} not done yet" if tests else finished)
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -230,5 +230,5 @@ def _absolute(value: Any, roots: Sequence[Path]) -> Any:
 
 def _content(path: Path) -> str:
     """Hash of a file; of a large one, which takes too long to read, its size and time."""
-    said = path.stat()
-    return sha256(path)[:16] if said.st_size <= _HASHED else f"{said.st_size} {said.st_mtime_ns}"
+    stat = path.stat()
+    return sha256(path)[:16] if stat.st_size <= _HASHED else f"{stat.st_size} {stat.st_mtime_ns}"

@@ -114,7 +114,7 @@ def _laid_over(image: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
 def confounder_sheet(rounds: Sequence[Path], data: WeaklySupervisedDataModule) -> Image.Image:
     """The confounder set of each round, a column a class, and in the last row that of the true training masks.
 
-    Each map is drawn from 0 (dark) to its own maximum, which stands below it; a class without images has an empty
+    Each map is drawn from 0 (dark) to its own maximum, which is printed below it; a class without images has an empty
     frame. The last column has the correlation with the true set: `correlation`.
 
     Args:

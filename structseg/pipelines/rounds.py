@@ -22,7 +22,7 @@ from structseg.tables import TextTable
 if TYPE_CHECKING:
     from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 
-_CLASSIFIER = Path("round_0", "classifier")  # the fit whose configuration says what the images are
+_CLASSIFIER = Path("round_0", "classifier")  # its configuration names the images
 # The columns that predictions fill: title, key of the score, digits.
 _BEFORE_TEST = (
     ("cam\nmIoU", "cam_miou", 4),
@@ -40,7 +40,7 @@ _AFTER_TEST = (("mask mIoU\n(train)", "mask_miou", 4),)
 
 @dataclass(frozen=True)
 class Round:
-    """What a round of a pipeline has come to.
+    """The results of a round of a pipeline.
 
     Attributes:
         name: of its folder.
@@ -69,7 +69,9 @@ class Round:
             for stage in report["stages"].values():
                 _ = flat_metrics(stage["scores"]), list(stage["notices"])
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is damaged; remove it and run the pipeline again, which writes it anew") from None
+            raise ValueError(
+                f"{path} is damaged; remove it and run the pipeline again, which writes it again"
+            ) from None
         return cls(folder.name, report, finished=True)
 
     @property
@@ -101,7 +103,7 @@ def find_rounds(folder: Path, only: Sequence[str] | None = None) -> list[Path]:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it is no run of a pipeline with rounds, or has no such round.
+        ValueError: it is not a run of a pipeline with rounds, or has no such round.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; give that of a pipeline's run, runs/PIPELINE/SEED")
@@ -110,7 +112,7 @@ def find_rounds(folder: Path, only: Sequence[str] | None = None) -> list[Path]:
     found = {path.name: path for path in sorted(order, key=lambda path: order[path])}
     if "round_0" not in found:
         near = next((path.parent for path in sorted(folder.glob("*/round_0"))), "runs/PIPELINE/SEED")
-        raise ValueError(f"{folder} is no run of a pipeline with rounds: it has no round_0; give {near}")
+        raise ValueError(f"{folder} is not a run of a pipeline with rounds: it has no round_0; give {near}")
     for name in only or ():
         if name not in found:
             hint = nearest(name, found) or f"; there are {', '.join(found)}"
@@ -136,7 +138,9 @@ def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDat
     record = read_record(folder / _CLASSIFIER)
     paths = _by_age((folder / _CLASSIFIER).glob(f"{record.run if record else '*'}/{CONFIG_NAME}"))
     if not paths:
-        raise FileNotFoundError(f"no RUN_ID/{CONFIG_NAME} in {folder / _CLASSIFIER}, which says what the images are")
+        raise FileNotFoundError(
+            f"no RUN_ID/{CONFIG_NAME} in {folder / _CLASSIFIER}, whose configuration names the images"
+        )
     config = yaml.safe_load(paths[-1].read_text())
     if root is not None:
         if "root" not in config["data"]["init_args"]:
@@ -144,7 +148,9 @@ def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDat
         config["data"]["init_args"]["root"] = root
     made = make_datamodule(config)
     if not isinstance(made, WeaklySupervisedDataModule):
-        raise ValueError(f"{paths[-1]}: {type(made).__name__} is no data of weak supervision, as CONTA's rounds have")
+        raise ValueError(
+            f"{paths[-1]}: {type(made).__name__} is not a datamodule of weak supervision, as CONTA's rounds need"
+        )
     return made
 
 

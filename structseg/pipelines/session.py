@@ -31,8 +31,8 @@ from structseg.pipelines.round_report import print_disk_need, remove_report, wri
 from structseg.pipelines.stages import RUN_ID, Pipeline, Stage, pipeline_folder
 from structseg.provenance import commit
 
-_SPLIT = ("--data.predict_split", "train")  # unless a stage says otherwise
-_SEEDS_A_ROUND = 100  # rounds are trained anew, with random numbers of their own
+_SPLIT = ("--data.predict_split", "train")  # unless a stage sets another
+_SEEDS_A_ROUND = 100  # each round is trained with its own random numbers
 
 
 @dataclass(frozen=True)
@@ -263,9 +263,9 @@ class Session:
         missing = [path for path in left if not path.exists()]
         if missing:
             raise RuntimeError(f"stage {stage.name} left no {missing[0]}, which the stages after it need")
-        said = [About.read(path) for path in left if path.is_dir()]
-        scores = {key: value for about in said for key, value in about.scores.items()}
-        return scores, tuple(dict.fromkeys(notice for about in said for notice in about.notices))
+        manifests = [About.read(path) for path in left if path.is_dir()]
+        scores = {key: value for about in manifests for key, value in about.scores.items()}
+        return scores, tuple(dict.fromkeys(notice for about in manifests for notice in about.notices))
 
     def _test(self, stage: Stage, test: str, record: Record, lock: IO[str]) -> Scored:
         path = checkpoint_of(self.folder / stage.name, record.run)
@@ -277,8 +277,8 @@ class Session:
             raise RuntimeError(
                 f"the test of stage {stage.name} left no figures in {log}; do not change --trainer.logger"
             )
-        said = path.parent.parent / NOTICES_NAME
-        notices = tuple(said.read_text().splitlines()) if said.is_file() else ()
+        noticed = path.parent.parent / NOTICES_NAME
+        notices = tuple(noticed.read_text().splitlines()) if noticed.is_file() else ()
         return Scored(stage.tests[test], figures[-1], round(seconds, 1), notices)
 
 

@@ -56,7 +56,7 @@ def by_round(rows: Sequence[Row], results: Sequence[Result], metrics: Sequence[s
         metrics: dotted names in a round: `cams.cam_miou` for `round_0.cams.cam_miou`, `round_1.cams.cam_miou`, ...
 
     Raises:
-        ValueError: a row is not measured, no seed is there of all, or no round of a row has such a metric.
+        ValueError: a row is not measured, the rows share no seed, or no round of a row has such a metric.
     """
     measured = {row.name: measured_of(row, results) for row in rows}
     seeds = set.intersection(*({result.seed for result in own} for own in measured.values()))
@@ -69,22 +69,22 @@ def by_round(rows: Sequence[Row], results: Sequence[Result], metrics: Sequence[s
 
 
 def round_0_mismatch(measured: Sequence[tuple[Row, Result]]) -> str:
-    """Which results of one pipeline and seed differ in round 0, which the arms share: they are no fair pair.
+    """Which results of one pipeline and seed differ in round 0, which the arms share, so that they cannot be compared.
 
     Args:
         measured: results, each with its row; of any pipelines and seeds.
 
     Returns:
-        A sentence; "" where all is well.
+        A sentence; "" where no results differ.
     """
     firsts: dict[tuple[str, int], Result] = {}
-    said = []
+    sentences = []
     for row, result in measured:
         first = firsts.setdefault((row.source, result.seed), result)
         start, other = _start(first), _start(result)
         if any(start[key] != other[key] for key in start.keys() & other.keys()):
-            said.append(f"{result.row}.{result.seed} began with another round 0 than {first.row}.{first.seed}")
-    return f"{'; '.join(said)}: other settings, code or hardware" if said else ""
+            sentences.append(f"{result.row}.{result.seed} began with another round 0 than {first.row}.{first.seed}")
+    return f"{'; '.join(sentences)}: other settings, code or hardware" if sentences else ""
 
 
 def other_rounds(first: Row, second: Row) -> str:

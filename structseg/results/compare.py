@@ -55,7 +55,7 @@ class Images:
         return {"miou": _nanmean(_nanmean(iou, 2), 1)} | self._named(_nanmean(iou, 1), self._means(weights))
 
     def same(self, other: Images) -> bool:
-        """Whether each image scored the same, as where two rows share a round."""
+        """Whether each image scored the same, as in a round that two rows share."""
         return np.array_equal(self.pixels, other.pixels) and np.array_equal(self.values, other.values, equal_nan=True)
 
     def _means(self, weights: Floats) -> Floats:
@@ -126,7 +126,7 @@ class Comparison:
     seeds: tuple[int, ...]
     images: int
     lines: tuple[Line, ...]
-    remarks: str = ""  # what makes it no fair pair
+    remarks: str = ""  # how the rows differ apart from what they compare
     alike: tuple[str, ...] = ()  # tests left out, as each image scored the same in both
 
     def table(self) -> TextTable:
@@ -136,8 +136,8 @@ class Comparison:
         header = ("metric", first, second, "difference", "95 % interval", "excludes 0", "relative")
         note = (
             f"All {self.images} images; means over the seeds {', '.join(map(str, self.seeds))}. The interval is of the "
-            f"difference, by {RESAMPLES:,} resamples of the images; what another training would change is not in it. "
-            f"Better: share of the images; the others are even."
+            f"difference, by {RESAMPLES:,} resamples of images; how trainings with other seeds differ is not in it. "
+            f"Better: share of the images; in the others both are equal."
         )
         alike = f"Each image the same in both: {', '.join(self.alike)}." if self.alike else ""
         return TextTable(
@@ -247,7 +247,7 @@ def _images(classes: tuple[str, ...], rows: Sequence[Sequence[str]], path: objec
     names = tuple(row[0] for row in rows)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{path} holds {twice} twice; give each sample a name of its own")
+        raise ValueError(f"{path} holds {twice} twice; give each sample its own name")
     cells = np.array([row[1:] for row in rows], float)
     split = len(PIXELS) * len(classes)
     pixels = cells[:, :split].reshape(len(names), len(PIXELS), 1, len(classes)).transpose(1, 2, 0, 3)
@@ -279,11 +279,11 @@ def _check_paired(first: tuple[str, Images], second: tuple[str, Images]) -> None
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """Where nothing is to be divided by, nan."""
+    """Nan where the divisor is 0."""
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
 
 
 def _nanmean(values: Floats, axis: int) -> Floats:
-    """Of what is known; nan where nothing is, without a warning."""
+    """Mean of the finite values; nan where there are none, without a warning."""
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0).sum(axis), known.sum(axis))

@@ -1,4 +1,4 @@
-"""The files that runs leave for the results table: `ROW.SEED.json`, whole or not there, and the images' scores."""
+"""The files that runs leave for the results tables: `ROW.SEED.json` and the scores of the images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structseg.files import ROOT, sha256
 from structseg.messages import nearest
 from structseg.metric_names import flat_metrics
 
-RELIABILITY = "reliability.json"  # what was injected and what survived, beside the rows
+RELIABILITY = "reliability.json"  # failures that were injected and what survived them, in the same folder
 _NAME = re.compile(r"(?P<row>\w+)\.(?P<seed>\d+)\.json")
 
 
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def recipe(self) -> str | None:
-        """Hash of what the row's files said then; None in results from before it was kept."""
+        """Hash of the row's settings at the time; None in results from before it was kept."""
         return self.content.get("recipe")
 
     @property
@@ -92,7 +92,7 @@ def read_results(folder: Path) -> list[Result]:
             continue
         named = _NAME.fullmatch(path.name)
         if not named:
-            raise ValueError(f"{path} is no result: expected a name like ROW.SEED.json; move it away")
+            raise ValueError(f"{path} is not a result: expected a name like ROW.SEED.json; move it away")
         found.append(_read(path, named["row"], int(named["seed"])))
     return sorted(found, key=lambda result: (result.row, result.seed))
 
@@ -117,7 +117,7 @@ def write_images(path: Path, tables: Mapping[str, Sequence[Sequence[str]]]) -> s
 
     Args:
         path: the file, as `images_path` says.
-        tables: what `ImageScores` wrote, header first, by the name of the test; "" = there is but one.
+        tables: what `ImageScores` wrote, header first, by the name of the test; "" = the only test.
 
     Returns:
         The file's SHA-256, for the result that it belongs to.
@@ -129,7 +129,7 @@ def write_images(path: Path, tables: Mapping[str, Sequence[Sequence[str]]]) -> s
 
     headers = {tuple(table[0]) for table in tables.values()}
     if len(headers) != 1:
-        raise ValueError(f"the tests {', '.join(tables)} have different classes; give them rows of their own")
+        raise ValueError(f"the tests {', '.join(tables)} have different classes; make a row for each")
     lines = [[test, *line] for test, table in tables.items() for line in table[1:]]
     lines.insert(0, ["test", *headers.pop()])
     write_table(path, [line[1:] for line in lines] if set(tables) == {""} else lines)

@@ -1,4 +1,4 @@
-"""The rows of the results table: what `experiments/results/manifest.yaml` says, and the commands that measure a row."""
+"""The rows of the results: `experiments/results/manifest.yaml`, and the commands that measure a row."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ Split = Literal["val", "test"]
 
 MANIFEST = experiments_folder() / "results" / "manifest.yaml"
 _TOP = experiments_folder().parent  # where the paths of the manifest start
-SYNTHETIC = "synthetic"  # a row's data that are made, not read
+SYNTHETIC = "synthetic"  # stands for data that are drawn, not read
 MISSING_ROWS = "missing"  # stands for every row that is not measured
 MINUTES_KEYS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the results table.
+    """One row of the results: an experiment to measure with some seeds.
 
     Attributes:
         name: of the row and its files: letters, digits and underscores.
-        what: one sentence for the table.
-        config: YAML of the experiment, from the root of the repository; None where a pipeline trains the row.
+        what: one sentence that describes it.
+        config: YAML of the experiment, relative to the repository; None where a pipeline trains the row.
         data: folder of the data below the data root; `synthetic` for data that are made.
-        headline: the metric that the table shows, as in the result's `metrics`: `miou`, `clean.miou`.
+        headline: the metric that tables show, as in the result's `metrics`: `miou`, `clean.miou`.
         minutes: rough time of one seed, fit and test together, with all stages that a pipeline's stage builds on, on 2
             `cpu` cores and on a `gpu`; None = not there.
         seeds: one run each.
         overrides: further arguments of `structseg fit`; none for a pipeline, whose rows share their stages.
         aim: the headline's mean that is wanted, if any.
-        also: further metrics that the table shows beside the headline.
+        also: further metrics, for the Markdown table.
         tests: further arguments of `structseg test` for each test of the same checkpoint, whose metrics go by its name:
             `128.miou`. Empty = one test without a name.
         scored_on: `test`, or `val` for a row that helps to choose settings: `structseg validate` scores it.
-        pipeline: YAML of the pipeline that trains the row, from the root of the repository, if any.
+        pipeline: YAML of the pipeline that trains the row, relative to the repository, if any.
         stage: the stage of the pipeline that the row scores.
         data_option: the option that takes the folder of the data.
         shown: whether the overview of all methods shows it.
@@ -80,12 +80,12 @@ class Row:
 
     @property
     def source(self) -> str:
-        """The YAML that says how it is trained, from the root of the repository."""
+        """The YAML that defines the training, relative to the repository."""
         return self.config or self.pipeline or ""
 
     @property
     def path(self) -> Path:
-        """The source, from anywhere."""
+        """The source, as an absolute path."""
         return _TOP / self.source
 
 
@@ -98,7 +98,7 @@ def load_manifest(path: Path = MANIFEST, stages: bool = True) -> dict[str, Row]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no manifest; all its faults in one line.
+        ValueError: the file is not a manifest; the message has all its faults.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}; give one with --manifest")
@@ -106,7 +106,7 @@ def load_manifest(path: Path = MANIFEST, stages: bool = True) -> dict[str, Row]:
     if not isinstance(tree, dict) or not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{path} holds no rows; expected `name: {{what: ..., config: ...}}` for each")
     names = [key.value for key, _ in node.value]
-    faults = [f"row {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    faults = [f"row {name} is given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     read = lru_cache(None)(load_pipeline)
     for name, content in tree.items():
         faults += [f"row {name}: {fault}" for fault in _faults(str(name), content)]
@@ -165,7 +165,7 @@ def _source_faults(content: dict[str, Any]) -> Iterable[str]:
     if ("stage" in content) != ("pipeline" in content):
         yield "pipeline and stage belong together; one is missing"
     if "pipeline" in content and content.get("overrides"):
-        yield "overrides; the arguments of a pipeline's stage belong into its file, as rows share stages"
+        yield "overrides; the arguments of a pipeline's stage belong in its file, as rows share stages"
     if isinstance(content.get("config"), str) and not (_TOP / content["config"]).is_file():
         yield f"no file {content['config']}"
 
@@ -189,7 +189,7 @@ def _test_faults(content: dict[str, Any]) -> Iterable[str]:
         yield f"tests are {tests!r}, not a list of texts for each name"
         return
     wrong = [name for name in tests if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name)]
-    yield from (f"the test name {name!r} is no text of letters, digits, underscores and hyphens" for name in wrong)
+    yield from (f"the test name {name!r} is not a text of letters, digits, underscores and hyphens" for name in wrong)
     also = content["also"] if _texts(content.get("also")) else []
     for metric in () if wrong else (content.get("headline"), *also):
         of_round = isinstance(metric, str) and metric.startswith("round_") and "pipeline" in content
@@ -229,10 +229,10 @@ def find_data_root(given: str | None) -> Path | None:
 
 
 def data_folder(row: Row, data_root: Path | None) -> Path | None:
-    """Where a row's data are; None for made data.
+    """The folder of a row's data; None for drawn data.
 
     Raises:
-        FileNotFoundError: not there, or nobody said where.
+        FileNotFoundError: the folder does not exist, or no data root is given.
     """
     if row.data == SYNTHETIC:
         return None
@@ -242,25 +242,26 @@ def data_folder(row: Row, data_root: Path | None) -> Path | None:
             f"STRUCTSEG_DATA to it"
         )
     if not (data_root / row.data).is_dir():
-        raise FileNotFoundError(f"row {row.name} reads {data_root / row.data}, which is no folder; check --data_root")
+        raise FileNotFoundError(
+            f"row {row.name} reads {data_root / row.data}, which is not a folder; check --data_root"
+        )
     return data_root / row.data
 
 
 class Recipes:
-    """Hashes of what the files say of rows; each file is read once."""
+    """Hashes of the settings of rows; each file is read once."""
 
     def __init__(self) -> None:
         self._config = lru_cache(None)(load_config)
         self._pipeline = lru_cache(None)(load_pipeline)
 
     def of(self, row: Row) -> str:
-        """A hash of all that a row's files say of its training and tests: 16 hexadecimal digits.
+        """A hash of the settings of a row's training and tests: 16 hexadecimal digits.
 
-        Arms and stages that the row does not build on are not in it, nor are the seed, the data's folder and the
-        device.
+        It leaves out arms and stages that the row does not build on, the seed, the data's folder and the device.
 
         Raises:
-            FileNotFoundError: a file of it is gone.
+            FileNotFoundError: one of its files does not exist.
             ValueError: one is damaged.
         """
         content: list[Any] = [row.overrides, dict(row.tests)]
@@ -280,7 +281,7 @@ def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: s
         row: the row.
         seed: one of its seeds.
         device: what to train on.
-        data: folder of the data; None for made data.
+        data: folder of the data; None for drawn data.
         source: the row's YAML, as the caller reaches it.
         runs_dir: folder of all runs.
     """
@@ -292,12 +293,12 @@ def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: s
 
 
 def args_of_stages(row: Row, device: Device, data: str | None) -> list[str]:
-    """What every fit of a row gets, each stage of a pipeline too."""
+    """The arguments of every fit of a row, each stage of a pipeline included."""
     return ([row.data_option, data] if data is not None else []) + _on(device)
 
 
 def args_to_score(row: Row, checkpoint: str, seed: int, device: Device) -> dict[str, list[str]]:
-    """What follows `structseg` to score the checkpoint of a run, for each of the row's tests; "" = it has no names."""
+    """What follows `structseg` to score a run's checkpoint, by the name of the row's test; "" = one without a name."""
     command = "test" if row.scored_on == "test" else "validate"
     args = [command, "--ckpt_path", checkpoint, "--seed_everything", str(seed)]
     return {name: [*args, *more, *_on(device)] for name, more in (row.tests or {"": ()}).items()}

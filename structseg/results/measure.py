@@ -41,7 +41,7 @@ from structseg.results.manifest import (
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left, and what the result says of it.
+    """What a training left, and what the result keeps of it.
 
     Attributes:
         checkpoint: the best one.
@@ -83,7 +83,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         The result's file.
 
     Raises:
-        RuntimeError: the training or the test did not come to its end.
+        RuntimeError: the training or the test was interrupted.
     """
     (head, dirty), recipe = commit(), Recipes().of(row)
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -98,8 +98,8 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     images: dict[str, list[list[str]]] = {}
     start = time.perf_counter()
     for test, args in args_to_score(row, str(trained.checkpoint), seed, device).items():
-        left.unlink(missing_ok=True)  # what the test before has left must not be taken for this one's
-        scored = _whole(run(args), "test")
+        left.unlink(missing_ok=True)  # scores of the test before must not be taken for this one's
+        scored = _finished(run(args), "test")
         logged = {key: round(float(value), 6) for key, value in scored.trainer.callback_metrics.items()}
         metrics[test], images[test] = nest_metrics(logged, split), read_table(left)
     test_wall = time.perf_counter() - start
@@ -133,7 +133,7 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
 
 def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
     start = time.perf_counter()
-    fit = _whole(run(args_to_fit(row, seed, device, data, str(row.path), runs_dir)), "training")
+    fit = _finished(run(args_to_fit(row, seed, device, data, str(row.path), runs_dir)), "training")
     seconds = time.perf_counter() - start
     config, images = yaml.safe_load(fit.folder.config.read_text()), len(fit.datamodule.dataset("train"))
     best = fit.folder.checkpoints / "best.ckpt"
@@ -141,7 +141,7 @@ def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str)
 
 
 def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
-    """The row's stage and those that it builds on, as far as they are not finished: rows of a pipeline share them."""
+    """Runs the row's stage and those that it builds on; rows of a pipeline share the finished ones."""
     more = tuple(args_of_stages(row, device, data))
     session = Session(load_pipeline(row.path), seed, Path(runs_dir), more, row.stage)
     records = session.run(tests=bool(session.pipeline.rounds), anew=True)
@@ -178,8 +178,8 @@ def _rounds(
         name = f"round_{number}"
         if done:
             stages = round_report(folder, done)["stages"]
-            scores[name] = {stage: said["scores"] for stage, said in stages.items() if said["scores"]}
-            scores[name]["notices"] = sum(len(said["notices"]) for said in stages.values())
+            scores[name] = {stage: report["scores"] for stage, report in stages.items() if report["scores"]}
+            scores[name]["notices"] = sum(len(report["notices"]) for report in stages.values())
         for stage in done:
             table = session.folder / stage / IMAGES
             if table.is_file():
@@ -187,8 +187,8 @@ def _rounds(
     return scores, images
 
 
-def _whole(cli: StructsegCLI, what: str) -> StructsegCLI:
-    """An interrupted run returns like one that is done, and must not be scored."""
+def _finished(cli: StructsegCLI, what: str) -> StructsegCLI:
+    """Refuses an interrupted run, which returns like a finished one and must not be scored."""
     if cli.trainer.interrupted or not cli.trainer.state.finished:
         raise RuntimeError(f"the {what} was interrupted; nothing is written")
     return cli

@@ -30,7 +30,7 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
 
     Raises:
         ValueError: a row is not measured, has no such setting or metric or shares it with another; validation and test
-            are mixed; the picture is no `.png`.
+            are mixed; the picture does not end in `.png`.
     """
     _check_name(png_path)
     points: dict[float, list[Result]] = {}
@@ -40,12 +40,12 @@ def plot_rows(rows: Sequence[Row], results: Sequence[Result], x: str, ys: Sequen
     for value, found in points.items():
         names = list(dict.fromkeys(result.row for result in found))
         if len(names) > 1:
-            raise ValueError(f"{' and '.join(names)} have {x} {value:g} alike; name one row for each value")
+            raise ValueError(f"{' and '.join(names)} have the same {x}, {value:g}; name one row for each value")
     if len(points) < 2:
         raise ValueError(f"{x} is {next(iter(points)):g} in all results; give --x a setting in which the rows differ")
     splits = {result.scored_on for found in points.values() for result in found}
     if len(splits) > 1:
-        raise ValueError("some rows are scored on validation images, some on the test set; plot them apart")
+        raise ValueError("some rows are scored on validation images, some on the test set; plot them separately")
 
     figure = _figure(ys)
     for axes, y in zip(figure.axes, ys, strict=True):
@@ -68,7 +68,7 @@ def plot_rounds(rounds: Rounds, png_path: Path) -> None:
         png_path: the picture; its folder is made.
 
     Raises:
-        ValueError: the picture is no `.png`.
+        ValueError: the picture does not end in `.png`.
     """
     _check_name(png_path)
     figure = _figure(list(rounds.values))

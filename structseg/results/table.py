@@ -132,7 +132,7 @@ def _seeds(row: Row, measured: int) -> str:
 
 
 def not_measured(row: Row) -> str:
-    """The words for a row without results: how long it would take where."""
+    """The words for a row without results, with the time that it would take."""
     words = {"cpu": "on 2 cores", "gpu": "on a GPU"}
     times = [f"≈ {row.minutes[key]:g} min {words[key]}" for key in words if row.minutes.get(key) is not None]
     return f"not measured ({', '.join(times)})" if times else "not measured"
@@ -201,7 +201,7 @@ def _line(row: Row, summary: Summary | None, indent: str = "") -> tuple[str, ...
 def _notes(found: Iterable[Summary | None]) -> list[str]:
     known = [summary for summary in found if summary]
     marked = {DIRTY_NOTE: any(own.dirty for own in known), STALE_NOTE: any(own.stale for own in known)}
-    return [note for note, said in marked.items() if said]
+    return [note for note, needed in marked.items() if needed]
 
 
 def _foreign(rows: Mapping[str, Row], results: Iterable[Result]) -> list[str]:
@@ -212,7 +212,7 @@ def _foreign(rows: Mapping[str, Row], results: Iterable[Result]) -> list[str]:
 
 
 def markdown(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """The measured rows as a Markdown table, with the notes below it; how many are not measured is said there."""
+    """The measured rows as a Markdown table; a note below it has the number of those that are not measured."""
     recipes = Recipes()
     found = [summary for row in rows.values() if (summary := summarise(row, results, recipes))]
     notes = [note.replace("*", "\\*") for note in _notes(found)] + _foreign(rows, results)

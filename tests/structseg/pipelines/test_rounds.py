@@ -168,7 +168,7 @@ class TestFolder:
     def test_what_is_no_run(self, run):
         with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give that of a pipeline's run"):
             find_rounds(run / "nowhere")
-        with pytest.raises(ValueError, match=r"conta_made is no run of .*: it has no round_0; give .*conta_made/7$"):
+        with pytest.raises(ValueError, match=r"conta_made is not a run of .*: it has no round_0; give .*conta_made/7$"):
             find_rounds(run.parent)
         with pytest.raises(ValueError, match=r"has no round_1_sun \(did you mean round_1_sum\?\)"):
             find_rounds(run, ["round_1_sun"])
@@ -198,7 +198,7 @@ class TestFolder:
     def test_no_configuration_or_other_data(self, run):
         path = run / "round_0" / "classifier" / "abc" / "experiment.yaml"
         path.write_text(yaml.safe_dump({"data": {"class_path": "structseg.datamodules.base.SegmentationDataModule"}}))
-        with pytest.raises(ValueError, match="SegmentationDataModule is no data of weak supervision"):
+        with pytest.raises(ValueError, match="SegmentationDataModule is not a datamodule of weak supervision"):
             run_datamodule(run)
         path.unlink()
         with pytest.raises(FileNotFoundError, match=r"no RUN_ID/experiment.yaml in .*round_0/classifier"):

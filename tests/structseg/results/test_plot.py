@@ -78,7 +78,7 @@ def test_validation_is_said_and_not_mixed_with_test(tmp_path, drawn):
     ("names", "x", "y", "out", "message"),
     [
         ("ab", BETA, "128.miou", "x.jpg", r"--out is .*x.jpg; expected a file that ends in .png"),
-        ("ac", BETA, "128.miou", "x.png", "a and c have model.*beta 1 alike"),
+        ("ac", BETA, "128.miou", "x.png", "a and c have the same model.*beta, 1"),
         ("a", BETA, "128.miou", "x.png", "beta is 1 in all results; give --x a setting"),
         ("az", BETA, "128.miou", "x.png", "z is not measured"),
         ("ab", BETA, "128.mious", "x.png", r"no metric 128.mious \(did you mean 128.miou\?\)"),

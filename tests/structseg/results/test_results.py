@@ -140,8 +140,8 @@ class TestManifest:
             ({"tests": ["--x"]}, r"tests are \['--x'\], not a list"),
             ({"tests": {"a": "--x"}}, "tests are {'a': '--x'}"),
             ({"tests": {"a": ["--x", 1]}}, "tests are {'a': "),
-            ({"tests": {128: []}}, "the test name 128 is no text of letters"),
-            ({"tests": {"a.b": []}}, "the test name 'a.b' is no text of letters"),
+            ({"tests": {128: []}}, "the test name 128 is not a text of letters"),
+            ({"tests": {"a.b": []}}, "the test name 'a.b' is not a text of letters"),
             (
                 {"tests": {"128": [], "250": []}},
                 "clean.miou belongs to no test; say which: 128.clean.miou, 250.clean.m",
@@ -172,7 +172,7 @@ class TestManifest:
             ({"stage": "part"}, r"has no stage part \(did you mean parts\?\)"),
             ({"pipeline": "none.yaml"}, "no pipeline at .*none.yaml"),
             ({"pipeline": ""}, "pipeline is '', not a text"),
-            ({"overrides": ["--x", "1"]}, "overrides; the arguments of a pipeline's stage belong into its file"),
+            ({"overrides": ["--x", "1"]}, "overrides; the arguments of a pipeline's stage belong in its file"),
         ]:
             with pytest.raises(ValueError, match=f"row a: .*{message}"):
                 load_manifest(manifest(tmp_path, yaml.safe_dump({"a": {**content, **changes}})))
@@ -198,7 +198,7 @@ class TestManifest:
 
     def test_all_faults_come_at_once(self, tmp_path):
         text = "a: {what: x}\nb: 3\nmissing: {}\na: {}\n"
-        with pytest.raises(ValueError, match=r"a stands twice; .*no config.*row b: holds 3.*row missing: a name has"):
+        with pytest.raises(ValueError, match=r"a is given twice; .*no config.*row b: holds 3.*row missing: a name has"):
             load_manifest(manifest(tmp_path, text))
 
     @pytest.mark.parametrize("text", ["- a\n", "a: [", "3"])
@@ -217,7 +217,7 @@ class TestManifest:
         (tmp_path / "fasseg").mkdir()
         assert data_folder(row(data="fasseg"), tmp_path) == tmp_path / "fasseg"
         assert data_folder(row(data="synthetic"), None) is None
-        with pytest.raises(FileNotFoundError, match=r"a reads .*voc, which is no folder"):
+        with pytest.raises(FileNotFoundError, match=r"a reads .*voc, which is not a folder"):
             data_folder(row(data="voc"), tmp_path)
         with pytest.raises(FileNotFoundError, match="a reads voc; give the folder"):
             data_folder(row(data="voc"), None)
@@ -249,7 +249,7 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"b\.0\.json holds row a, seed 0"):
             read_results(tmp_path)
         (tmp_path / "b.0.json").rename(tmp_path / "notes.json")
-        with pytest.raises(ValueError, match=r"notes\.json is no result"):
+        with pytest.raises(ValueError, match=r"notes\.json is not a result"):
             read_results(tmp_path)
 
     def test_seeds_are_ordered_as_numbers(self, tmp_path):
