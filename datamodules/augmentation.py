@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import partial
 
-import kornia.augmentation as K
 import torch
-from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from torch import Tensor, nn
 
 from structseg.datamodules.batch import Batch
@@ -88,6 +86,11 @@ class AugmentationPipeline(nn.Module):
         self.outside = 0 if settings.some else space.ignore_index
         self.register_buffer("flip_lookup", space.flip_lookup(), persistent=False)
         s = settings
+        if s == Augmentation():  # kornia takes a while to load
+            self.geometry, self.colour = None, nn.Sequential()
+            return
+        import kornia.augmentation as K
+
         moves = s.rotate or s.translate or s.shear or tuple(s.scale) != (1.0, 1.0)
         affine = K.RandomAffine(
             degrees=s.rotate,
@@ -141,6 +144,8 @@ class AugmentationPipeline(nn.Module):
 
     def _some(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation, shift, zoom, noise: of these each image takes a number from 0 to 4, and then which."""
+        from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+
         s, count = self.settings, len(image)
         order = torch.rand(count, 4).argsort(1).argsort(1)
         rotated, shifted, zoomed, noisy = (order < torch.randint(0, 5, (count, 1))).unbind(1)

@@ -10,8 +10,6 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage import measure
 from torch.nn import functional
 
 from structseg.datamodules.label_spaces import FASSEG
@@ -155,6 +153,8 @@ def _fill(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     The distance transform gives the exact distance but an arbitrary one of the nearest pixels. So all pixels at exactly
     that squared distance, a whole number, are looked at.
     """
+    from scipy import ndimage
+
     gaps = classes == _OPEN
     if not gaps.any():
         return classes
@@ -187,6 +187,8 @@ def _offsets(squared: int) -> list[tuple[int, int]]:
 
 def _without_specks(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Step 4."""
+    from skimage import measure
+
     parts = measure.label(classes, background=_OPEN, connectivity=2)
     specks = np.bincount(parts.ravel()) <= SPECK_PIXELS
     specks[0] = False

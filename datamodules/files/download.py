@@ -13,8 +13,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import requests
-
 CHUNK = 1 << 16  # bytes; a broken transfer loses one at most
 
 
@@ -36,6 +34,8 @@ def download_file(url: str, to: Path, sha256: str | None = None, attempts: int =
         ValueError: the hash is another; the file is removed.
     """
     if not to.exists():
+        import requests
+
         to.parent.mkdir(parents=True, exist_ok=True)
         part = to.with_name(to.name + ".part")
         for attempt in range(1, attempts + 1):
@@ -123,6 +123,8 @@ class _Member:
 
 def _fetch(url: str, part: Path, timeout: float) -> None:
     """One transfer, appended to `part` where the server takes it up from there."""
+    import requests
+
     start = part.stat().st_size if part.exists() else 0
     # Any other encoding would make lengths and ranges count other bytes than those of the file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.segmentation import slic
 from torch.utils.data import Dataset
 
 from structseg.datamodules.batch import Sample
@@ -68,11 +66,15 @@ def make_blobs(
     if kind == "labels":
         return _dense(mask)
     if kind == "components":  # 0 would be background to the routine, which then makes no component of it
+        import cc3d
+
         return cc3d.connected_components(mask.astype(np.uint16) + 1, connectivity=4).astype(np.int64) - 1
     raise ValueError(f"no blobs of kind {kind!r}; choose labels, components or superpixels")
 
 
 def _slic(image: NDArray[Any], segments: int) -> NDArray[np.int32]:
+    from skimage.segmentation import slic  # here, as loading it takes longer than starting without it
+
     pixels = np.ascontiguousarray(image, dtype=np.float32)  # SLIC scales the range itself
     found = slic(pixels, n_segments=segments, max_num_iter=_SLIC_ROUNDS, start_label=0)
     return found.astype(np.int32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 from torch.utils.data import Dataset
 
 from structseg.datamodules.batch import Sample, image_tensor
@@ -95,6 +94,8 @@ def cover(pixels: NDArray[np.uint8], hidden: NDArray[np.bool_], seen: NDArray[np
         hidden: (h, w) what to paint over.
         seen: (h, w) what to leave as it is, and to take no colours from.
     """
+    from scipy import ndimage
+
     margin = max(1, round(_MARGIN * min(hidden.shape)))
     covered = (ndimage.distance_transform_edt(~hidden) <= margin) & ~seen
     rows, columns = (_span(covered.any(axis), 2 * margin) for axis in (1, 0))

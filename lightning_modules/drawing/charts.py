@@ -6,10 +6,13 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Curve = list[tuple[float, float]]
 _LOSSES = {"train/loss_epoch": "train/loss", "val/loss": "val/loss"}
@@ -54,6 +57,8 @@ def loss_curves(curves: Mapping[str, Curve], png_path: Path) -> None:
     ]
     if not panels:
         return
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
@@ -88,6 +93,8 @@ def confusion_figure(confusion: NDArray[np.int64], classes: Sequence[str]) -> Fi
     percent = np.full((size, size), np.nan)
     np.divide(100.0 * confusion, pixels, out=percent, where=pixels > 0)
     cell, letters, digits = (0.62, 10, 1) if size <= 12 else (0.42, 8, 0) if size <= 30 else (0.26, 6, 0)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(cell * size + 2.2, cell * size + 1.6), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.9")

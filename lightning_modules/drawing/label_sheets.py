@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -174,6 +173,8 @@ def as_pixels(image: Tensor | Pixels) -> Pixels:
 @cache
 def font_of(size: int) -> ImageFont.FreeTypeFont:
     """The suite's font at a size in pixels."""
+    import matplotlib
+
     # The font that travels with matplotlib knows far more letters than Pillow's own.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -50,6 +48,8 @@ def component_errors(prediction: Tensor, target: Tensor, ignore_index: int = 255
 
 def _component_counts(maps: NDArray[np.integer]) -> list[int]:
     """Of each of (N, H, W) maps."""
+    import cc3d
+
     counts = []
     for labels in maps.astype(np.int32):
         _, count = cc3d.connected_components(labels, connectivity=8, return_N=True)
@@ -115,6 +115,8 @@ def _match(found: NDArray[np.intp], true: NDArray[np.intp], radius: float) -> fl
     """F1 of (P, 2) and (T, 2) points, each right where one of the others is within the radius."""
     if not len(found) or not len(true):
         return 0.0
+    from scipy.spatial import cKDTree
+
     shares = [
         np.isfinite(cKDTree(others).query(points, distance_upper_bound=radius + 1e-6)[0]).mean()
         for points, others in ((found, true), (true, found))

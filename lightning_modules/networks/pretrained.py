@@ -18,10 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import huggingface_hub.constants as hub
-import timm
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 MEAN = (0.5, 0.5, 0.5)
@@ -53,6 +50,8 @@ def packaged_state_dict(name: str) -> dict[str, Tensor]:
         ValueError: no packaged weights for this network, or the file is not the known one.
         FileNotFoundError: the package is not installed.
     """
+    import timm
+
     name = _timm_name(name)
     path = _file(name)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -78,6 +77,8 @@ def load_packaged(model: nn.Module, name: str) -> None:
         ValueError: no packaged weights for this network, or `model` is another network or pads symmetrically.
         FileNotFoundError: the package is not installed.
     """
+    from timm.layers import Conv2dSame
+
     weights = packaged_state_dict(name)
     if not any(isinstance(module, Conv2dSame) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} {_OTHER_PADDING}; build it as {_timm_name(name)}")
@@ -131,6 +132,8 @@ def hub_access(weights: str, instead: str, asks_hub: bool = True) -> Iterator[No
     Raises:
         FileNotFoundError: the weights are neither in the cache nor to be downloaded.
     """
+    import huggingface_hub.constants as hub
+
     before = hub.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = before or (asks_hub and not reachable(hub.ENDPOINT))
     try:

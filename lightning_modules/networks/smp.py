@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-import segmentation_models_pytorch as smp
-import timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,6 +52,8 @@ class SMPNetwork(nn.Module):
         encoder_weights: str = "packaged",
         decoder_channels: tuple[int, ...] | int | None = None,
     ) -> None:
+        import segmentation_models_pytorch as smp  # in functions: a mistake in a configuration need not wait for it
+
         super().__init__()
         _check_names(architecture, encoder_name)
         options = _decoder_options(architecture, decoder_channels)
@@ -86,6 +86,9 @@ class SMPNetwork(nn.Module):
 
 
 def _check_names(architecture: str, encoder_name: str) -> None:
+    import segmentation_models_pytorch as smp
+    import timm
+
     architectures = [known.__name__ for known in smp.MODEL_ARCHITECTURES_MAPPING.values()]
     if architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
         raise ValueError(_unknown("architecture", architecture, architectures))
@@ -97,6 +100,8 @@ def _check_names(architecture: str, encoder_name: str) -> None:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    import segmentation_models_pytorch as smp
+
     by_lower = {choice.lower(): choice for choice in known}
     nearest = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
     hint = f"nearest: {', '.join(by_lower[choice] for choice in nearest)}" if nearest else f"e.g. {next(iter(known))}"
@@ -106,6 +111,8 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
 def _decoder_options(architecture: str, channels: tuple[int, ...] | int | None) -> dict[str, Any]:
     if channels is None:
         return {}
+    import segmentation_models_pytorch as smp
+
     network = smp.MODEL_ARCHITECTURES_MAPPING[architecture.lower()]
     parameters = inspect.signature(network.__init__).parameters
     if "decoder_channels" not in parameters:
@@ -122,6 +129,9 @@ def _decoder_options(architecture: str, channels: tuple[int, ...] | int | None) 
 
 def _hub_weights(encoder_name: str, weights: str) -> tuple[str, str]:
     """The encoder's name with its tag, and the name of its weights, of a network of smp or of timm."""
+    import segmentation_models_pytorch as smp
+    import timm
+
     if not encoder_name.startswith("tu-"):
         choices = list(smp.encoders.encoders[encoder_name]["pretrained_settings"])
         tag = weights
@@ -142,6 +152,8 @@ def _hub_weights(encoder_name: str, weights: str) -> tuple[str, str]:
 
 
 def _normalisation(encoder_name: str, weights: str) -> tuple[Triple, Triple]:
+    import segmentation_models_pytorch as smp
+
     settings = smp.encoders.get_preprocessing_params(encoder_name, weights)
     if settings["input_range"] != [0, 1] or settings["input_space"] != "RGB":
         raise ValueError(

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from structseg.audit.copies import find_copies
 from structseg.audit.samples import Examined, Finding
 from structseg.command.configs import parse_data
-from structseg.command.parser import StructsegParser, import_rooms
+from structseg.command.parser import StructsegParser
 from structseg.datamodules.base import Split
 from structseg.datamodules.files.listing import FileSample, Listed
 from structseg.messages import fail
@@ -49,7 +49,6 @@ def main(args: list[str]) -> None:
     Raises:
         SystemExit: 1 with any fault, 2 where the command is wrong.
     """
-    import_rooms()
     parser = StructsegParser(prog="structseg check", description="Report every broken file of a data set at once.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, help="processes that read; 0 reads in this one")

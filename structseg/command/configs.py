@@ -11,9 +11,10 @@ import yaml
 from jsonargparse import Namespace
 
 from structseg.command.arguments import as_options
+from structseg.command.class_index import import_named
 from structseg.command.config_files import find_config, load_config
 from structseg.command.lightning import StructsegCLI
-from structseg.command.parser import StructsegParser, import_rooms, shorten
+from structseg.command.parser import StructsegParser, shorten
 from structseg.datamodules.base import SegmentationDataModule
 
 
@@ -24,11 +25,13 @@ def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace
         FileNotFoundError: no such configuration.
         ValueError: the configuration is no YAML or has no data; the message names the `tool` that needs some.
     """
+    import_named(args)
     given = _positional(parser, args)
     parser.add_argument("config_file", type=str, help="an experiment, by path or name; its data part is used")
     parser.add_subclass_arguments(SegmentationDataModule, "data", fail_untyped=False)
     if given:
         path = find_config(given)
+        import_named([str(path)])
         content = load_config(path)
         data = content.get("data") if isinstance(content, dict) else None
         if not data:
@@ -78,7 +81,6 @@ class _ParserOnly(StructsegCLI):
 
 @cache
 def _parser(subcommand: str) -> StructsegParser:
-    import_rooms()
     try:
         _ParserOnly([subcommand], _ResolvingParser)
     except _ParserMade as made:
@@ -94,6 +96,7 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
         OSError: a configuration does not exist or cannot be read.
     """
     args = as_options(args)
+    import_named(args)
     try:
         _parser(args[0]).parse_args([*args, "--print_config"])
     except _Resolved as resolved:

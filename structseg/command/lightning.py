@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
-import wandb
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
@@ -28,8 +27,9 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from structseg.command.arguments import as_options
+from structseg.command.class_index import import_named
 from structseg.command.freed_memory import keep_freed_memory
-from structseg.command.parser import StructsegParser, import_rooms
+from structseg.command.parser import StructsegParser
 from structseg.command.processes import alone
 from structseg.command.resume import check_id, id_of, is_finished, mark_finished, steps_of, where_to_go_on
 from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
@@ -46,7 +46,6 @@ from structseg.lightning_modules.callbacks.prediction_writer import PredictionWr
 from structseg.lightning_modules.callbacks.step_seed import StepSeed
 from structseg.lightning_modules.callbacks.tables import ScoreTables
 from structseg.lightning_modules.checkpoints.card import read_card
-from structseg.lightning_modules.conta.round_writers import artefact_writer
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.messages import fail
 
@@ -264,6 +263,8 @@ class StructsegCLI(LightningCLI):
         """What keeps the predictions: of photographs, or of a split of the data for the stages that build on them."""
         if getattr(self.datamodule, "predict_split", None) is None:
             return PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space)
+        from structseg.lightning_modules.conta.round_writers import artefact_writer
+
         return artefact_writer(self.model, self.datamodule)
 
     def after_instantiate_classes(self) -> None:
@@ -399,11 +400,11 @@ def run(args: list[str]) -> StructsegCLI:
     args = as_options(args)
     if job_id() and threading.current_thread() is threading.main_thread():
         signal.signal(REQUEUE, requeue_before_training)
-    import_rooms()
     os.environ.setdefault("WANDB_SILENT", "true")
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=known)
     given = _with_card(args)
+    import_named(given)
     temporary = Path(given[2]) if given is not args else None
     try:
         return StructsegCLI(given)
@@ -419,6 +420,9 @@ def _finish_wandb(stopped: bool) -> None:
 
     A job that is cancelled loses W&B's own process too: nothing is to wait for an answer from it.
     """
+    wandb = sys.modules.get("wandb")
+    if wandb is None:
+        return
 
     def give_up(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  # a handler's arguments
         raise TimeoutError

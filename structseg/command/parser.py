@@ -8,9 +8,7 @@ import dataclasses
 import inspect
 import os
 import re
-from importlib import import_module
 from pathlib import Path
-from pkgutil import walk_packages
 from typing import Any, NoReturn
 
 import yaml
@@ -21,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from structseg import datamodules, lightning_modules, losses
+from structseg.command.class_index import class_modules, import_all
 from structseg.command.config_files import load_config
 from structseg.datamodules.augmentation import Augmentation
 from structseg.datamodules.base import SegmentationDataModule
@@ -30,13 +28,6 @@ from structseg.lightning_modules.base import TrainedModule
 from structseg.messages import fail, nearest
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
-
-
-def import_rooms() -> None:
-    """Imports every room, so that a configuration can name classes without their paths."""
-    for room in (losses, datamodules, lightning_modules):
-        for module in walk_packages(room.__path__, f"{room.__name__}."):
-            import_module(module.name)
 
 
 class StructsegParser(LightningArgumentParser):
@@ -94,7 +85,7 @@ def shorten(message: str) -> str:
         return f"{where}expected {' or '.join(dict.fromkeys(types))}, got {value[0] if value else 'something else'}"
     missing = re.search(r"Expected a dot import path string: (\S+)", message)
     if missing:
-        classes = {found.__name__ for found in _classes()}
+        classes = {*class_modules(), *(found.__name__ for found in _classes())}
         return f"{where}there is no class {missing[1]}{nearest(missing[1], classes)}"
     return " ".join(line.strip(" -") for line in message.splitlines()[:3])
 
@@ -126,6 +117,7 @@ def _classes() -> list[type]:
 
 def _option_names() -> set[str]:
     """The names of every option of the suite, the trainer and the optimisers, without their prefixes."""
+    import_all()
     names = {"config", "ckpt_path", "print_config", "experiment", "runs_dir", "seed_everything", "trainer", "model"}
     names |= {"data", "checkpoint", "pictures", "init_args", "class_path"}
     for found in _classes():

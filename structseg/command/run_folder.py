@@ -21,7 +21,6 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
-from requests.utils import get_netrc_auth
 
 CONFIG_NAME = "experiment.yaml"
 NOTICES_NAME = "notices_test.txt"
@@ -181,6 +180,8 @@ def wandb_mode() -> str:
         if chosen not in _WANDB_MODES:
             raise ValueError(f"WANDB_MODE is {chosen}; set it to online, offline or disabled")
         return _WANDB_MODES[chosen]
+    from requests.utils import get_netrc_auth
+
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     return "online" if os.environ.get("WANDB_API_KEY") or get_netrc_auth(host) else "offline"
 

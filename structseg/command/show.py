@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from structseg.command.configs import parse_data
-from structseg.command.parser import StructsegParser, import_rooms
+from structseg.command.parser import StructsegParser
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Batch, collate
 from structseg.datamodules.images import resize_mask
@@ -26,7 +26,6 @@ def main(args: list[str]) -> None:
         FileNotFoundError: no such configuration, or no data.
         ValueError: the configuration has no data.
     """
-    import_rooms()
     parser = StructsegParser(prog="structseg show", description="Draw an augmented batch with its labels to a PNG.")
     parser.add_argument("--out", type=str, default="show.png", help="where the picture goes")
     parser.add_argument("--split", type=str, default="train", choices=["train", "val", "test"])

@@ -1,11 +1,6 @@
 import pytest
 
-from structseg.command.parser import StructsegParser, import_rooms, shorten
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _rooms():
-    import_rooms()
+from structseg.command.parser import StructsegParser, shorten
 
 
 @pytest.mark.parametrize(
