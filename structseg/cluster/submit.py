@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from structseg.command.arguments import split_further
 from structseg.command.config_files import find_config, load_config
 from structseg.command.processes import command_line
 from structseg.files import experiments_folder
@@ -32,7 +33,7 @@ _SETTLED = {
     "-c": "CONFIG",
     "--trainer.num_nodes": "--nodes",
     "--trainer.devices": "--gpus-per-node",
-    "--runs_dir": "--runs_dir, before the --,",
+    "--runs_dir": "--runs_dir, before any --,",
     "--resume": "nothing: every job resumes its run",
     "--ckpt_path": "nothing: every job resumes its run",
     "--print_config": "structseg fit",
@@ -273,15 +274,13 @@ def submit(found: list[Job]) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        hint = "; arguments of structseg fit come after --" if "unrecognized" in message else ""
-        fail(f"submit: {message}{hint}", 2)
+        fail(f"submit: {message}", 2)
 
 
-def parsed(args: list[str]) -> argparse.Namespace:
-    """The options of `structseg submit`, as they stand before `--`."""
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="structseg submit",
-        usage="%(prog)s CONFIG [options] [-- further arguments of structseg fit]",
+        usage="%(prog)s CONFIG [options] [further options of structseg fit]",
         description="Writes a SLURM job of an experiment into RUNS/slurm, shows it and submits it; for a pipeline one "
         "a stage, each after the one before. A job that runs out of time, or is pre-empted, is requeued and resumed.",
         allow_abbrev=False,
@@ -301,19 +300,23 @@ def parsed(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--job-name", metavar="NAME", help="default: the configuration's file name")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
     parser.add_argument("--dry-run", action="store_true", help="show it; nothing is written or submitted")
-    return parser.parse_args(args)
+    return parser
+
+
+def parsed(args: list[str]) -> argparse.Namespace:
+    """The options of `structseg submit` itself."""
+    return _parser().parse_args(args)
 
 
 def main(args: list[str]) -> None:
     """Entry point of `structseg submit`."""
-    at = args.index("--") if "--" in args else len(args)
-    given = parsed(args[:at])
-    origin = [arg for number, arg in enumerate(args) if arg != "--dry-run" or number > at]
-    found = jobs(given, args[at + 1 :], command_line(["submit", *origin]))
+    own, further = split_further(args, _parser()._option_string_actions)
+    origin = [arg for arg in own if arg != "--dry-run"] + ([] if not further else ["--", *further])
+    found = jobs(parsed(own), further, command_line(["submit", *origin]))
     if not found:
         print("every stage is finished")
     for job in found:
         print(job.text, end="", flush=True)
         print(f"# {shlex.join(job.command('JOB_BEFORE'))}", flush=True)
-    if not given.dry_run:
+    if "--dry-run" not in own:
         submit(found)

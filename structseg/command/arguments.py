@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from structseg.command.subcommands import check_options, check_subcommand
+from structseg.command.subcommands import ROOTS, check_options, check_subcommand
 from structseg.messages import UsageError
 
 _CONFIG = ("--config", "-c")
@@ -51,6 +51,27 @@ def as_options(args: Sequence[str]) -> list[str]:
         raise ValueError("predict needs images: give images, folders, a video or camera:0 after the checkpoint")
     first = [word for config in configs for word in ("--config", _config_path(config))]
     return [subcommand, *first, *_with_paths(options), *added]
+
+
+def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], list[str]]:
+    """A command's own words, and the options that it hands on to `fit`, whether `--` stands before them or not.
+
+    Args:
+        args: the words after the subcommand.
+        own: the command's own options, such as `--seed`.
+    """
+    at = args.index("--") if "--" in args else len(args)
+    words, taken, further = iter(args[:at]), [], []
+    own = set(own)
+    for word in words:
+        name = word.partition("=")[0]
+        if name in own or not name.startswith("--") or name[2:].partition(".")[0].rstrip("+") not in ROOTS["fit"]:
+            taken.append(word)
+            continue
+        further.append(word)
+        if "=" not in word and name != "--print_config":
+            further += [value for value in [next(words, None)] if value is not None]
+    return taken, [*further, *args[at + 1 :]]
 
 
 def value_of(option: str, args: Sequence[str]) -> str | None:

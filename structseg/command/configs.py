@@ -25,6 +25,7 @@ def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace
         FileNotFoundError: no such configuration.
         ValueError: the configuration is no YAML or has no data; the message names the `tool` that needs some.
     """
+    args = [arg for number, arg in enumerate(args) if arg != "--" or "--" in args[:number]]
     import_named(args)
     given = _positional(parser, args)
     parser.add_argument("config_file", type=str, help="an experiment, by path or name; its data part is used")

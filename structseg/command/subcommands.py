@@ -58,6 +58,7 @@ SUBCOMMANDS = {
     "configs": Subcommand("structseg.command.config_files", "list the configurations that --config finds by name"),
     "show": Subcommand("structseg.command.show", "draw an augmented batch with its labels"),
     "results": Subcommand("structseg.results.command", "the results table, and the runs behind it"),
+    "completion": Subcommand("structseg.command.completion", "print what completes this command in bash or zsh"),
 }
 
 # What other suites call them.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from structseg.command.arguments import split_further
 from structseg.command.config_files import find_config
 from structseg.command.processes import command_line
 from structseg.messages import fail, nearest
@@ -39,16 +40,14 @@ def comparison(session: Session, records: Mapping[str, Record]) -> TextTable:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        hint = "; arguments of the stages come after --" if "unrecognized" in message else ""
-        fail(f"pipeline: {message}{hint}", 2)
+        fail(f"pipeline: {message}", 2)
 
 
 def main(args: list[str]) -> None:
     """Entry point of `structseg pipeline`."""
-    at = args.index("--") if "--" in args else len(args)
     parser = _Parser(
         prog="structseg pipeline",
-        usage="%(prog)s FILE [options] [-- further arguments of every stage's fit and test]",
+        usage="%(prog)s FILE [options] [further options of every stage's fit and test]",
         description="Runs fits and predictions that build on each other. A finished stage is skipped, unless what it "
         "was made from has changed; a prediction of another configuration is replaced only with --anew. Remove a "
         "stage's folder to run it again.",
@@ -61,14 +60,15 @@ def main(args: list[str]) -> None:
     parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds")
     parser.add_argument("--seed", type=int, default=0, help="of every stage; default: 0")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
-    given = parser.parse_args(args[:at])
+    own, further = split_further(args, parser._option_string_actions)
+    given = parser.parse_args(own)
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; expected a whole number from 0")
     from structseg.pipelines.session import Session  # takes seconds to load
 
     pipeline = load_pipeline(find_config(given.file))
     pipeline = pipeline if given.arm is None else pipeline.of_arm(given.arm)
-    session = Session(pipeline, given.seed, given.runs_dir, tuple(args[at + 1 :]), given.until)
+    session = Session(pipeline, given.seed, given.runs_dir, tuple(further), given.until)
     if given.dry_run:
         configs = session.configs()
         for stage, status, commands in session.survey(configs):

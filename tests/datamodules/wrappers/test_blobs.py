@@ -60,13 +60,13 @@ class VaryingFaces(Faces):
 def slic_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry a call of SLIC."""
     calls: list[int] = []
-    real: Callable = blobs_module.slic
+    real: Callable = blobs_module._slic
 
     def counting(*args: object, **kwargs: object) -> np.ndarray:
         calls.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(blobs_module, "slic", counting)
+    monkeypatch.setattr(blobs_module, "_slic", counting)
     return calls
 
 

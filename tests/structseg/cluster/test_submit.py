@@ -218,11 +218,17 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"unknown key modle \(did you mean model\?\)"):
             main(["bad.yaml"])
 
-    def test_an_option_of_fit_before_the_two_hyphens(self, here, capsys):
+    def test_an_option_that_neither_it_nor_fit_has(self, here, capsys):
         with pytest.raises(SystemExit) as end:
-            main(["tiny.yaml", "--data.batch_size", "2"])
+            main(["tiny.yaml", "--batch_size", "2"])
         assert end.value.code == 2
-        assert "arguments of structseg fit come after --" in capsys.readouterr().err
+        assert "unrecognized arguments: --batch_size 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dashes", [[], ["--"]])
+def test_options_of_fit_need_no_dashes_before_them(here, capsys, dashes):
+    main(["tiny.yaml", *dashes, "--data.batch_size", "2", *([] if dashes else ["--dry-run"])])
+    assert "tiny.yaml --data.batch_size 2" in capsys.readouterr().out
 
 
 class TestSubmitted:

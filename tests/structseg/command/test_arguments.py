@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from structseg.command.arguments import as_options
+from structseg.command.arguments import as_options, split_further
 from structseg.command.config_files import find_config
 from structseg.command.configs import _parser
 from structseg.command.subcommands import LIGHTNING, ROOTS, options_of
@@ -84,3 +84,18 @@ def test_the_tables_agree_with_the_parsers(name):
             assert option.default == str(known)
         elif not key.startswith(("data.", "model.")):
             assert option.name in found
+
+
+@pytest.mark.parametrize(
+    ("args", "own", "further"),
+    [
+        (["f.yaml", "--seed", "1"], ["f.yaml", "--seed", "1"], []),
+        (["f.yaml", "--data.root", "x", "--seed", "1"], ["f.yaml", "--seed", "1"], ["--data.root", "x"]),
+        (["f.yaml", "--data.root=x", "--", "--seed", "1"], ["f.yaml"], ["--data.root=x", "--seed", "1"]),
+        (["--trainer.callbacks+", "X", "f.yaml", "--runs_dir", "r"], ["f.yaml", "--runs_dir", "r"], ["--trainer.callbacks+", "X"]),
+        (["f.yaml", "--dry-rn"], ["f.yaml", "--dry-rn"], []),
+        (["f.yaml", "--memory"], ["f.yaml"], ["--memory"]),
+    ],
+)  # fmt: skip
+def test_what_is_handed_on_needs_no_dashes_before_it(args, own, further):
+    assert split_further(args, ["--seed", "--runs_dir", "--dry-run"]) == (own, further)

@@ -29,7 +29,7 @@ def test_the_command_draws_an_augmented_batch(tmp_path, capsys):
     config = tmp_path / "e.yaml"
     config.write_text("data: {class_path: tests.data.tiny.TinyDataModule, init_args: {augmentation: {flip: 1.0}}}")
     pictures = []
-    for more in ([], ["--plain"], ["--data.batch_size", "2"]):
+    for more in ([], ["--plain"], ["--", "--data.batch_size", "2"]):
         out = tmp_path / "show.png"
         show.main([str(config), "--out", str(out), "--count", "4", *more])
         pictures.append(np.asarray(Image.open(out)))

@@ -1,0 +1,55 @@
+"""The completion of a shell, asked of bash itself."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from structseg.command import completion
+from structseg.messages import UsageError
+from tests.structseg.command.test_light_commands import light
+
+
+def script(shell):
+    code, out, err = light("completion", shell)
+    assert (code, err) == (0, "")
+    return out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_subcommands_options_and_configurations(tmp_path):
+    (tmp_path / "completion.bash").write_text(script("bash"))
+    asked = """
+source completion.bash
+function=$(complete -p structseg | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+while read -r line; do
+    COMP_WORDS=($line); [[ $line == *" " ]] && COMP_WORDS+=("")
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+    $function structseg "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+    echo "${COMPREPLY[*]}"
+done
+"""
+    lines = ["structseg fi", "structseg fit --trainer.max", "structseg predict --data.predict_o", "structseg fit fasseg_v2_rea",
+             "structseg fit --config consensus/synth", "structseg completion z"]  # fmt: skip
+    done = subprocess.run(
+        ["bash", "--norc", "-c", asked],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    fit, epochs, out, name, config, shell = done.stdout.splitlines()
+    assert (fit, epochs, out, shell) == ("fit", "--trainer.max_epochs", "--data.predict_out", "zsh")
+    assert "fasseg_v2_readme" in name.split()
+    assert "consensus/synthetic_occlusion" in config.split()
+
+
+def test_zsh_has_a_script_of_its_own():
+    assert script("zsh").startswith("#compdef structseg")
+
+
+@pytest.mark.parametrize("args", [[], ["fish"], ["bash", "zsh"]])
+def test_other_shells_are_refused(args):
+    with pytest.raises(UsageError, match="expected bash or zsh, got"):
+        completion.main(args)
