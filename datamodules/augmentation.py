@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structseg.datamodules.batch import Batch
+from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.label_spaces import LabelSpace
 
 
@@ -30,9 +31,9 @@ class Augmentation:
         blur: probability of a Gaussian blur, sigma 0.1 to 2 pixels.
         noise: standard deviation of Gaussian noise, on images in 0..1, applied to half of the images.
         erase: probability that a rectangle of 2 to 20 % of the image is painted over; its labels stay.
-        some: each image takes 0 to 4 of rotation, shift, zoom and noise, how many and which drawn anew, and what comes
-            from outside of it is labelled background; else each image takes all. From the STN-iCNN paper, section
-            2.5.1: rotate 15, translate 0.2, scale [0.2, 1.2].
+        random_subset: each image takes 0 to 4 of rotation, shift, zoom and noise, how many and which drawn anew, and
+            what comes from outside of it is labelled background; else each image takes all. From the STN-iCNN paper,
+            section 2.5.1: rotate 15, translate 0.2, scale [0.2, 1.2].
     """
 
     flip: float = 0.0
@@ -48,13 +49,13 @@ class Augmentation:
     blur: float = 0.0
     noise: float = 0.0
     erase: float = 0.0
-    some: bool = False
+    random_subset: bool = False
 
     def __post_init__(self) -> None:
         problems = [
             f"{f.name}={getattr(self, f.name)} (0 or more is needed)"
             for f in fields(self)
-            if f.name not in ("scale", "some") and getattr(self, f.name) < 0
+            if f.name not in ("scale", "random_subset") and getattr(self, f.name) < 0
         ]
         problems += [
             f"{name}={getattr(self, name)} (a probability, at most 1)"
@@ -65,17 +66,16 @@ class Augmentation:
             problems.append(f"hue={self.hue} (at most 0.5)")
         if not 0 < self.scale[0] <= self.scale[1]:
             problems.append(f"scale={self.scale} (0 < smallest <= largest is needed)")
-        if self.some and self.shear:
-            problems.append(f"shear={self.shear} with some=true (it is none of the four; leave it at 0)")
-        if problems:
-            raise ValueError("augmentation: " + ", ".join(problems))
+        if self.random_subset and self.shear:
+            problems.append(f"shear={self.shear} with random_subset=true (which does not vary it; leave it at 0)")
+        raise_problems("augmentation", problems)
 
 
 class AugmentationPipeline(nn.Module):
     """Applies an `Augmentation` to batches whose labels are of one space; draws from torch's global generators.
 
-    Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` (0, background, with `some`) and
-    0 in `blobs`. Images without `mask` get one: 0, and the same outside of them.
+    Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` (0, background, with
+    `random_subset`) and 0 in `blobs`. Images without `mask` get one: 0, and the same outside of them.
     """
 
     flip_lookup: Tensor
@@ -83,7 +83,7 @@ class AugmentationPipeline(nn.Module):
     def __init__(self, settings: Augmentation, space: LabelSpace) -> None:
         super().__init__()
         self.settings = settings
-        self.outside = 0 if settings.some else space.ignore_index
+        self.outside = 0 if settings.random_subset else space.ignore_index
         self.register_buffer("flip_lookup", space.flip_lookup(), persistent=False)
         s = settings
         if s == Augmentation():  # kornia takes a while to load
@@ -99,7 +99,7 @@ class AugmentationPipeline(nn.Module):
             shear=s.shear or None,
             p=1.0,
         )
-        self.geometry = K.AugmentationSequential(affine, data_keys=None) if moves and not s.some else None
+        self.geometry = K.AugmentationSequential(affine, data_keys=None) if moves and not s.random_subset else None
         colour: list[nn.Module] = []
         if s.brightness or s.contrast or s.saturation or s.hue:
             colour.append(K.ColorJiggle(s.brightness, s.contrast, s.saturation, s.hue, p=1.0))
@@ -107,7 +107,7 @@ class AugmentationPipeline(nn.Module):
             colour.append(K.RandomGrayscale(p=s.grayscale))
         if s.blur:
             colour.append(K.RandomGaussianBlur((7, 7), (0.1, 2.0), p=s.blur))
-        if s.noise and not s.some:
+        if s.noise and not s.random_subset:
             colour.append(K.RandomGaussianNoise(std=s.noise, p=0.5))
         if s.erase:
             colour.append(K.RandomErasing(scale=(0.02, 0.2), p=s.erase))
@@ -122,10 +122,10 @@ class AugmentationPipeline(nn.Module):
             batch["mask"] = torch.zeros(image.shape[0], *image.shape[-2:], dtype=torch.int64, device=image.device)
         keys = [key for key in ("mask", "blobs") if key in batch]
         # One tensor, so that all labels are warped alike; shifted by one, so that the zeros that a warp lets in from
-        # outside can be told from class 0.
+        # outside can be distinguished from class 0.
         labels = torch.stack([batch[key] + 1 for key in keys], 1).float()
-        if self.settings.some:
-            image, labels = self._some(image, labels)
+        if self.settings.random_subset:
+            image, labels = self._random_subset(image, labels)
         elif self.geometry is not None:
             moved = self.geometry({"image": image, "mask": labels})
             image, labels = moved["image"], moved["mask"]
@@ -142,7 +142,7 @@ class AugmentationPipeline(nn.Module):
         out["image"] = self.colour(image).clamp(0, 1)
         return out
 
-    def _some(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _random_subset(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation, shift, zoom, noise: of these each image takes a number from 0 to 4, and then which."""
         from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 

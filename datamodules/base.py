@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,8 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
-from structseg.datamodules.batch import Batch, Sample, collate, pad_masks
+from structseg.datamodules.batch import Batch, DataSettings, Sample, Split, collate, pad_masks
+from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.label_spaces import label_space as find_label_space
 from structseg.datamodules.predict.inputs import predict_inputs
@@ -21,12 +21,10 @@ from structseg.datamodules.samplers import EpochSampler, EvaluationSampler, run_
 from structseg.datamodules.wrappers.blobs import BlobDataset, BlobKind
 from structseg.datamodules.wrappers.full_size import Originals
 from structseg.datamodules.wrappers.hidden_parts import HiddenPartsDataset
-from structseg.datamodules.wrappers.repeated import VersionsDataset
-
-Split = Literal["train", "val", "test"]
+from structseg.datamodules.wrappers.repeated import RepeatedDataset
 
 
-class SegmentationDataModule(LightningDataModule):
+class SegmentationDataModule(LightningDataModule, DataSettings):
     """Loaders, augmentation and normalisation; a child gives the data sets.
 
     On its own it holds no labelled data and serves `predict` alone.
@@ -47,10 +45,9 @@ class SegmentationDataModule(LightningDataModule):
         predict_out: the folder that predictions are written to.
     """
 
-    test_subsets: Mapping[str, frozenset[str]] = {}  # parts of the test set, by sample name, that are also scored apart
-    download: bool = False  # whether `prepare_data` fetches what is missing
     originals: Originals | None = None  # set by a child whose samples have `original`
-    versions: int = 1  # set by a child: how often each training image occurs in an epoch
+    repeats: int = 1  # set by a child: how often each training image occurs in an epoch
+    download: bool = False  # whether `prepare_data` fetches what is missing
 
     def __init__(
         self,
@@ -68,7 +65,7 @@ class SegmentationDataModule(LightningDataModule):
         blobs: BlobKind | None = None,
     ) -> None:
         super().__init__()
-        problems = []
+        problems: list[str] = []
         if min(size) < 1:
             problems.append(f"size={tuple(size)} (height and width in pixels, 1 or more)")
         if batch_size < 1:
@@ -77,8 +74,7 @@ class SegmentationDataModule(LightningDataModule):
             problems.append(f"num_workers={num_workers} (0 or more)")
         if min(std) <= 0:
             problems.append(f"std={tuple(std)} (above 0)")
-        if problems:
-            raise ValueError("data: " + ", ".join(problems))
+        raise_problems("data", problems)
         self.label_space: LabelSpace = find_label_space(label_space)
         self.size = (int(size[0]), int(size[1]))
         self.batch_size = batch_size
@@ -92,7 +88,7 @@ class SegmentationDataModule(LightningDataModule):
         self._datasets: dict[Split, Dataset[Sample]] = {}
 
     def make_dataset(self, split: Split) -> Dataset[Sample] | None:  # noqa: ARG002  # for children
-        """The samples of a split, (3, H, W) image and (H, W) mask each; None where there is none. A child gives it."""
+        """The samples of a split, (3, H, W) image and (H, W) mask each; None without the split. A child gives it."""
         return None
 
     def dataset(self, split: Split) -> Dataset[Sample]:
@@ -111,13 +107,6 @@ class SegmentationDataModule(LightningDataModule):
                 made = HiddenPartsDataset(made, self.originals.hide_parts, self.label_space, self.seed)
             self._datasets[split] = made
         return self._datasets[split]
-
-    def _loader(self, split: Split) -> DataLoader[Sample]:
-        data = self.dataset(split)
-        train = split == "train"
-        if train and self.versions > 1:
-            data = VersionsDataset(data, self.versions)
-        return self._load(data, train)
 
     def _load(self, data: Dataset[Sample], train: bool) -> DataLoader[Sample]:
         """Batches of samples; in evaluation one image each where masks are scored as they are."""
@@ -139,21 +128,17 @@ class SegmentationDataModule(LightningDataModule):
         return EvaluationSampler(data, world, rank)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled by (seed, epoch); every image once an epoch, or `versions` times."""
-        return self._loader("train")
+        """Shuffled by (seed, epoch); every image once an epoch, or `repeats` times."""
+        data = self.dataset("train")
+        return self._load(data if self.repeats == 1 else RepeatedDataset(data, self.repeats), train=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """In order, each image once over all ranks; no loader where nothing is held out."""
-        return self._loader("val") if self.has_validation else []
+        return self._load(self.dataset("val"), train=False) if self.has_validation else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """In order, each image once over all ranks."""
-        return self._loader("test")
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether anything is held out for validation."""
-        return True
+        return self._load(self.dataset("test"), train=False)
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The images of `predict_dir`, one a batch, each with its original.
@@ -189,18 +174,18 @@ class SegmentationDataModule(LightningDataModule):
         """Originals and masks are varied at their own size; the images are made anew from them."""
         originals = batch["original"]
         sizes = [(original.shape[-2], original.shape[-1]) for original in originals]
-        rows = [range(len(sizes))] if len(set(sizes)) == 1 else [range(i, i + 1) for i in range(len(sizes))]
-        seen: tuple[int, int] = (batch["image"].shape[-2], batch["image"].shape[-1])
+        groups = [range(len(sizes))] if len(set(sizes)) == 1 else [range(i, i + 1) for i in range(len(sizes))]
+        small: tuple[int, int] = (batch["image"].shape[-2], batch["image"].shape[-1])
         images, varied, masks = [], [], []
-        for row in rows:
-            height, width = sizes[row[0]]
-            part: Batch = {"image": torch.stack([originals[i] for i in row])}
+        for group in groups:
+            height, width = sizes[group[0]]
+            part: Batch = {"image": torch.stack([originals[i] for i in group])}
             if "mask" in batch:
-                part["mask"] = batch["mask"][row.start : row.stop, :height, :width]
+                part["mask"] = batch["mask"][group.start : group.stop, :height, :width]
             part = self.pipeline(part)
             varied += list(part["image"])
             masks += list(part["mask"])
-            images.append(F.interpolate(part["image"], seen, mode="bilinear", antialias=True))
+            images.append(F.interpolate(part["image"], small, mode="bilinear", antialias=True))
         batch = batch.copy()
         batch["image"], batch["original"] = torch.cat(images), varied
         batch["mask"] = pad_masks(masks, self.label_space.ignore_index)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -12,16 +12,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from structseg.datamodules.label_spaces import LabelSpace
+
 
 class Sample(TypedDict, total=False):
-    """One image with what belongs to it: the keys of `Batch`, without the leading N."""
+    """One image with what belongs to it: the keys of `Batch`, without the leading N.
+
+    superpixels: (H, W) raw numbers as a data set publishes them, of which `BlobDataset` makes blobs; not in a batch.
+    """
 
     image: Tensor
     mask: Tensor
     blobs: Tensor
+    superpixels: Tensor
     tags: Tensor
     context: Tensor
-    view: Tensor
+    crop: Tensor
     cams: Tensor
     original: Tensor
     name: str
@@ -35,7 +41,7 @@ class Batch(TypedDict, total=False):
     size, not of `image`'s, and padded to the largest. name: N stable names.
 
     Of weak supervision: context: float32 (N, K, h, w) in 0..1, class probabilities, background first, of the whole of
-    each image. view: float32 (N, 2, 3), where `image` lies in the whole, as `F.affine_grid(view, ...,
+    each image. crop: float32 (N, 2, 3), where `image` lies in the whole, as `F.affine_grid(crop, ...,
     align_corners=False)` takes it. cams: class activation maps of the whole, (K-1, h, w) in 0..1 each.
     """
 
@@ -44,10 +50,83 @@ class Batch(TypedDict, total=False):
     blobs: Tensor
     tags: Tensor
     context: Tensor
-    view: Tensor
+    crop: Tensor
     cams: list[Tensor]
     original: list[Tensor]
     name: list[str]
+
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class DataSettings(Protocol):
+    """What modules and callbacks read of the datamodule that they run with, by `data_of`; the values are the defaults.
+
+    Attributes:
+        label_space: of the masks; it has no default.
+        batch_size: images a training batch, on each device; None where it is not known.
+        test_subsets: parts of the test set, by sample name, that are also scored apart.
+        notices: what a reader of the figures has to know of the data.
+        predict_out: the folder that predictions are written to.
+        predict_split: the split that is predicted; None: photographs.
+        unlabelled: a folder of training images without labels.
+        masks: of training: None, `truth`, or a folder of an earlier stage.
+        queries: folder of the last round's class probabilities.
+        context_of: whose context each image gets.
+        tests_superpixels: whether test blobs are published superpixels, on which accuracy is reported.
+    """
+
+    label_space: LabelSpace
+    batch_size: int | None = None
+    test_subsets: Mapping[str, frozenset[str]] = {}
+    notices: Sequence[str] = ()
+    predict_split: Split | None = None
+    predict_out: str = "predictions"
+    unlabelled: Any = None
+    masks: str | None = None
+    queries: str | None = None
+    context_of: str = "own"
+    tests_superpixels: bool = False
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether anything is held out for validation."""
+        return True
+
+    @property
+    def query_origin(self) -> str | None:
+        """What tells the queries from another prediction's; None where it is not known."""
+        return None
+
+    def names(self, split: Split) -> tuple[str, ...]:  # noqa: ARG002  # for children
+        """The names of a split's images, where they are known before any is read."""
+        return ()
+
+
+class _Defaults(DataSettings):
+    """No datamodule: loaders that were given to the trainer."""
+
+
+class _WithDefaults:
+    def __init__(self, data: object) -> None:
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(self._data, name)
+        except AttributeError:
+            return getattr(_Defaults(), name)  # type: ignore[abstract]  # label_space alone has no default
+
+
+def with_defaults(data: object) -> DataSettings:
+    """A datamodule, or None, as modules read it: what it does not have has its default."""
+    return cast(DataSettings, _WithDefaults(data))
+
+
+def data_of(trainer: object) -> DataSettings:
+    """The datamodule of a trainer, as by `with_defaults`."""
+    return with_defaults(getattr(trainer, "datamodule", None))
 
 
 def image_tensor(image: Image.Image) -> Tensor:
@@ -78,7 +157,7 @@ def collate(samples: list[Sample]) -> Batch:
         ValueError: images or masks of different sizes, named.
     """
     batch: Batch = {"name": [sample["name"] for sample in samples]}
-    for key in ("image", "mask", "blobs", "tags", "context", "view"):
+    for key in ("image", "mask", "blobs", "tags", "context", "crop"):
         if key not in samples[0]:
             continue
         tensors = [sample[key] for sample in samples]

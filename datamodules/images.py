@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (
     ".webp",
 )  # fmt: skip
 
-# Of these alone: Pillow knows formats that start a program (PostScript) or are told by a few bytes (TGA, PCX).
+# Only these: Pillow also reads formats that start a program (PostScript) or are recognised by a few bytes (TGA, PCX).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 # So many pixels of so little data are no picture. Photographs have 20 pixels a byte at most, label maps about 100.
 _BOMB_PIXELS, _BOMB_PIXELS_A_BYTE = 40_000_000, 200
@@ -32,16 +32,9 @@ _DECODING_ERRORS = (
 )  # fmt: skip
 
 
-def refuse(error: Exception, faults: list[str] | None) -> None:
-    """Raises the error; where faults are gathered, adds its message to them instead."""
-    if faults is None:
-        raise error
-    faults.append(str(error))
-
-
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Makes one line, with the file's name, of whatever Pillow raises."""
+    """Turns what Pillow raises into one line with the file's name."""
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}; check the path")
     if path.stat().st_size == 0:
@@ -191,7 +184,7 @@ def read_mask(path: Path, classes: int, space: str) -> NDArray[np.uint8]:
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image squeezed to (H, W), bilinear with antialiasing."""
+    """The image resized to (H, W), aspect not kept, bilinear with antialiasing."""
     height, width = size
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class LabelSpace:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     flip_pairs: tuple[tuple[int, int], ...] = ()
-    groups: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore_index: int = 255
 
     def __post_init__(self) -> None:
@@ -121,7 +120,7 @@ def _pairs(classes: tuple[str, ...], *names: tuple[str, str]) -> tuple[tuple[int
 
 
 def _groups(classes: tuple[str, ...], **names: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
-    return MappingProxyType({group: tuple(classes.index(n) for n in members) for group, members in names.items()})
+    return {group: tuple(classes.index(n) for n in members) for group, members in names.items()}
 
 
 # The palette of the published label images; hair is 127, not 128, and holds the brows.
@@ -209,9 +208,9 @@ COCO = LabelSpace("coco", _COCO, _voc_palette(81))
 _SCENES = ("background", "star", "moon", "fish", "shell", "flower", "beetle", "house", "cone")
 SCENES = LabelSpace("scenes", _SCENES, _voc_palette(9))
 
-SPACES: Mapping[str, LabelSpace] = MappingProxyType(
-    {space.name: space for space in (FASSEG, HELEN, STN, PARTS, OCCLUSION, CELEBAMASK_HQ, VOC, COCO, SCENES)}
-)
+SPACES: Mapping[str, LabelSpace] = {
+    space.name: space for space in (FASSEG, HELEN, STN, PARTS, OCCLUSION, CELEBAMASK_HQ, VOC, COCO, SCENES)
+}
 
 _CELEBA_TO_STN = {
     "l_brow": "left_brow",
@@ -235,36 +234,34 @@ _SAME_IN_COCO = {
 _VOC_TO_COCO = {name: _SAME_IN_COCO.get(name, name) for name in _VOC}
 
 # (source, target) -> class of the source: class of the target; what is left out becomes background.
-MAPS: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
-    {
-        # FASSEG draws brows as hair, ears and neck as skin, clothes as background.
-        ("celebamask_hq", "fasseg"): {
-            **dict.fromkeys(("skin", "eye_g", "l_ear", "r_ear", "neck", "neck_l"), "skin"),
-            **dict.fromkeys(("hair", "l_brow", "r_brow"), "hair"),
-            **dict.fromkeys(("l_eye", "r_eye"), "eyes"),
-            "nose": "nose",
-            **dict.fromkeys(("mouth", "u_lip", "l_lip"), "mouth"),
-        },
-        ("celebamask_hq", "stn"): _CELEBA_TO_STN,
-        # HELEN's skin is the face without ears and neck.
-        ("celebamask_hq", "helen"): {**_CELEBA_TO_STN, "skin": "skin", "eye_g": "skin", "hair": "hair"},
-        ("helen", "stn"): {name: name for name in _STN},
-        # LFW's superpixels call every bit of skin, neck included, face.
-        ("celebamask_hq", "parts"): {**dict.fromkeys((*_FACE, "eye_g", "neck", "neck_l"), "face"), "hair": "hair"},
-        ("celebamask_hq", "occlusion"): {**dict.fromkeys(_FACE, "face"), "eye_g": "occluder", "hat": "occluder"},
-        ("fasseg", "parts"): {**dict.fromkeys(("skin", "eyes", "nose", "mouth"), "face"), "hair": "hair"},
-        ("helen", "parts"): {**dict.fromkeys(_HELEN[1:10], "face"), "hair": "hair"},
-        ("helen", "fasseg"): {
-            **dict.fromkeys(("hair", "left_brow", "right_brow"), "hair"),
-            **dict.fromkeys(("left_eye", "right_eye"), "eyes"),
-            **dict.fromkeys(("upper_lip", "inner_mouth", "lower_lip"), "mouth"),
-            "skin": "skin",
-            "nose": "nose",
-        },
-        ("voc", "coco"): _VOC_TO_COCO,
-        ("coco", "voc"): {target: source for source, target in _VOC_TO_COCO.items()},
-    }
-)
+MAPS: Mapping[tuple[str, str], Mapping[str, str]] = {
+    # FASSEG draws brows as hair, ears and neck as skin, clothes as background.
+    ("celebamask_hq", "fasseg"): {
+        **dict.fromkeys(("skin", "eye_g", "l_ear", "r_ear", "neck", "neck_l"), "skin"),
+        **dict.fromkeys(("hair", "l_brow", "r_brow"), "hair"),
+        **dict.fromkeys(("l_eye", "r_eye"), "eyes"),
+        "nose": "nose",
+        **dict.fromkeys(("mouth", "u_lip", "l_lip"), "mouth"),
+    },
+    ("celebamask_hq", "stn"): _CELEBA_TO_STN,
+    # HELEN's skin is the face without ears and neck.
+    ("celebamask_hq", "helen"): {**_CELEBA_TO_STN, "skin": "skin", "eye_g": "skin", "hair": "hair"},
+    ("helen", "stn"): {name: name for name in _STN},
+    # LFW's superpixels call every bit of skin, neck included, face.
+    ("celebamask_hq", "parts"): {**dict.fromkeys((*_FACE, "eye_g", "neck", "neck_l"), "face"), "hair": "hair"},
+    ("celebamask_hq", "occlusion"): {**dict.fromkeys(_FACE, "face"), "eye_g": "occluder", "hat": "occluder"},
+    ("fasseg", "parts"): {**dict.fromkeys(("skin", "eyes", "nose", "mouth"), "face"), "hair": "hair"},
+    ("helen", "parts"): {**dict.fromkeys(_HELEN[1:10], "face"), "hair": "hair"},
+    ("helen", "fasseg"): {
+        **dict.fromkeys(("hair", "left_brow", "right_brow"), "hair"),
+        **dict.fromkeys(("left_eye", "right_eye"), "eyes"),
+        **dict.fromkeys(("upper_lip", "inner_mouth", "lower_lip"), "mouth"),
+        "skin": "skin",
+        "nose": "nose",
+    },
+    ("voc", "coco"): _VOC_TO_COCO,
+    ("coco", "voc"): {target: source for source, target in _VOC_TO_COCO.items()},
+}
 
 
 def label_space(name: str) -> LabelSpace:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import io
 import json
-import math
 import struct
 import zipfile
 import zlib
@@ -14,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +69,8 @@ class Confounders(NamedTuple):
 
 
 @dataclass(frozen=True)
-class About:
-    """What a folder of artefacts holds; its `about.json` is written last, so a folder that has it is whole.
+class ArtefactManifest:
+    """What a folder of artefacts holds; its `about.json` is written last, so a folder that has it is complete.
 
     Attributes:
         kind: `cams`, `relation_labels`, `pseudo_masks`, `masks` or `queries`.
@@ -103,23 +102,34 @@ class About:
             file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
-    def read(cls, folder: Path) -> About:
+    def read(cls, folder: Path) -> ArtefactManifest:
         """What `about.json` says.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: no such file.
             ValueError: it is damaged; the message names it.
         """
-        path = folder / ABOUT
-        with _named(path):
-            content = json.loads(path.read_text())
-            about = cls(**{**content, "classes": tuple(content["classes"]), "notices": tuple(content["notices"])})
-            texts = (about.kind, about.place, about.method, about.label_space, about.split, about.origin)
-            if not all(isinstance(text, str) for text in (*texts, *about.classes, *about.notices)):
-                raise ValueError("a text is none")
-            if not isinstance(about.images, int) or not isinstance(about.scores, dict):
-                raise ValueError(f"images {about.images!r} or scores {about.scores!r}")
-            return about
+        content = read_manifest(folder)
+        with _named(folder / ABOUT):
+            manifest = cls(**{**content, "classes": tuple(content["classes"]), "notices": tuple(content["notices"])})
+            texts = (
+                manifest.kind, manifest.place, manifest.method, manifest.label_space, manifest.split, manifest.origin,
+            )  # fmt: skip
+            if not all(isinstance(text, str) for text in (*texts, *manifest.classes, *manifest.notices)):
+                raise ValueError("a field is not a string")
+            if not isinstance(manifest.images, int) or not isinstance(manifest.scores, dict):
+                raise ValueError(f"images {manifest.images!r} or scores {manifest.scores!r}")
+            return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The fields of a folder's `about.json`, unchecked; raises as `ArtefactManifest.read`."""
+    path = folder / ABOUT
+    with _named(path):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not fields and values")
+        return content
 
 
 def place_of(folder: Path) -> str:
@@ -139,7 +149,7 @@ def origin_of(folder: Path) -> str:
 
 def check_folder(
     folder: Path, kinds: Collection[str], names: Sequence[str], space: LabelSpace, split: str | None = None
-) -> About:
+) -> ArtefactManifest:
     """Makes sure that a folder holds what is expected of it before anything reads from it.
 
     Args:
@@ -160,7 +170,7 @@ def check_folder(
         raise FileNotFoundError(f"no folder {folder} ({wanted} of an earlier stage); {make}")
     if not (folder / ABOUT).is_file():
         raise FileNotFoundError(f"{folder} has no {ABOUT}, so the stage that writes it did not end; {make}")
-    about = About.read(folder)
+    about = ArtefactManifest.read(folder)
     if about.kind not in kinds:
         raise ValueError(f"{folder} holds {about.kind}; {wanted} are expected; give the folder of {wanted}")
     if about.place != place_of(folder):
@@ -201,7 +211,7 @@ def write_cams(
         classes: label-space indices, 1 to K-1, of the maps to keep; None = those with a value above 0.
 
     Raises:
-        ValueError: a shape or a value that is none of these.
+        ValueError: a wrong shape, or a value outside its range.
     """
     maps = _unit(maps, f"cams of {name}")
     kept = [i + 1 for i in range(len(maps)) if maps[i].any()] if classes is None else sorted(classes)
@@ -218,20 +228,37 @@ def read_cams(folder: Path, name: str, space: LabelSpace) -> CAMs:
     """The maps of an image, zeros where a class has none.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ValueError: it is damaged, or has classes that the space lacks; the message names it.
     """
     path = folder / f"{name}.npz"
-    arrays = _arrays(path, "cams", "classes", "size")
+    kept, classes = read_kept_cams(path, space.classes[1:], space.name)
+    size = _arrays(path, "size")["size"]
+    if size.shape != (2,) or size.dtype.kind not in "iu":
+        raise ValueError(f"{path} is damaged (no size of an image); remove {folder} and run its stage again")
+    maps = np.zeros((len(space) - 1, *kept.shape[1:]), dtype=np.float32)
+    maps[[index - 1 for index in classes]] = kept
+    return CAMs(maps, tuple(classes), (int(size[0]), int(size[1])))
+
+
+def read_kept_cams(path: Path, classes: Sequence[str], space: str) -> tuple[NDArray[np.float32], list[int]]:
+    """The maps that a file of `write_cams` holds, (n, h, w) in 0..1, and the index from 1 of the class of each.
+
+    Args:
+        path: of the file.
+        classes: names of the foreground classes.
+        space: their name in messages.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_cams`.
+    """
+    arrays = _arrays(path, "cams", "classes")
     kept, found = arrays["cams"], arrays["classes"]
     good = kept.ndim == 3 and kept.dtype == np.uint8 and found.shape == (len(kept),) and found.dtype.kind in "iu"
-    classes = [int(index) for index in found] if good else []
-    good = good and arrays["size"].shape == (2,) and arrays["size"].dtype.kind in "iu"
-    if not good or len(set(classes)) < len(classes) or any(not 1 <= index < len(space) for index in classes):
-        raise ValueError(f"{path} is damaged (not maps of {space.name}); remove {folder} and run its stage again")
-    maps = np.zeros((len(space) - 1, *kept.shape[1:]), dtype=np.float32)
-    maps[[index - 1 for index in classes]] = kept.astype(np.float32) / 255
-    return CAMs(maps, tuple(classes), (int(arrays["size"][0]), int(arrays["size"][1])))
+    indices = [int(index) for index in found] if good else []
+    if not good or len(set(indices)) < len(indices) or any(not 1 <= index <= len(classes) for index in indices):
+        raise ValueError(f"{path} is damaged (not maps of {space}); remove {path.parent} and run its stage again")
+    return kept.astype(np.float32) / np.float32(255), indices
 
 
 def write_query(folder: Path, name: str, query: NDArray[np.floating]) -> None:
@@ -244,7 +271,7 @@ def read_query(folder: Path, name: str, space: LabelSpace) -> NDArray[np.float32
     """(K, h, w) class probabilities in 0..1, background first, within 1/510 of what was written.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ValueError: it is damaged, or of another number of classes; the message names it.
     """
     path = folder / f"{name}.npz"
@@ -275,7 +302,7 @@ def write_mask(folder: Path, name: str, mask: NDArray[np.integer], space: LabelS
 
 
 def read_artefact_mask(folder: Path, name: str, space: LabelSpace) -> NDArray[np.uint8]:
-    """(H, W) class indices, 255 = ignore; raises as `samples.read_mask`."""
+    """(H, W) class indices, 255 = ignore; raises as `images.read_mask`."""
     return read_mask(folder / f"{name}.png", len(space), space.name)
 
 
@@ -285,7 +312,7 @@ def write_confounders(
     """Writes `confounders.npz` into a round's folder: maps (K-1, h, w) in 0..1, images (K-1,), the queries' origin.
 
     Raises:
-        ValueError: shapes or values that are none of these.
+        ValueError: wrong shapes, or values outside their range.
     """
     maps = _unit(maps, "confounders")
     if len(maps) != len(space) - 1 or images.shape != (len(space) - 1,):
@@ -303,30 +330,41 @@ def write_confounders(
         )
 
 
-def read_confounders(path: Path, space: LabelSpace) -> Confounders:
+def read_confounders(path: Path, space: LabelSpace | Sequence[str]) -> Confounders:
     """The confounder set in a round's folder, or in a file given by its path.
 
+    Args:
+        path: of the folder, or of the file.
+        space: of the classes, or the names of the foreground classes.
+
     Raises:
-        FileNotFoundError: there is none; the message says what to run.
+        FileNotFoundError: no such file; the message says what to run.
         ValueError: it is damaged or of other classes.
     """
+    expected = space.classes[1:] if isinstance(space, LabelSpace) else tuple(space)
     path = path / CONFOUNDERS if path.suffix != ".npz" else path
     if not path.is_file():
         round_ = path.absolute().parent.name
         raise FileNotFoundError(f"no file {path}; run structseg pipeline FILE --until {round_}/{STAGES['masks']}")
     arrays = _arrays(path, "confounders", "images", "classes")
     maps, images, classes = arrays["confounders"], arrays["images"], tuple(map(str, arrays["classes"].ravel()))
-    if classes != space.classes[1:]:
+    if classes != expected:
         raise ValueError(
-            f"{path} is of the classes {', '.join(classes)}; {space.name} has {', '.join(space.classes[1:])}; give the "
-            "confounders of these classes"
+            f"{path} has the classes {', '.join(classes)}, the data {', '.join(expected)}; give the confounders of "
+            "this label space"
         )
     if maps.ndim != 3 or len(maps) != len(classes) or images.shape != (len(classes),):
-        raise ValueError(f"{path} is damaged (maps {maps.shape}, images {images.shape}); run the stage again")
+        raise ValueError(
+            f"{path} has confounders of shape {maps.shape} and counts of shape {images.shape}; run the stage again"
+        )
     if maps.dtype.kind != "f" or images.dtype.kind not in "iu" or not _in_unit(maps):
-        raise ValueError(f"{path} is damaged (maps beyond 0..1, or counts that are none); run the stage again")
-    origin = str(_arrays(path, "origin", optional=True).get("origin", ""))
-    return Confounders(maps.astype(np.float32), images.astype(np.int64), classes, origin)
+        raise ValueError(f"{path} has maps that are not in 0..1, or counts that are not integers; run the stage again")
+    return Confounders(maps.astype(np.float32), images.astype(np.int64), classes, confounder_origin(path))
+
+
+def confounder_origin(path: Path) -> str:
+    """The origin of the queries that the confounders in a file are the means of; empty where it is not known."""
+    return str(_arrays(path, optional=("origin",)).get("origin", ""))
 
 
 @contextmanager
@@ -349,7 +387,7 @@ def _written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Makes one line, with the file's name, of whatever reading a damaged file raises."""
+    """Turns what reading a damaged file raises into one line with the file's name."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; run the stage that writes it again")
     try:
@@ -359,28 +397,23 @@ def _named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged ({reason}); remove {path.parent} and run its stage again") from None
 
 
-def _arrays(path: Path, *names: str, optional: bool = False) -> dict[str, NDArray[Any]]:
-    with _named(path), zipfile.ZipFile(path) as packed:
-        there = packed.namelist()
-        return {name: _array(packed, name) for name in names if not optional or f"{name}.npy" in there}
+def _arrays(path: Path, *names: str, optional: Collection[str] = ()) -> dict[str, NDArray[Any]]:
+    with _named(path), zipfile.ZipFile(path) as archive:
+        there = archive.namelist()
+        return {n: _array(archive, n) for n in (*names, *(n for n in optional if f"{n}.npy" in there))}
 
 
-def _array(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """An array of an archive; numpy's own reader makes room for whatever size a header says."""
-    info = packed.getinfo(f"{name}.npy")
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array of an archive, without pickles; 300 kB may unpack to gigabytes (tests/fuzz/test_artefacts.py)."""
+    info = archive.getinfo(f"{name}.npy")
     if info.file_size > _LARGEST:
         raise ValueError(f"{name} is of {info.file_size >> 20} MiB, {_LARGEST >> 20} at most are expected")
-    content = io.BytesIO(packed.read(info))
-    if np.lib.format.read_magic(content) != (1, 0):
-        raise ValueError(f"{name} is not of numpy's format 1.0")
-    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(content)
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds pickled objects, which are not loaded")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != info.file_size - content.tell():
-        raise ValueError(f"{name} of shape {shape} does not fit its {info.file_size} bytes")
-    order: Literal["C", "F"] = "F" if columns_first else "C"
-    array: NDArray[Any] = np.ndarray(shape, dtype, content.getvalue(), content.tell(), order=order).copy()
-    return array
+    try:
+        return np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(f"{name} holds pickled objects, which are not loaded") from None
+        raise
 
 
 def _in_unit(values: NDArray[np.floating]) -> bool:

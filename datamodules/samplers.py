@@ -32,7 +32,7 @@ class EvaluationSampler(DistributedSampler[Sample]):
     def __len__(self) -> int:
         """How many; 1 where there is none: of a loader of length 0 Lightning leaves out the end of the evaluation too.
 
-        The other processes would wait there for this one, to add up what all have counted.
+        The other processes would wait there for this one, to sum what all have counted.
         """
         return max(1, len(self.indices))
 
@@ -53,9 +53,13 @@ class EpochSampler(DistributedSampler[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, while no worker reads."""
         super().set_epoch(epoch)
-        tell = getattr(self.dataset, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
+        set_epoch(self.dataset, epoch)
+
+
+def set_epoch(data: Any, epoch: int) -> None:
+    """Tells a data set the epoch, if its samples vary with it."""
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
 
 
 def run_seed() -> int:

@@ -17,6 +17,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 
+from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.checkpoints import card
 from structseg.lightning_modules.schedules import OneCycle, PolyLR
@@ -98,9 +99,7 @@ class TrainedModule(LightningModule):
 
     def all_notices(self) -> list[str]:
         """The module's, and those of the data that it is trained with."""
-        trainer = self._trainer
-        data = getattr(getattr(trainer, "datamodule", None), "notices", ()) if trainer is not None else ()
-        return list(dict.fromkeys([*self.notices, *data]))
+        return list(dict.fromkeys([*self.notices, *data_of(self._trainer).notices]))
 
     def notice(self, text: str) -> None:
         """Warns, and keeps the text for the card; once for each text."""
@@ -114,7 +113,7 @@ class TrainedModule(LightningModule):
             self.notice("the network starts from random weights, the method from pre-trained ones; set --model.weights")
         if self.recipe_batch is None:
             return
-        each = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        each = data_of(self.trainer).batch_size
         if each is None:
             return
         steps, devices = self.trainer.accumulate_grad_batches, self.trainer.world_size
@@ -215,7 +214,7 @@ class TrainedModule(LightningModule):
         config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = getattr(schedule, "monitor", "val/loss")
-            held_out = getattr(getattr(self.trainer, "datamodule", None), "has_validation", True)
+            held_out = data_of(self.trainer).has_validation
             known = {key for key in self.logged_keys() if held_out or key.startswith("train/")}
             if config["monitor"] not in known:
                 raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import Split, StepOutput
 from structseg.lightning_modules.checkpoints.from_card import load_teacher
@@ -75,7 +76,7 @@ class ConsensusSegmenter(SegmentationModule):
                 classes.
         """
         super().on_fit_start()
-        if self.teacher_ckpt is None and getattr(getattr(self.trainer, "datamodule", None), "unlabelled", None):
+        if self.teacher_ckpt is None and data_of(self.trainer).unlabelled:
             raise ValueError("training images without labels need a teacher; set --model.teacher_ckpt")
         if self.teacher_ckpt is not None:
             self._teacher = [load_teacher(self.teacher_ckpt, self.label_space).to(self.device)]
@@ -101,7 +102,7 @@ class ConsensusSegmenter(SegmentationModule):
         super().on_test_start()
         self.test_superpixels.reset()
         # Asked once: the data look at every file of the test set to say so.
-        self._superpixels_count = bool(getattr(getattr(self.trainer, "datamodule", None), "tests_superpixels", False))
+        self._superpixels_count = data_of(self.trainer).tests_superpixels
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, Any]) -> dict[str, Any]:

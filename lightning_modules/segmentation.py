@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import Split, StepOutput, TrainedModule
 from structseg.lightning_modules.logits import classes_at, require_finite, resize_logits
@@ -134,7 +135,7 @@ class SegmentationModule(TrainedModule):
         """Starts from nothing, with a set of scores for each named part of the test set."""
         super().on_test_start()
         self.test_scores.reset()
-        self._subsets = dict(getattr(getattr(self.trainer, "datamodule", None), "test_subsets", {}))
+        self._subsets = dict(data_of(self.trainer).test_subsets)
         self.subset_scores = nn.ModuleDict({name: self._scores() for name in self._subsets}).to(self.device)
 
     def on_test_epoch_end(self) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from structseg.datamodules.batch import SPLITS
+from structseg.datamodules.checks import raise_or_collect
 from structseg.datamodules.files.text import read_json, read_text
-from structseg.datamodules.images import open_image, read_mask, refuse
+from structseg.datamodules.images import open_image, read_mask
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 FULL_FOLDERS = ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno")
@@ -23,10 +25,9 @@ MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
 PARTITION_FILE = "list_eval_partition.txt"
 SPLIT_FILE = "split_622.json"
 LEFT_RIGHT_FILE = "left_right_reversed.json"
-SPLITS = ("train", "val", "test")
 
 # One mask file each; where two overlap the later one counts, as in the data set's own g_mask.py.
-PARTS = CELEBAMASK_HQ.classes[1:]
+PART_CLASSES = CELEBAMASK_HQ.classes[1:]
 IMAGES_A_FOLDER = 2000
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 # CelebA's partition is by number: the last image of train and of val, counted from 1. Test goes on to 202599.
@@ -61,7 +62,7 @@ def find_home(root: Path) -> Path:
     """The folder that holds images and masks, `root` or one in it, in either layout.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no such folder.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds CelebAMask-HQ as --data.root")
@@ -99,11 +100,13 @@ def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
         if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in images:
-            refuse(ValueError(f"{images[path.stem]} and {path.name} have the same stem; keep one of them"), faults)
+            raise_or_collect(
+                ValueError(f"{images[path.stem]} and {path.name} have the same stem; keep one of them"), faults
+            )
             continue
         if full and not re.fullmatch(r"0|[1-9]\d{0,4}", path.stem):
             text = f"{path} is not named by its number; the published images are 0.jpg to 29999.jpg"
-            refuse(ValueError(text), faults)
+            raise_or_collect(ValueError(text), faults)
             continue
         images[path.stem] = path
     if not images:
@@ -247,16 +250,16 @@ def _find_parts(folder: Path, faults: list[str] | None = None) -> dict[str, tupl
             if not entry.name.endswith(".png") or entry.name.startswith("."):
                 continue
             match = re.fullmatch(r"(\d{5})_(\w+)\.png", entry.name)
-            if match is None or match[2] not in PARTS:
-                text = f"{entry.path} is no part mask, as 00012_skin.png; the parts are {', '.join(PARTS)}"
-                refuse(ValueError(text), faults)
+            if match is None or match[2] not in PART_CLASSES:
+                text = f"{entry.path} is no part mask, as 00012_skin.png; the parts are {', '.join(PART_CLASSES)}"
+                raise_or_collect(ValueError(text), faults)
                 continue
             if int(match[1]) // IMAGES_A_FOLDER != int(number):
                 text = f"{entry.path} belongs in folder {int(match[1]) // IMAGES_A_FOLDER}; move it there"
-                refuse(ValueError(text), faults)
+                raise_or_collect(ValueError(text), faults)
                 continue
             found.setdefault(str(int(match[1])), set()).add(match[2])
-    return {name: tuple(part for part in PARTS if part in parts) for name, parts in found.items()}
+    return {name: tuple(part for part in PART_CLASSES if part in parts) for name, parts in found.items()}
 
 
 def _part_prefix(folder: Path, number: int) -> Path:

@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import Split
+from structseg.datamodules.batch import Split
 from structseg.datamodules.coco.files import Picture, paint, read_instances
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.images import read_image
 from structseg.datamodules.label_spaces import COCO
-from structseg.datamodules.weak.crops import Views
-from structseg.datamodules.weak.datamodule import ContextOf, Read, WeaklySupervisedDataModule
-from structseg.datamodules.wrappers.blobs import BlobKind
+from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
 
 
 class COCODataModule(WeaklySupervisedDataModule):
     """MS COCO: training on `trainYEAR`, test on `valYEAR`; nothing is held out, so no epoch is selected.
 
     Masks are painted from the instances, larger ones first, so that small ones stay on top. Regions of crowds that no
-    instance covers are ignored (255): where in them the single objects lie is not known. Their classes are tags.
+    instance covers are ignored (255): as the single objects in them are not marked. Their classes are tags.
     Training images without any instance are left out.
 
     Source: Lin et al., ECCV 2014; annotations `instances_*.json`, decoded by pycocotools.
@@ -34,26 +31,7 @@ class COCODataModule(WeaklySupervisedDataModule):
         root: folder of `train2014`, `val2014` and `annotations`.
         year: of the images, 2014 or 2017.
         label_space: coco, some of its classes as in `coco[cat,dog]`, or voc.
-        size: (H, W) in pixels of training views, and of evaluated images with `score_at=size`.
-        batch_size: images a training batch, on each device.
-        num_workers: processes that decode; 0 decodes in the main process.
-        augmentation: how colours of training batches are varied; geometry is for `views`.
-        mean: mean of each channel, on images in 0..1, that the module subtracts; the colour beyond an image's edge.
-        std: deviation of each channel, on images in 0..1, that the module divides by.
-        score_at: `size` evaluates images and masks resized to `size`; `native` as they are, one a batch.
-        seed: of the data: whose context another image gets. Order, views and colours follow `--seed_everything`.
-        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
-        predict_out: the folder that predictions, or artefacts of a round, are written to.
-        blobs: regions that a loss asks to agree: labels, components or superpixels; None makes none.
-        masks: of training: None gives none, `truth` the data's own, else a folder of artefacts: relation_labels,
-            pseudo_masks or masks.
-        cams: folder of activation maps, that come along in predictions over a split.
-        queries: folder of the last round's class probabilities, which become `context`.
-        context_of: `own`, `another` image's (the placebo), `another_of_class` or `displaced`: see the base class.
-        predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
-        views: how training views are cut.
-        others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
-            or the images are left out (`leave_out`). Training images with none of the classes are left out either way.
+        **kwargs: settings of `WeaklySupervisedDataModule`.
 
     Raises:
         ValueError: settings that do not go together; all are named.
@@ -63,33 +41,9 @@ class COCODataModule(WeaklySupervisedDataModule):
     tags_from_masks = True
 
     def __init__(
-        self,
-        root: str | Path,
-        year: Literal[2014, 2017] = 2014,
-        label_space: str = COCO.name,
-        size: tuple[int, int] = (256, 256),
-        batch_size: int = 16,
-        num_workers: int = 0,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        score_at: Literal["size", "native"] = "size",
-        seed: int = 0,
-        predict_dir: str | None = None,
-        predict_out: str = "predictions",
-        blobs: BlobKind | None = None,
-        masks: str | None = None,
-        cams: str | None = None,
-        queries: str | None = None,
-        context_of: ContextOf = "own",
-        predict_split: Split | None = None,
-        views: Views = Views(),  # noqa: B008  # likewise
-        others: Literal["background", "leave_out"] = "background",
+        self, root: str | Path, year: Literal[2014, 2017] = 2014, label_space: str = COCO.name, **kwargs: Any
     ) -> None:
-        super().__init__(
-            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
-            predict_out, blobs, masks, cams, queries, context_of, predict_split, views, others,
-        )  # fmt: skip
+        super().__init__(label_space, **kwargs)
         self.root = Path(root).expanduser()
         self.year = year
         self._lookup = COCO.lookup(self.label_space).numpy().astype(np.uint8)

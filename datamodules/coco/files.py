@@ -82,7 +82,7 @@ def paint(picture: Picture) -> NDArray[np.uint8]:
     """(h, w) indices in COCO's label space: crowds as 255, over them the instances, larger ones first.
 
     Raises:
-        ValueError: an outline or a code that is none of this image, or pycocotools is missing.
+        ValueError: an outline or a code that does not fit the image, or pycocotools is missing.
     """
     painted = np.zeros(picture.size, dtype=np.uint8)
     regions = []

@@ -1,1 +1,0 @@
-"""The embedded faces: rendered from a seed, exactly labelled, nothing downloaded."""

@@ -10,7 +10,7 @@ Classes 1 and 2, 3 and 4, ... of the label space are partners, and the two share
   (1 - s) g, where g is 1 / the number of grounds; objects that touch lie on one ground, others choose anew.
 
 At s = 0 all of this is independent, but that no image is empty. b depends on s, because with a fixed b more confounding
-would also mean more objects an image: a class would be seen more often, and its gain taken for that of its company.
+would also mean more objects an image: a class would be seen more often, and that gain mistaken for one of confounding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PAIRS = (len(SCENES) - 1) // 2
 
 
 def partner(kind: int) -> int:
-    """The class (1, 2, ...) that keeps company with a class."""
+    """The partner (1, 2, ...) of a class: the one that it occurs with."""
     return kind + 1 if kind % 2 else kind - 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from structseg.datamodules.confounded_scenes.cooccurrence import base_probability
-from structseg.datamodules.confounded_scenes.scene import Canvas, Picture, Thing, compose
+from structseg.datamodules.confounded_scenes.scene import Picture, SceneCanvas, Thing, compose
 from structseg.datamodules.drawing.dice import Dice
 
 _SMALLEST, _LARGEST = 32, 1024
@@ -39,7 +39,7 @@ class ConfoundedScenes:
         """A scene's picture and mask; `strength` is how far classes and grounds come together, 0..1."""
         things = self.things(split, index, strength)
         dice = self._dice(split, index, 1)
-        canvas = Canvas(self.size)
+        canvas = SceneCanvas(self.size)
         canvas.paint_grounds(things, dice)
         for thing in things:
             canvas.paint_thing(thing, dice)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from structseg.datamodules.base import Split
+from structseg.datamodules.batch import Split
 from structseg.datamodules.confounded_scenes.cooccurrence import base_probability, draw_ground
-from structseg.datamodules.confounded_scenes.scene import Canvas, Picture
+from structseg.datamodules.confounded_scenes.scene import Picture, SceneCanvas
 from structseg.datamodules.confounded_scenes.textures import Coat, ground
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.images import read_mask, resize_mask
@@ -78,13 +78,13 @@ def _shuffled(names: list[str], seed: int) -> list[str]:
 class PaintedLayouts:
     """Label maps painted anew: one texture a class, a ground behind, exact masks with the void kept.
 
-    Classes keep company as in the layouts. `strength` is that of the ground with the class that has most pixels: its
+    Classes occur together as in the layouts. `strength` is that of the ground with the class that has most pixels: its
     habitual ground (`habitual_ground`) is there with `ground_probability(strength)`.
 
     Args:
         folder: of VOC-style masks with indices 0..20 and 255.
         seed: of textures and grounds, 0 or more.
-        size: (H, W) in pixels that layouts are squeezed to and painted at.
+        size: (H, W) in pixels that layouts are resized to and painted at.
     """
 
     def __init__(self, folder: Path, seed: int = 0, size: tuple[int, int] = (96, 96)) -> None:
@@ -107,7 +107,7 @@ class PaintedLayouts:
         dice = Dice(np.random.default_rng([self.seed, *name.encode()]))
         shapes = spread_over_void(layout)
         areas = np.bincount(shapes.ravel(), minlength=len(VOC))[1:]
-        canvas = Canvas(self.size)
+        canvas = SceneCanvas(self.size)
         canvas.mask[...] = layout
         kind = draw_ground(dice, int(areas.argmax()) + 1, strength)
         canvas.image[...] = ground(kind, canvas.x, canvas.y, dice)
@@ -131,8 +131,8 @@ def spread_over_void(layout: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grown
 
 
-def _paint_class(canvas: Canvas, shape: NDArray[np.bool_], kind: int, dice: Dice) -> None:
-    """Paint the regions of a class, each in a coat of its own with a round telling part of about a third."""
+def _paint_class(canvas: SceneCanvas, shape: NDArray[np.bool_], kind: int, dice: Dice) -> None:
+    """Paint the regions of a class, each in its own coat; a round third of it shows the full pattern."""
     regions, _ = ndimage.label(shape)
     areas = np.bincount(regions.ravel())
     areas[0] = 0
@@ -147,7 +147,9 @@ def _paint_class(canvas: Canvas, shape: NDArray[np.bool_], kind: int, dice: Dice
         _paint_region(canvas, box, inside, kind, dice)
 
 
-def _paint_region(canvas: Canvas, box: tuple[slice, slice], inside: NDArray[np.bool_], kind: int, dice: Dice) -> None:
+def _paint_region(
+    canvas: SceneCanvas, box: tuple[slice, slice], inside: NDArray[np.bool_], kind: int, dice: Dice
+) -> None:
     rows, columns = np.nonzero(inside)
     radius = math.sqrt(len(rows) / math.pi) * canvas.pixel
     x, y = canvas.x[box[1]], canvas.y[box[0]]

@@ -13,6 +13,7 @@ from structseg.datamodules.confounded_scenes.shapes import outline
 from structseg.datamodules.confounded_scenes.textures import Coat, ground
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array, Frame
+from structseg.datamodules.drawing.grid import Grid, Patch, between
 from structseg.datamodules.drawing.texture import noise
 
 _LARGEST = (1.2, 1.0, 0.85, 0.75, 0.65)  # the size of things by how many there are
@@ -94,25 +95,17 @@ def _place_beside(dice: Dice, things: list[Thing], radius: float, width: float, 
     return found
 
 
-class Canvas:
-    """A picture in the making: (3, H, W) colours and (H, W) classes, in coordinates -1..1 along the shorter side."""
+class SceneCanvas(Grid):
+    """A picture in the making: (3, H, W) colours and (H, W) classes."""
 
     def __init__(self, size: tuple[int, int]) -> None:
-        height, width = size
-        half = min(size) / 2
-        self.pixel = 1.0 / half
-        self.x = ((np.arange(width) + 0.5 - width / 2) / half).astype(np.float32)
-        self.y = ((np.arange(height) + 0.5 - height / 2) / half).astype(np.float32)
-        self.image: Array = np.zeros((3, height, width), np.float32)
+        super().__init__(size)
+        self.image: Array = np.zeros((3, *size), np.float32)
         self.mask: NDArray[np.uint8] = np.zeros(size, np.uint8)
 
     def box(self, x: float, y: float, reach: float) -> tuple[slice, slice]:
         """(rows, columns) of the pixels within `reach` of a point along either axis."""
-        spans = []
-        for middle, line in ((y, self.y), (x, self.x)):
-            low, high = np.searchsorted(line, (middle - reach, middle + reach))
-            spans.append(slice(int(low), int(high)))
-        return spans[0], spans[1]
+        return between(self.y, y - reach, y + reach), between(self.x, x - reach, x + reach)
 
     def paint_grounds(self, things: list[Thing], dice: Dice) -> None:
         """Every pixel gets the ground of the thing that is nearest, in wavy cells."""
@@ -142,17 +135,15 @@ class Canvas:
                 )
 
     def paint_thing(self, thing: Thing, dice: Dice) -> None:
-        """Put a thing on top, turned, mirrored and stretched by chance."""
+        """Put a thing on top, turned, mirrored and stretched at random."""
         stretch = dice.between(0.88, 1.14)
         upright = Frame.upright((thing.x, thing.y), thing.radius)
         frame = upright.turned(0.0, 0.0, dice.near(0.0, 0.3), mirror=dice.sign()).child(
             0.0, 0.0, uu=stretch, vv=1.0 / stretch
         )
         rows, columns = self.box(thing.x, thing.y, 1.6 * thing.radius)
-        x, y = self.x[columns] - np.float32(frame.x), self.y[rows, None] - np.float32(frame.y)
-        det = frame.ux * frame.vy - frame.uy * frame.vx
-        u = x * np.float32(frame.vy / det) - y * np.float32(frame.vx / det)
-        v = y * np.float32(frame.ux / det) - x * np.float32(frame.uy / det)
+        patch = Patch(self, frame, rows, columns)
+        u, v = patch.u, patch.v
         coat = Coat(thing.kind, dice)
         sharp = np.float32(thing.radius / self.pixel)
         distance, telling = outline(thing.kind, u, v)

@@ -7,28 +7,27 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_info
-from torch.utils.data import Dataset
 
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import SegmentationDataModule, Split
-from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import Split
+from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.fasseg.download import download_fasseg
 from structseg.datamodules.fasseg.files import Pair, Part, Version, find_pairs, is_clean, pose_of, select, split_folds
 from structseg.datamodules.fasseg.labels import PROTOCOL, decode_fasseg, decode_published, resize_published
+from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.download import file_sha256
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.images import check_image, read_image, resize_image, resize_mask
+from structseg.datamodules.images import check_image, read_image
 from structseg.datamodules.label_spaces import FASSEG
 
 LabelDecoding = Literal["fasseg-labels-1", "published"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class FASSEGDataModule(SegmentationDataModule):
@@ -49,16 +48,10 @@ class FASSEGDataModule(SegmentationDataModule):
         label_decoding: of the training labels; `published` repeats the published code's loss of 4 % of the pixels.
             Validation and test labels are always decoded by protocol fasseg-labels-1.
         download: fetch the published repository into `root` where the version is missing (180 MB).
-        size: (H, W) in pixels that images are resized to, aspect not kept.
         batch_size: images a training batch, on each device.
-        num_workers: processes that decode; 0 decodes in the main process, once an image.
-        augmentation: how training batches are varied.
         mean: mean of each channel, on images in 0..1; default: the published code's, of all 70 photographs at 256x256.
         std: deviation of each channel; default: the published code's.
-        score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
-        seed: of the folds.
-        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
-        predict_out: the folder that predictions are written to.
+        **kwargs: settings of `SegmentationDataModule`.
 
     Raises:
         ValueError: settings that do not go together; all are named.
@@ -73,30 +66,12 @@ class FASSEGDataModule(SegmentationDataModule):
         folds: int | None = None,
         label_decoding: LabelDecoding = "fasseg-labels-1",
         download: bool = False,
-        size: tuple[int, int] = (256, 256),
         batch_size: int = 4,
-        num_workers: int = 0,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
         mean: tuple[float, float, float] = (0.4283, 0.335, 0.275),
         std: tuple[float, float, float] = (0.240, 0.219, 0.216),
-        score_at: Literal["size", "native"] = "size",
-        seed: int = 0,
-        predict_dir: str | None = None,
-        predict_out: str = "predictions",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            FASSEG.name,
-            size,
-            batch_size,
-            num_workers,
-            augmentation,
-            mean,
-            std,
-            score_at,
-            seed,
-            predict_dir,
-            predict_out,
-        )
+        super().__init__(FASSEG.name, batch_size=batch_size, mean=mean, std=std, blobs=None, **kwargs)
         self.folds = (7 if version == "V3" else 5) if folds is None else folds
         problems = []
         if split == "subjects" and version != "V3":
@@ -109,8 +84,7 @@ class FASSEGDataModule(SegmentationDataModule):
             problems.append(f"folds={folds} without fold (0 to {self.folds - 1}: it chooses what is held out)")
         if fold is not None and not 0 <= fold < self.folds:
             problems.append(f"fold={fold} (0 to {self.folds - 1})")
-        if problems:
-            raise ValueError("data: " + ", ".join(problems))
+        raise_problems("data", problems)
         self.root = Path(root).expanduser()
         self.version: Version = version
         self.split = split
@@ -157,7 +131,7 @@ class FASSEGDataModule(SegmentationDataModule):
         return select(training, [subject for part in held.values() for subject in part], inside=False)
 
     def make_dataset(self, split: Split) -> FASSEGDataset:
-        """The samples of a split; masks of validation and test at their own size where `score_at` says so."""
+        """The samples of a split; masks of validation and test at their own size with `score_at=native`."""
         train = split == "train"
         pairs = self.pairs(split)
         if not pairs and split == "val":
@@ -204,7 +178,7 @@ def scored_apart(names: Sequence[str]) -> Mapping[str, frozenset[str]]:
     return {part: frozenset(members) for part, members in parts.items()}
 
 
-class FASSEGDataset(Dataset[Sample]):
+class FASSEGDataset(DecodedDataset):
     """Pairs of photograph and label, decoded once.
 
     Args:
@@ -217,7 +191,7 @@ class FASSEGDataset(Dataset[Sample]):
 
     Raises:
         ValueError: `native_mask` with the published decoding, which exists at `size` only; when read: a file that is
-            damaged or no label.
+            damaged or not a label.
     """
 
     def __init__(
@@ -230,34 +204,20 @@ class FASSEGDataset(Dataset[Sample]):
     ) -> None:
         if native_mask and label_decoding == "published":
             raise ValueError("the published decoding works on resized labels; native masks need fasseg-labels-1")
+        super().__init__([pair.name for pair in pairs], size, native_mask, memory_bytes=memory_bytes)
         self.pairs = tuple(pairs)
-        self.size = size
         self.label_decoding = label_decoding
-        self.native_mask = native_mask
-        self.memory_left = memory_bytes
-        self._memory: dict[int, tuple[Image.Image, NDArray[np.uint8]]] = {}
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def photograph(self, index: int) -> Image.Image:
+        """The photograph of a sample; raises as `read_image`."""
+        return read_image(self.pairs[index].image)
 
-    def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) in 0..1, `mask` (H, W), or (h, w) of the file, in 0..5, and `name`."""
-        image, mask = self._memory.get(index) or self._read(index)
-        return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": self.pairs[index].name}
-
-    def _read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
-        pair = self.pairs[index]
-        image = resize_image(read_image(pair.image), self.size)
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """The classes of a sample, 0..5; by the published decoding they are (H, W) already. Raises as `read_label`."""
+        path = self.pairs[index].label
         if self.label_decoding == "published":
-            mask = decode_published(resize_published(np.asarray(read_image(pair.label)), self.size))
-        else:
-            mask = read_label(pair.label)
-            mask = mask if self.native_mask else resize_mask(mask, self.size)
-        needed = 3 * self.size[0] * self.size[1] + mask.size
-        if needed <= self.memory_left:
-            self.memory_left -= needed
-            self._memory[index] = (image, mask)
-        return image, mask
+            return decode_published(resize_published(np.asarray(read_image(path)), self.size))
+        return read_label(path)
 
 
 def read_label(path: Path) -> NDArray[np.uint8]:
@@ -285,7 +245,7 @@ def read_label(path: Path) -> NDArray[np.uint8]:
 
 
 def _read_cached(path: Path) -> NDArray[np.uint8] | None:
-    """The cached map; None where there is none or it is damaged, so that it is made anew."""
+    """The cached map; None where it is missing or damaged, so that it is made again."""
     try:
         with Image.open(path) as image:
             classes = np.array(image)
@@ -295,7 +255,7 @@ def _read_cached(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _write_cached(path: Path, classes: NDArray[np.uint8]) -> None:
-    """Puts the map into the cache in one step; a cache that cannot be written is done without."""
+    """Puts the map into the cache in one step; where the cache cannot be written, nothing is kept."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as stage:

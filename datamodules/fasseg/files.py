@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from structseg.datamodules.images import image_size, refuse
+from structseg.datamodules.checks import raise_or_collect
+from structseg.datamodules.images import image_size
 
 Version = Literal["V1", "V2", "V3"]
 Part = Literal["train", "test"]
@@ -111,7 +112,7 @@ def find_version(root: Path, version: Version) -> Path:
     """The folder of a version: in `root` as V2 or frontal02, in a clone of the repository in `root`, or `root` itself.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no such folder.
         ValueError: no such version, or `root` is the folder of another version.
     """
     if version not in PUBLISHED_NAMES:
@@ -162,11 +163,11 @@ def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | Non
     for key in missing:
         if key not in unlabelled:
             text = f"{photographs[key]} has no label {key} in {part.title()}_Labels; add it or remove the photograph"
-            refuse(ValueError(text), faults)
+            raise_or_collect(ValueError(text), faults)
     for key in labels:
         if key not in photographs:
             text = f"{labels[key]} has no photograph {key} in {part.title()}_RGB; add it or remove the label"
-            refuse(ValueError(text), faults)
+            raise_or_collect(ValueError(text), faults)
 
     mismatched = [key for key in labels if known and key in MISMATCHED_TEST]
     pairs = []
@@ -236,7 +237,7 @@ def _images(folder: Path, faults: list[str] | None = None) -> dict[str, Path]:
             continue
         key = (path.relative_to(folder).parent / path.stem).as_posix()
         if key in found:
-            refuse(ValueError(f"{found[key]} and {path.name} have the same stem; keep one of them"), faults)
+            raise_or_collect(ValueError(f"{found[key]} and {path.name} have the same stem; keep one of them"), faults)
             continue
         found[key] = path
     return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from structseg.datamodules.base import Split
+from structseg.datamodules.batch import Split
+from structseg.datamodules.checks import raise_or_collect
 from structseg.datamodules.label_spaces import LabelSpace
 
 
@@ -20,11 +21,11 @@ class FileSample(NamedTuple):
         name: of the sample, as in a batch.
         image: the photograph.
         space: what the files' labels mean, before any map to the space that is trained.
-        masks: the files of its label; none where they are missing, which has been said, or not needed.
+        masks: the files of its label; empty where they are missing (already among the faults) or not needed.
         read_mask: gives the label at the size of its files, (h, w) uint8; raises as training does.
         tags: gives the classes that the image is said to hold, to be held against the mask; None = nothing to hold.
-        coarse: whether the mask may be of another size than the photograph, of the same aspect.
-        exchanged: whether a list says that left and right are exchanged in the files, which reading puts right.
+        mask_size_may_differ: whether the mask may be of another size than the photograph, of the same aspect.
+        left_right_swapped: whether a list says that the files have left and right swapped, which reading corrects.
     """
 
     name: str
@@ -33,8 +34,8 @@ class FileSample(NamedTuple):
     masks: tuple[Path, ...] = ()
     read_mask: Callable[[], NDArray[np.uint8]] | None = None
     tags: Callable[[], frozenset[str] | None] | None = None
-    coarse: bool = False
-    exchanged: bool = False
+    mask_size_may_differ: bool = False
+    left_right_swapped: bool = False
 
 
 @runtime_checkable
@@ -42,9 +43,55 @@ class Listed(Protocol):
     """A datamodule whose samples are files."""
 
     def file_samples(self, split: Split, faults: list[str]) -> Sequence[FileSample]:
-        """The samples of a split; what is missing or does not belong is added to `faults`, a line each.
+        """The samples of a split; what is missing or does not belong is added to `faults`, one line each.
 
         Raises:
             FileNotFoundError: there is nothing to list.
             ValueError: likewise.
         """
+
+
+def read_split_lists(
+    root: Path, files: Mapping[str, str], name_of: Callable[[str], str | None], form: str, faults: list[str] | None
+) -> dict[str, tuple[str, ...]]:
+    """The names in text files of one image a line, by split, in the order of the lines.
+
+    Args:
+        root: folder of the lists.
+        files: split to file.
+        name_of: the name that a line holds, stripped; None where it is not of the form.
+        form: of a line, in words for the message.
+        faults: takes the messages of lines that would be raised.
+
+    Raises:
+        ValueError: a line of another form, or an image that is listed twice.
+    """
+    listed: dict[str, str] = {}
+    lists: dict[str, tuple[str, ...]] = {}
+    for split, file in files.items():
+        names = []
+        lines = (root / file).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            name, here = name_of(line.strip()), f"{file}, line {number}"
+            if name is None:
+                text = f"{root / here}: {line.strip()[:60]!r} is no {form}; mend it"
+            elif name in listed:
+                text = f"{name} is listed twice in {root}: {listed[name]}, and {here}; remove one"
+            else:
+                listed[name] = here
+                names.append(name)
+                continue
+            raise_or_collect(ValueError(text), faults)
+        lists[split] = tuple(names)
+    return lists
+
+
+def refuse_missing(folder: Path, what: str, missing: Sequence[str], of: int) -> None:
+    """Raises a FileNotFoundError that counts what is missing and names the first three."""
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {of} {what} are not in {folder} ({first}); unpack the whole archive there"
+        )

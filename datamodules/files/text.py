@@ -12,7 +12,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no text; the message names it.
+        ValueError: it is not text; the message names it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; check the path")

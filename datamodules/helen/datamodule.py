@@ -6,28 +6,26 @@ import zlib
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import SegmentationDataModule, Split
-from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.batch import Sample, Split, image_tensor, mask_tensor
+from structseg.datamodules.faces import FaceDataModule
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.helen.files import LISTS, Face, check_sizes, find_faces, find_home, read_label, read_lists
 from structseg.datamodules.images import image_size, read_image, resize_image, resize_mask
 from structseg.datamodules.label_spaces import HELEN, STN
-from structseg.datamodules.wrappers.blobs import BlobKind
-from structseg.datamodules.wrappers.full_size import Originals, originals_problems, sample_with_original
+from structseg.datamodules.wrappers.full_size import Originals, sample_with_original
 
 
-class HelenDataModule(SegmentationDataModule):
+class HelenDataModule(FaceDataModule):
     """HELEN with part labels as published: 2,000 images to train, 230 to validate, 100 to test.
 
-    Each photograph comes squeezed to `size` and, as `original`, at its own size, as is its mask; a batch's masks are
+    Each photograph is given at `size` and, as `original`, at its own size, as is its mask; a batch's masks are
     padded to the largest. A pixel is of the class whose soft mask is highest there.
 
     The README of the data does not say whose left is meant. CelebAMask-HQ's left is the pictured person's own: before
@@ -42,20 +40,8 @@ class HelenDataModule(SegmentationDataModule):
             parent.
         train_limit: train on the first so many images of exemplars.txt only.
         label_space: stn, in which skin and hair are background, or helen, parts or fasseg.
-        size: (H, W) in pixels that images are squeezed to.
-        batch_size: images a training batch, on each device.
-        num_workers: processes that decode; each keeps the masks it has decoded.
-        augmentation: how training batches are varied.
-        mean: mean of each channel, on images in 0..1, that the module subtracts.
-        std: deviation of each channel, on images in 0..1, that the module divides by.
-        score_at: `native` scores on masks as they are, one image a batch; `size` on masks of the originals' size, or,
-            where there are none, resized to `size`.
-        seed: of which parts are hidden.
-        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
-        predict_out: the folder that predictions are written to.
-        blobs: regions that a loss asks to agree: labels, components or superpixels; only without originals.
         originals: how large the originals are, and what is hidden in them; null gives samples of `size` alone.
-        versions: how often each training image occurs in an epoch, augmented anew; 5 in the STN-iCNN paper.
+        **kwargs: settings of `FaceDataModule` and `SegmentationDataModule`.
 
     Raises:
         ValueError: settings that do not go together; all are named. A label space that the classes do not map to.
@@ -66,35 +52,14 @@ class HelenDataModule(SegmentationDataModule):
         root: str | Path,
         train_limit: int | None = None,
         label_space: str = STN.name,
-        size: tuple[int, int] = (128, 128),
-        batch_size: int = 16,
-        num_workers: int = 0,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        score_at: Literal["size", "native"] = "size",
-        seed: int = 0,
-        predict_dir: str | None = None,
-        predict_out: str = "predictions",
-        blobs: BlobKind | None = None,
-        originals: Originals | None = Originals(),  # noqa: B008  # frozen by use
-        versions: int = 1,
+        originals: Originals | None = Originals(),  # noqa: B008  # frozen by use: nothing writes to it
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
-            predict_out, blobs,
-        )  # fmt: skip
-        problems = originals_problems(originals, self.label_space, blobs)
-        if train_limit is not None and train_limit < 1:
-            problems.append(f"train_limit={train_limit} (1 or more)")
-        if versions < 1:
-            problems.append(f"versions={versions} (1 or more)")
-        if problems:
-            raise ValueError("data: " + ", ".join(problems))
+        super().__init__(label_space, originals=originals, occluders=None, **kwargs)
+        wrong = train_limit is not None and train_limit < 1
+        self.check_settings([f"train_limit={train_limit} (1 or more)"] if wrong else [])
         self.root = Path(root).expanduser()
         self.train_limit = train_limit
-        self.originals = originals
-        self.versions = versions
         self._classes = HELEN.lookup(self.label_space)
 
     @cached_property
@@ -120,7 +85,7 @@ class HelenDataModule(SegmentationDataModule):
         return find_faces(self.home, names[: self.train_limit] if split == "train" else names)
 
     def make_dataset(self, split: Split) -> HelenDataset:
-        """The samples of a split; masks of validation and test at their own size where `score_at` says so."""
+        """The samples of a split; masks of validation and test at their own size with `score_at=native`."""
         faces = self.faces(split)
         for face in faces:  # what does not fit is found before an hour of training, not after
             check_sizes(face)
@@ -133,7 +98,7 @@ class HelenDataModule(SegmentationDataModule):
         samples = []
         for face in find_faces(self.home, names[: self.train_limit] if split == "train" else names, faults):
             masks = tuple(path for path in face.masks if path.is_file())
-            whole = len(masks) == len(HELEN)  # missing ones have been said
+            whole = len(masks) == len(HELEN)  # missing ones are among the faults
             samples.append(FileSample(face.name, face.image, HELEN, masks, partial(_label_of, face) if whole else None))
         return samples
 
@@ -148,7 +113,7 @@ class HelenDataset(Dataset[Sample]):
 
     Args:
         faces: as `find_faces` gives them.
-        size: (H, W) that photographs are squeezed to, bilinear with antialiasing.
+        size: (H, W) that photographs are resized to, bilinear with antialiasing.
         classes: (256,) int64: what the indices of HELEN become.
         originals: how large the originals are; None gives none.
         native_mask: keep masks at the size of their files.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from structseg.datamodules.files.listing import read_split_lists, refuse_missing
 from structseg.datamodules.images import image_size, open_image
 from structseg.datamodules.label_spaces import HELEN
 
@@ -48,7 +49,7 @@ def find_home(root: Path) -> Path:
     """The folder that holds the images, the labels and the lists: `root`, or the published folder in it.
 
     Raises:
-        FileNotFoundError: there is none; what it lacks is named.
+        FileNotFoundError: no such folder; the message names what is missing.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds {SUBFOLDER} as --data.root")
@@ -75,28 +76,15 @@ def read_lists(home: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         ValueError: a line that reads otherwise, an image that is listed twice, or a list without images.
     """
-    listed: dict[str, str] = {}
-    lists: dict[str, tuple[str, ...]] = {}
-    for split, file in LISTS.items():
-        names = []
-        lines = (home / file).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            match = re.fullmatch(r"(?:\d+\s*,\s*)?(?!\d+$)([\w-]{1,200})", line.strip())
-            if match is None:
-                raise ValueError(
-                    f"{home / file}, line {number}: {line.strip()[:60]!r} is no number, comma and name, as "
-                    "'1 , 100032540_1', nor a name; mend it"
-                )
-            name, here = match[1], f"{file}, line {number}"
-            if name in listed:
-                raise ValueError(f"{name} is listed twice in {home}: {listed[name]}, and {here}; remove one")
-            listed[name] = here
-            names.append(name)
+
+    def name_of(line: str) -> str | None:
+        match = re.fullmatch(r"(?:\d+\s*,\s*)?(?!\d+$)([\w-]{1,200})", line)
+        return match[1] if match else None
+
+    lists = read_split_lists(home, LISTS, name_of, "number, comma and name, as '1 , 100032540_1', nor a name", None)
+    for split, names in lists.items():
         if not names:
-            raise ValueError(f"{home / file} lists no image; copy it again")
-        lists[split] = tuple(names)
+            raise ValueError(f"{home / LISTS[split]} lists no image; copy it again")
     return lists
 
 
@@ -111,13 +99,15 @@ def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None
     faces = tuple(Face(name, home / IMAGES / f"{name}.jpg", home / LABELS / name) for name in names)
     images = _files(home / IMAGES)
     if faults is None:
-        _refuse_missing(home / IMAGES, "image", [f.image.name for f in faces if f.image.name not in images], len(faces))
+        refuse_missing(
+            home / IMAGES, "listed images", [f.image.name for f in faces if f.image.name not in images], len(faces)
+        )
     missing = []
     for face in faces:
         there = _files(face.labels)
         missing += [f"{face.name}/{name}" for name in mask_names(face.name) if name not in there]
     if faults is None:
-        _refuse_missing(home / LABELS, "mask", missing, len(faces) * len(HELEN))
+        refuse_missing(home / LABELS, "listed masks", missing, len(faces) * len(HELEN))
     else:
         faults += [f"no soft mask {home / LABELS / path}; unpack the whole archive there" for path in missing]
     return faces
@@ -163,14 +153,6 @@ def read_label(face: Face, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 def _files(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
-
-
-def _refuse_missing(folder: Path, what: str, missing: Sequence[str], of: int) -> None:
-    if missing:
-        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"{len(missing)} of {of} listed {what}s are not in {folder} ({first}); unpack the whole archive there"
-        )
 
 
 def _refuse_size(face: Face, path: Path, image: tuple[int, int], mask: tuple[int, int]) -> None:

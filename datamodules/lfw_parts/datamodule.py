@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,21 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import SegmentationDataModule, Split
-from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import Sample, Split, image_tensor, mask_tensor
+from structseg.datamodules.checks import raise_problems
+from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.images import check_image, open_image, read_image, resize_image, resize_mask, to_rgb
 from structseg.datamodules.label_spaces import PARTS
-from structseg.datamodules.lfw_parts.files import (
-    Face,
-    find_faces,
-    find_unlabelled,
-    person_of,
-    read_lists,
-)
+from structseg.datamodules.lfw_parts.files import Face, find_faces, find_unlabelled, person_of, read_lists
 from structseg.datamodules.wrappers.blobs import BlobKind
 
 _SHIFTS = np.array([1, 1 << 8, 1 << 16], dtype=np.uint32)
@@ -51,17 +45,11 @@ class LFWPartsDataModule(SegmentationDataModule):
         label_space: parts, or any space that it maps to.
         size: (H, W) in pixels that images are resized to; they are 250x250.
         batch_size: images a training batch, on each device.
-        num_workers: processes that decode; each keeps what it has decoded.
-        augmentation: how training batches are varied.
-        mean: mean of each channel, on images in 0..1; default: images in -1..1, as published.
-        std: deviation of each channel.
-        score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
-        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
-        predict_out: the folder that predictions are written to.
         train_on: `train+val` trains on both lists and holds nothing out.
         unlabelled: a folder that is searched through for images to train on in place of the labelled ones: all that
             are in none of the three lists. They have no mask: for a student that learns a teacher's predictions.
         blobs: regions that a loss asks to agree. Unlabelled images have superpixels only.
+        **kwargs: settings of `SegmentationDataModule`.
 
     Raises:
         ValueError: settings that do not go together; all are named.
@@ -73,28 +61,18 @@ class LFWPartsDataModule(SegmentationDataModule):
         label_space: str = "parts",
         size: tuple[int, int] = (128, 128),
         batch_size: int = 16,
-        num_workers: int = 0,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        score_at: Literal["size", "native"] = "size",
-        predict_dir: str | None = None,
-        predict_out: str = "predictions",
         train_on: Literal["train", "train+val"] = "train",
         unlabelled: str | None = None,
         blobs: BlobKind | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, predict_dir=predict_dir,
-            predict_out=predict_out, blobs=blobs,
-        )  # fmt: skip
+        super().__init__(label_space, size, batch_size, blobs=blobs, seed=0, **kwargs)
         problems = []
         if train_on not in ("train", "train+val"):
             problems.append(f"train_on={train_on} (train or train+val)")
         if unlabelled is not None and blobs not in (None, "superpixels"):
             problems.append(f"blobs={blobs} with unlabelled (images without labels have superpixels only)")
-        if problems:
-            raise ValueError("data: " + ", ".join(problems))
+        raise_problems("data", problems)
         self.root = Path(root).expanduser()
         self.train_on = train_on
         self.unlabelled = None if unlabelled is None else Path(unlabelled).expanduser()
@@ -117,7 +95,7 @@ class LFWPartsDataModule(SegmentationDataModule):
             rank_zero_info(f"LFW test: {len(test)} photographs; `new_people` has {len(new)}, of persons not trained on")
 
     @property
-    def tests_superpixels(self) -> bool:
+    def tests_superpixels(self) -> bool:  # type: ignore[override]  # computed, for it looks at every file
         """Whether the test batches' blobs are the published superpixels, on which the literature reports accuracy."""
         return self.blobs == "superpixels" and all(face.superpixels is not None for face in self.faces("test"))
 
@@ -142,7 +120,7 @@ class LFWPartsDataModule(SegmentationDataModule):
         return find_faces(self.root, names)
 
     def make_dataset(self, split: Split) -> LFWPartsDataset:
-        """The samples of a split; masks of validation and test at their own size where `score_at` says so."""
+        """The samples of a split; masks of validation and test at their own size with `score_at=native`."""
         if split == "val" and not self.has_validation:
             raise ValueError("LFW: train+val holds nothing out for validation; set --data.train_on train")
         faces = self.faces(split)
@@ -171,7 +149,7 @@ class LFWPartsDataModule(SegmentationDataModule):
         ]
 
 
-class LFWPartsDataset(Dataset[Sample]):
+class LFWPartsDataset(DecodedDataset):
     """Faces with their labels, decoded once.
 
     Args:
@@ -179,7 +157,7 @@ class LFWPartsDataset(Dataset[Sample]):
         size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
         classes: (256,) int64: what the indices of the space `parts` become.
         native_mask: keep masks at the size of their file.
-        superpixels: also give the published superpixels as `blobs`, where they are there.
+        superpixels: also give the published superpixels, raw numbers, where they are there.
         memory_bytes: how much of the resized samples to keep in memory.
     """
 
@@ -192,31 +170,26 @@ class LFWPartsDataset(Dataset[Sample]):
         superpixels: bool = False,
         memory_bytes: int = 512 << 20,
     ) -> None:
+        super().__init__([face.name for face in faces], size, native_mask, memory_bytes=memory_bytes)
         self.faces = tuple(faces)
-        self.size = size
         self.classes = classes.numpy().astype(np.uint8)
-        self.native_mask = native_mask
         self.superpixels = superpixels
-        self.memory_left = memory_bytes
-        self._memory: dict[int, tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.int32] | None]] = {}
-
-    def __len__(self) -> int:
-        return len(self.faces)
 
     def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) in 0..1, `name`; `mask` (H, W), or (h, w) of the file, where there is a label; `blobs`."""
-        image, mask, blobs = self._memory.get(index) or self._read(index)
+        """`image` (3, H, W) in 0..1, `name`; `mask` and `superpixels` (H, W), or (h, w) of the file."""
+        image, mask, numbers = self.decoded(index)
         sample: Sample = {"image": image_tensor(image), "name": self.faces[index].name}
         if mask is not None:
             sample["mask"] = mask_tensor(mask)
-        if blobs is not None:
-            sample["blobs"] = torch.from_numpy(blobs.astype(np.int64))
+        if numbers is not None:
+            sample["superpixels"] = torch.from_numpy(numbers.astype(np.int64))
         return sample
 
-    def _read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.int32] | None]:
+    def decode(self, index: int) -> tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.int32] | None]:
+        """The photograph, the mask and the superpixels, where there are any, as they are given out."""
         face = self.faces[index]
         image = resize_image(read_image(face.image), self.size)
-        mask = blobs = None
+        mask = superpixels = None
         if face.label is not None:
             native = self.classes[read_label(face.label)]
             mask = native if self.native_mask else resize_mask(native, self.size)
@@ -226,12 +199,8 @@ class LFWPartsDataset(Dataset[Sample]):
                     raise ValueError(
                         f"{face.superpixels} is {numbers.shape} but its label {native.shape}; copy both again"
                     )
-                blobs = resize_superpixels(numbers, (mask.shape[0], mask.shape[1]))
-        needed = 3 * self.size[0] * self.size[1] + sum(part.nbytes for part in (mask, blobs) if part is not None)
-        if needed <= self.memory_left:
-            self.memory_left -= needed
-            self._memory[index] = (image, mask, blobs)
-        return image, mask, blobs
+                superpixels = resize_superpixels(numbers, (mask.shape[0], mask.shape[1]))
+        return image, mask, superpixels
 
 
 def read_label(path: Path) -> NDArray[np.uint8]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from structseg.datamodules.images import IMAGE_SUFFIXES, image_size, read_image, refuse
+from structseg.datamodules.checks import raise_or_collect
+from structseg.datamodules.files.listing import read_split_lists, refuse_missing
+from structseg.datamodules.images import IMAGE_SUFFIXES, image_size, read_image
 
 IMAGES = "lfw_funneled"
 LABELS = "parts_lfw_funneled_gt_images"
@@ -63,28 +65,12 @@ def read_lists(root: Path, faults: list[str] | None = None) -> dict[str, tuple[s
     missing = [name for name in LISTS.values() if not (root / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{root} has no {', '.join(missing)}; copy the split lists of LFW Part Labels there")
-    listed: dict[str, str] = {}
-    lists: dict[str, tuple[str, ...]] = {}
-    for split, file in LISTS.items():
-        names = []
-        for number, line in enumerate((root / file).read_text(errors="replace").splitlines(), 1):
-            if not line.strip():
-                continue
-            match = re.fullmatch(r"\s*(\S{1,200})\s+(\d{1,9})\s*", line)
-            if match is None:
-                text = f"{root / file}, line {number}: {line.strip()[:60]!r} is no NAME and number; mend it"
-                refuse(ValueError(text), faults)
-                continue
-            name = f"{match[1]}_{int(match[2]):04d}"
-            here = f"{file}, line {number}"
-            if name in listed:
-                text = f"{name} is listed twice in {root}: {listed[name]}, and {here}; remove one"
-                refuse(ValueError(text), faults)
-                continue
-            listed[name] = here
-            names.append(name)
-        lists[split] = tuple(names)
-    return lists
+
+    def name_of(line: str) -> str | None:
+        match = re.fullmatch(r"(\S{1,200})\s+(\d{1,9})", line)
+        return f"{match[1]}_{int(match[2]):04d}" if match else None
+
+    return read_split_lists(root, LISTS, name_of, "NAME and number", faults)
 
 
 def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
@@ -104,13 +90,13 @@ def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None
         if path.suffix.lower() in (".png", ".ppm") and not path.name.startswith("."):
             if path.stem in labels:
                 text = f"{labels[path.stem]} and {path.name} label the same image; keep one of them"
-                refuse(ValueError(text), faults)
+                raise_or_collect(ValueError(text), faults)
                 continue
             labels[path.stem] = path
     images = {name: folder / person_of(name) / f"{name}.jpg" for name in names}
     if faults is None:
-        _refuse_missing(root, "photograph", IMAGES, [name for name in names if not images[name].is_file()], len(names))
-        _refuse_missing(root, "label", LABELS, [name for name in names if name not in labels], len(names))
+        refuse_missing(root / IMAGES, "photographs", [name for name in names if not images[name].is_file()], len(names))
+        refuse_missing(root / LABELS, "labels", [name for name in names if name not in labels], len(names))
     for name in THUMBNAILS.keys() & images.keys():
         try:
             _refuse_realigned(images[name], bytes.fromhex(THUMBNAILS[name]))
@@ -158,7 +144,7 @@ def image_folder(root: Path) -> Path:
     """The folder of the funneled photographs.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no such folder.
         ValueError: what is there is the deep-funneled edition.
     """
     folder = root / IMAGES
@@ -171,14 +157,6 @@ def image_folder(root: Path) -> Path:
             f"otherwise than the labels; put LFW's funneled images (lfw-funneled.tgz) in {IMAGES}"
         )
     raise FileNotFoundError(f"{root} has no folder {IMAGES}; unpack LFW's funneled images (lfw-funneled.tgz) there")
-
-
-def _refuse_missing(root: Path, what: str, folder: str, missing: Sequence[str], of: int) -> None:
-    if missing:
-        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"{len(missing)} of {of} {what}s are not in {root / folder} ({first}); unpack the whole archive there"
-        )
 
 
 def _refuse_realigned(image: Path, expected: bytes) -> None:

@@ -1,1 +1,0 @@
-"""Things to paste before faces: where a face is, how it is lit, and what is drawn there."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structseg.datamodules.drawing.geometry import Array, Frame
-from structseg.datamodules.drawing.scene import Grid
+from structseg.datamodules.drawing.grid import Grid
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 _EARS = ("l_ear", "r_ear")
@@ -163,7 +163,7 @@ def _measure(points: _Points, frame: Frame, eyes: list[Point], nose: Point | Non
 
 
 def _sides(u: Array, v: Array, low: float, high: float) -> Point | None:
-    """The range of u among the points whose v lies between; None where there are none or all are in one line."""
+    """The range of u among the points whose v lies between; None without such points, or where all are in one line."""
     row = u[(v > low) & (v < high)]
     if not row.size:
         return None

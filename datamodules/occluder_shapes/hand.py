@@ -9,7 +9,8 @@ import numpy as np
 
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array, box, bump, capsule, ellipse, fade, smooth_min
-from structseg.datamodules.drawing.scene import Patch, Thing, coloured
+from structseg.datamodules.drawing.grid import Patch
+from structseg.datamodules.drawing.things import Thing, coloured
 from structseg.datamodules.occluder_shapes.face import FacePlace
 
 # A hand is about as long as a face is high: wrist to finger tip, in units of `FacePlace`.

@@ -6,7 +6,8 @@ import numpy as np
 
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array, box, bump, capsule, ellipse, fade, ridge, smooth_max
-from structseg.datamodules.drawing.scene import Patch, Thing, coloured
+from structseg.datamodules.drawing.grid import Patch
+from structseg.datamodules.drawing.things import Thing, coloured
 from structseg.datamodules.occluder_shapes.face import FacePlace
 
 

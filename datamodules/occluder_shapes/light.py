@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from structseg.datamodules.drawing.geometry import Array
-from structseg.datamodules.drawing.scene import Grid, Patch
+from structseg.datamodules.drawing.grid import Grid, Patch
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)

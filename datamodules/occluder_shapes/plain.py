@@ -9,7 +9,8 @@ import numpy as np
 
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array, box, capsule, ellipse, fade
-from structseg.datamodules.drawing.scene import Patch, Thing, coloured, mixed
+from structseg.datamodules.drawing.grid import Patch
+from structseg.datamodules.drawing.things import Thing, coloured, mixed
 from structseg.datamodules.occluder_shapes.face import FacePlace
 
 Texture = Callable[[Patch], Array]

@@ -43,7 +43,7 @@ def load_av() -> ModuleType:
 class PredictFrames(IterableDataset[Sample]):
     """The frames of a video, upright and in order. Sound is not read.
 
-    A camera goes on until Ctrl-C, which lets the frame in hand be finished; a second Ctrl-C interrupts as usual.
+    A camera goes on until Ctrl-C, which finishes the current frame first; a second Ctrl-C interrupts as usual.
 
     Args:
         source: a video file, or `camera:N` with N from 0.
@@ -114,7 +114,7 @@ class PredictFrames(IterableDataset[Sample]):
 
     @contextmanager
     def _naming(self, count: int) -> Iterator[None]:
-        """Makes one line that names the source, and the frame, of whatever PyAV raises."""
+        """Turns what PyAV raises into one line that names the source and the frame."""
         try:
             yield
         except self._av.FFmpegError as error:

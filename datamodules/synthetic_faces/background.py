@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from structseg.datamodules.drawing.canvas import Canvas
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array, Frame, ellipse, fade
 from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.canvas import FaceCanvas
 
 _PICTURE = Frame.upright((0.0, 0.0), 1.0)
 
 
-def paint_background(canvas: Canvas, kind: str, dice: Dice) -> None:
+def paint_background(canvas: FaceCanvas, kind: str, dice: Dice) -> None:
     """Fill the canvas: gradient, blobs, bokeh, stripes, shelves, wall or outdoors."""
     first, second = dice.colour(0.08, 0.95, 0.5)[:, None, None], dice.colour(0.08, 0.95, 0.5)[:, None, None]
     ramp: Array
@@ -32,7 +32,7 @@ def paint_background(canvas: Canvas, kind: str, dice: Dice) -> None:
         for _ in range(12):
             radius = dice.between(0.08, 0.28)
             spot = _PICTURE.child(dice.between(-1.2, 1.2), dice.between(-1.2, 0.8))
-            patch = canvas.patch(spot, -radius, -radius, radius, radius)
+            patch = canvas.area(spot, -radius, -radius, radius, radius)
             patch.paint(
                 ellipse(patch.u, patch.v, radius, radius) + 0.03,
                 dice.colour(0.5, 1.0, 0.6),
@@ -46,7 +46,7 @@ def paint_background(canvas: Canvas, kind: str, dice: Dice) -> None:
         canvas.image *= 0.88 + 0.24 * grain
 
 
-def _paint_outdoors(canvas: Canvas, dice: Dice, ramp: np.ndarray) -> None:
+def _paint_outdoors(canvas: FaceCanvas, dice: Dice, ramp: np.ndarray) -> None:
     """Sky over leaves, the border ragged."""
     sky = dice.mix((0.55, 0.72, 0.92), (0.88, 0.90, 0.93))[:, None, None]
     leaves = dice.mix((0.16, 0.30, 0.12), (0.42, 0.45, 0.20))[:, None, None]
@@ -57,7 +57,7 @@ def _paint_outdoors(canvas: Canvas, dice: Dice, ramp: np.ndarray) -> None:
     canvas.image[...] = sky + fade(border, -0.05, 0.1) * (leaves * (0.45 + 1.1 * foliage) - sky)
 
 
-def _paint_rectangles(canvas: Canvas, kind: str, dice: Dice) -> None:
+def _paint_rectangles(canvas: FaceCanvas, kind: str, dice: Dice) -> None:
     """Books on shelves, or a picture frame or window on a wall."""
     if kind == "wall":
         width, height = dice.between(0.3, 0.9), dice.between(0.4, 1.0)
@@ -80,7 +80,7 @@ def _paint_rectangles(canvas: Canvas, kind: str, dice: Dice) -> None:
         _fill(canvas, -1.5, base, 1.5, base + 0.06, wood)
 
 
-def _fill(canvas: Canvas, left: float, top: float, right: float, bottom: float, colour: np.ndarray) -> None:
+def _fill(canvas: FaceCanvas, left: float, top: float, right: float, bottom: float, colour: np.ndarray) -> None:
     rows, across = _span(canvas.y, top, bottom, canvas.pixel)
     columns, down = _span(canvas.x, left, right, canvas.pixel)
     view = canvas.image[:, rows, columns]

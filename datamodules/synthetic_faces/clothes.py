@@ -6,19 +6,19 @@ import math
 
 import numpy as np
 
-from structseg.datamodules.drawing.canvas import LABEL, Canvas
 from structseg.datamodules.drawing.geometry import Array, fade
 from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.canvas import LABEL, FaceCanvas
 from structseg.datamodules.synthetic_faces.head import Rig, shoulder_line
 from structseg.datamodules.synthetic_faces.parameters import Body
 
 _WHITE = np.array([0.93, 0.93, 0.94], np.float32)
 
 
-def paint_clothes(canvas: Canvas, rig: Rig, numbers: Array) -> None:
+def paint_clothes(canvas: FaceCanvas, rig: Rig, numbers: Array) -> None:
     """The garment over the shoulders, its neckline, and a collar, lapels and tie where it has them."""
     body = rig.face.body
-    patch = canvas.patch(rig.body, -3.0, 0.7, 3.0, 3.2)
+    patch = canvas.area(rig.body, -3.0, 0.7, 3.0, 3.2)
     u, v = patch.u - np.float32(body.shift), patch.v
     side = np.abs(u)
     garment = (shoulder_line(u, body) - v) * 0.93
@@ -70,10 +70,10 @@ def _cloth(body: Body, u: Array, v: Array) -> Array:
     return first + weave * (second - first)
 
 
-def _paint_collar(canvas: Canvas, rig: Rig) -> None:
+def _paint_collar(canvas: FaceCanvas, rig: Rig) -> None:
     body = rig.face.body
     shirt = body.second * np.float32(0.4) + _WHITE * np.float32(0.6) if body.neckline == "suit" else body.colour
-    patch = canvas.patch(rig.body, -1.2, 0.7, 1.2, 3.2)
+    patch = canvas.area(rig.body, -1.2, 0.7, 1.2, 3.2)
     u, v = patch.u - np.float32(body.shift), patch.v
     side = np.abs(u)
     start = np.float32(body.collar)
@@ -96,10 +96,10 @@ def _paint_collar(canvas: Canvas, rig: Rig) -> None:
     patch.paint(flap, shirt[:, None, None] * light, "cloth", lit=False)
 
 
-def paint_necklace(canvas: Canvas, rig: Rig) -> None:
+def paint_necklace(canvas: FaceCanvas, rig: Rig) -> None:
     """A chain with a stone, or pearls, hanging on the neck."""
     body, jewels = rig.face.body, rig.face.jewels
-    patch = canvas.patch(rig.body, -0.8, 0.9, 0.8, 2.2)
+    patch = canvas.area(rig.body, -0.8, 0.9, 0.8, 2.2)
     u, v = patch.u - np.float32(body.shift), patch.v
     hang = np.float32(body.collar + 0.10)
     loop = v - hang + 0.55 * u * u

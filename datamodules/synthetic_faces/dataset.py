@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from structseg.datamodules.batch import Sample
+from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
 from structseg.datamodules.synthetic_faces.render import check_size, render_face
-from structseg.datamodules.wrappers.full_size import sample_with_original
+from structseg.datamodules.wrappers.full_size import Originals
 
 
-class SyntheticFacesDataset(Dataset[Sample]):
+class SyntheticFacesDataset(DecodedDataset):
     """`count` faces, rendered when asked for: the same seed gives the same pixels in every process and worker.
 
     A sample is `image` (3, H, W) float32 in 0..1, `mask` (H, W) int64, `name` str; with originals also `original`
@@ -29,7 +31,7 @@ class SyntheticFacesDataset(Dataset[Sample]):
         split: number of the split; two splits share no sample.
         occluder: index that hands and things before the face get in the mask; default: that of the class `occluder`,
             and of the background where there is none.
-        original_size: (h, w), each 32..1024, that faces are drawn at to come along as `original`; None gives none.
+        original_size: (h, w), each 32..1024, that faces are drawn at and given as `original`; None gives only `image`.
         memory_bytes: how many of the originals to keep in memory: drawn once, they are read many times.
 
     Raises:
@@ -50,31 +52,26 @@ class SyntheticFacesDataset(Dataset[Sample]):
         if count < 1 or seed < 0 or split < 0:
             raise ValueError(f"count {count}, seed {seed}, split {split}; expected count >= 1, seed and split >= 0")
         check_size(size if original_size is None else original_size)
+        names = [f"face_{seed}_{split}_{index:06d}" for index in range(count)]
+        super().__init__(names, size, originals=Originals() if original_size else None, memory_bytes=memory_bytes)
         self.original_size = original_size
-        self.memory_left = memory_bytes
-        self._memory: dict[int, tuple[Image.Image, NDArray[np.uint8]]] = {}
-        self.count, self.seed, self.size, self.split = count, seed, size, split
+        self.count, self.seed, self.split = count, seed, split
         self.label_space = label_space
         self._table = CELEBAMASK_HQ.lookup(label_space).numpy()
         if occluder is None and "occluder" in label_space.classes:
             occluder = label_space.classes.index("occluder")
         self._occluder = occluder
 
-    def __len__(self) -> int:
-        return self.count
-
     def __getitem__(self, index: int) -> Sample:
         if not -self.count <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
         index %= self.count
-        name = f"face_{self.seed}_{self.split}_{index:06d}"
         if self.original_size is not None:
-            original, kept = self._memory.get(index) or self._draw_original(index, self.original_size)
-            return sample_with_original(original, kept, self.size, name)
+            return super().__getitem__(index)
         pixels, mask = self._draw(index, self.size)
         image = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
         image *= np.float32(1.0 / 255.0)
-        return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "name": name}
+        return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "name": self.names[index]}
 
     def _draw(self, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """(H, W, 3) pixels and (H, W) classes of the label space."""
@@ -84,10 +81,7 @@ class SyntheticFacesDataset(Dataset[Sample]):
             mask[face.occluder] = self._occluder
         return face.image, mask
 
-    def _draw_original(self, index: int, size: tuple[int, int]) -> tuple[Image.Image, NDArray[np.uint8]]:
-        pixels, mask = self._draw(index, size)
-        drawn = (Image.fromarray(pixels), mask.astype(np.uint8))
-        if 4 * mask.size <= self.memory_left:
-            self.memory_left -= 4 * mask.size
-            self._memory[index] = drawn
-        return drawn
+    def decode(self, index: int) -> tuple[Any, ...]:
+        """The face at `original_size`, and its mask."""
+        pixels, mask = self._draw(index, self.original_size or self.size)
+        return Image.fromarray(pixels), mask.astype(np.uint8)

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from structseg.datamodules.drawing.canvas import Canvas
 from structseg.datamodules.drawing.geometry import Array, Frame, bump, ellipse, fade, ridge, smooth_min
+from structseg.datamodules.synthetic_faces.canvas import FaceCanvas
 from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
 
 _WHITE = np.array([0.93, 0.91, 0.89], np.float32)
@@ -17,12 +17,12 @@ _THROAT = np.array([0.22, 0.06, 0.07], np.float32)
 _TONGUE = np.array([0.75, 0.36, 0.36], np.float32)
 
 
-def paint_eye(canvas: Canvas, rig: Rig, side: float) -> None:
+def paint_eye(canvas: FaceCanvas, rig: Rig, side: float) -> None:
     """The eye on the picture's left (side -1) or right (1): ball, iris, lids and lashes; u runs outwards."""
     eyes, tone = rig.face.eyes, rig.face.head.tone
     label = "l_eye" if side > 0 else "r_eye"
     frame = rig.part(side * eyes.apart, eyes.y, DEPTH["eye"], tilt=eyes.tilt, mirror=side)
-    patch = canvas.patch(frame, -0.26, -0.24, 0.26, 0.16)
+    patch = canvas.area(frame, -0.26, -0.24, 0.26, 0.16)
     u, v = patch.u, patch.v
     t = u / np.float32(eyes.width)
     arch = np.maximum(1.0 - t * t, -0.6)
@@ -68,11 +68,11 @@ def paint_eye(canvas: Canvas, rig: Rig, side: float) -> None:
     patch.paint(np.maximum(rim, patch.face), tone * np.array([0.6, 0.42, 0.40], np.float32), opacity=0.55)
 
 
-def paint_brow(canvas: Canvas, rig: Rig, side: float, numbers: Array) -> None:
+def paint_brow(canvas: FaceCanvas, rig: Rig, side: float, numbers: Array) -> None:
     """The brow on the picture's left (side -1) or right (1); thick inside, thin outside."""
     brows, eyes = rig.face.brows, rig.face.eyes
     frame = rig.part(side * (eyes.apart + 0.015), eyes.y - brows.y, DEPTH["brow"], tilt=brows.tilt, mirror=side)
-    patch = canvas.patch(frame, -0.28, -0.16, 0.28, 0.14)
+    patch = canvas.area(frame, -0.28, -0.16, 0.28, 0.14)
     t = patch.u / np.float32(brows.width)
     middle = np.float32(brows.arch) * (np.square(t - 0.25) - 0.5)
     outer = np.clip(0.5 + 0.5 * t, 0.0, 1.0)
@@ -85,7 +85,7 @@ def paint_brow(canvas: Canvas, rig: Rig, side: float, numbers: Array) -> None:
     patch.paint(distance, brows.colour[:, None, None] * threads, "l_brow" if side > 0 else "r_brow", opacity=0.88)
 
 
-def paint_nose(canvas: Canvas, rig: Rig) -> None:
+def paint_nose(canvas: FaceCanvas, rig: Rig) -> None:
     """The nose as relief in the skin: bridge, tip and wings under the light, nostrils, the shadow below."""
     nose, light, tone = rig.face.nose, rig.face.light, rig.face.head.tone
     base_u, base_v = rig.place(0.0, nose.y, DEPTH["nose"] + 0.08)
@@ -93,7 +93,7 @@ def paint_nose(canvas: Canvas, rig: Rig) -> None:
     tip_u, tip_v = rig.place(0.0, nose.y - 0.06, DEPTH["tip"])
     stretch = (base_v - root_v) / nose.length
     frame = rig.head.child(base_u, base_v, math.cos(rig.yaw), 0.0, (base_u - root_u) / nose.length, stretch)
-    patch = canvas.patch(frame, -0.36, -nose.length - 0.1, 0.36, 0.22)
+    patch = canvas.area(frame, -0.36, -nose.length - 0.1, 0.36, 0.22)
     u, v = patch.u, patch.v
     s = np.clip(v / np.float32(nose.length) + 1.0, 0.0, 1.0)
     shift = np.float32((tip_u - base_u) / math.cos(rig.yaw))
@@ -134,10 +134,10 @@ def mouth_frame(rig: Rig) -> Frame:
     return rig.part(0.0, mouth.y, DEPTH["mouth"], tilt=mouth.skew)
 
 
-def paint_mouth(canvas: Canvas, rig: Rig) -> None:
+def paint_mouth(canvas: FaceCanvas, rig: Rig) -> None:
     """Upper lip, inner mouth with teeth and tongue, lower lip."""
     mouth = rig.face.mouth
-    patch = canvas.patch(mouth_frame(rig), -0.36, -0.2, 0.36, 0.42)
+    patch = canvas.area(mouth_frame(rig), -0.36, -0.2, 0.36, 0.42)
     u, v = patch.u, patch.v
     t = u / np.float32(mouth.width)
     square = t * t

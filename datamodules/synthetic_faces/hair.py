@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from structseg.datamodules.drawing.canvas import Canvas, Patch
 from structseg.datamodules.drawing.geometry import Array, Outline, bump, ellipse, fade, smooth_max
 from structseg.datamodules.drawing.texture import Strands, noise
+from structseg.datamodules.synthetic_faces.canvas import FaceCanvas, FacePatch
 from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
 
 
@@ -30,24 +30,24 @@ class HairPainter:
         lower = {"curly": hair.end + 0.1, "bald": 0.5}.get(hair.kind, 0.75)
         self._cap = Outline(self._half, rig.face.head.crown + hair.top, lower, (2.25, 2.25), (2.0, 2.6))
 
-    def behind(self, canvas: Canvas) -> None:
+    def behind(self, canvas: FaceCanvas) -> None:
         """The hair that lies behind neck, ears and shoulders."""
         hair = self._hair
         if hair.bun_size:
             self._paint_bun(canvas)
         if hair.kind in ("bald", "buzz", "updo", "short"):
             return
-        patch = canvas.patch(self._rig.head, -1.7, -0.6, 1.7, hair.end + 0.15)
+        patch = canvas.area(self._rig.head, -1.7, -0.6, 1.7, hair.end + 0.15)
         distance = np.maximum(self._fall(patch), -0.4 - patch.v)
         self._paint(canvas, patch, distance, 0.62)
 
-    def before(self, canvas: Canvas) -> None:
+    def before(self, canvas: FaceCanvas) -> None:
         """The hair on the head and beside the face, with the shadow that it throws on the skin."""
         hair, rig = self._hair, self._rig
         if hair.kind == "bald":
             return
         falls = hair.kind in ("long", "bob", "curly")
-        patch = canvas.patch(rig.head, -1.7, -1.6, 1.7, hair.end + 0.15 if falls else 0.4)
+        patch = canvas.area(rig.head, -1.7, -1.6, 1.7, hair.end + 0.15 if falls else 0.4)
         outer = self._cap.distance(patch.u - np.float32(self._middle), patch.v)
         if falls:
             outer = np.minimum(outer, np.maximum(self._fall(patch), -patch.v))
@@ -66,7 +66,7 @@ class HairPainter:
         patch.skin_relight(1.0 - np.float32(depth) * shadow * shadow * fade(rig.skull(patch), 0.04, -0.02))
         self._paint(canvas, patch, distance, 1.0)
 
-    def _below(self, patch: Patch, falls: bool) -> Array:
+    def _below(self, patch: FacePatch, falls: bool) -> Array:
         """Distance to the hair's lower end before the face: a sideburn, or a lock swept back over the ear."""
         hair = self._hair
         inwards = np.float32(self._half) - np.abs(patch.u - np.float32(self._middle))
@@ -80,7 +80,7 @@ class HairPainter:
             return swept
         return np.where((patch.u > self._middle) == hair.tucked[1], swept, below)
 
-    def _fall(self, patch: Patch) -> Array:
+    def _fall(self, patch: FacePatch) -> Array:
         """Distance to the hair that hangs: a curtain that widens downwards and waves."""
         hair = self._hair
         v = patch.v
@@ -92,7 +92,7 @@ class HairPainter:
         ends = patch.v - np.float32(hair.end) + 0.12 * self._strands(patch.u * np.float32(0.17)) + 0.10 * side * side
         return smooth_max((np.abs(side) - wide) * 0.95, ends, 0.12)
 
-    def _window(self, patch: Patch) -> Array:
+    def _window(self, patch: FacePatch) -> Array:
         """Distance to the opening in which the face shows: hairline above, a curtain's edge on each side."""
         hair, rig = self._hair, self._rig
         u, v = patch.u, patch.v
@@ -112,7 +112,7 @@ class HairPainter:
         sides = np.maximum(edges[0], edges[1]) + wave
         return smooth_max((line - v) * 0.8, sides, 0.30 if hair.kind in ("short", "buzz", "updo") else 0.16)
 
-    def _paint(self, canvas: Canvas, patch: Patch, distance: Array, light: float) -> None:
+    def _paint(self, canvas: FaceCanvas, patch: FacePatch, distance: Array, light: float) -> None:
         hair = self._hair
         rows, columns = patch.box
         u, v = patch.u, patch.v
@@ -141,11 +141,11 @@ class HairPainter:
             return
         patch.paint(distance, colour, "hair", lit=False)
 
-    def _paint_bun(self, canvas: Canvas) -> None:
+    def _paint_bun(self, canvas: FaceCanvas) -> None:
         hair, rig = self._hair, self._rig
         size = hair.bun_size
         frame = rig.head.child(self._middle + hair.bun - 0.3 * rig.turn, -1.05 - 0.5 * size)
-        patch = canvas.patch(frame, -0.6, -0.6, 0.6, 0.6)
+        patch = canvas.area(frame, -0.6, -0.6, 0.6, 0.6)
         distance = ellipse(patch.u, patch.v, size, size * 0.82)
         spiral = self._strands(np.sqrt(np.square(patch.u) + np.square(patch.v)) * 0.5 + patch.u * 0.12)
         factor = (0.62 + 0.5 * spiral) * (1.0 - 0.45 * fade(distance, -0.3, 0.0) + 0.1)

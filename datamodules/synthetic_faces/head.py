@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from structseg.datamodules.drawing.canvas import Canvas, Patch
 from structseg.datamodules.drawing.geometry import Array, Frame, Outline, bump, ellipse, fade, smooth_max
 from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.canvas import FaceCanvas, FacePatch
 from structseg.datamodules.synthetic_faces.parameters import Beard, Body, Face, Light
 
 # Depth of the parts before the head's axis, in head units; with the yaw it moves them sideways.
@@ -52,12 +52,12 @@ class Rig:
         low = np.maximum(v, 0.0)
         return np.float32(self.turn) * (0.05 + 0.15 * v + 0.20 * low * low * low)
 
-    def skull(self, patch: Patch) -> Array:
+    def skull(self, patch: FacePatch) -> Array:
         """Distance to the outline of the bare head; `patch` is in the head's frame."""
         return self.outline.distance(patch.u - self.lean(patch.v), patch.v)
 
 
-def cast_light(canvas: Canvas, rig: Rig, light: Light) -> None:
+def cast_light(canvas: FaceCanvas, rig: Rig, light: Light) -> None:
     """Fill the canvas's light on the head: an ellipsoid with brow, cheeks and chin under a key light and the sky."""
     patch = canvas.whole(rig.head)
     x, y, z = light.direction
@@ -78,10 +78,10 @@ def cast_light(canvas: Canvas, rig: Rig, light: Light) -> None:
     canvas.shade[...] = np.minimum(p, 1.25)
 
 
-def paint_neck(canvas: Canvas, rig: Rig) -> None:
+def paint_neck(canvas: FaceCanvas, rig: Rig) -> None:
     """Neck and chest, darker under the chin."""
     body, tone = rig.face.body, rig.face.head.tone
-    patch = canvas.patch(rig.body, -2.2, 0.2, 2.2, 2.6)
+    patch = canvas.area(rig.body, -2.2, 0.2, 2.2, 2.6)
     u, v = patch.u - np.float32(body.shift), patch.v
     flare = np.maximum(v - np.float32(body.collar - 0.22), 0.0)
     column = np.abs(u) - (np.float32(body.neck) + 0.04 * np.square(v - 0.9) + 1.1 * flare * flare)
@@ -102,10 +102,10 @@ def shoulder_line(u: Array, body: Body) -> Array:
     return np.float32(body.collar) + np.float32(body.slope) * side + 2.0 * drop * drop
 
 
-def paint_skin(canvas: Canvas, rig: Rig, numbers: Array) -> None:
+def paint_skin(canvas: FaceCanvas, rig: Rig, numbers: Array) -> None:
     """The bare head, darker towards its outline."""
     head = rig.face.head
-    patch = canvas.patch(rig.head, -1.1, -1.15, 1.1, 1.25)
+    patch = canvas.area(rig.head, -1.1, -1.15, 1.1, 1.25)
     patch.face[...] = distance = rig.skull(patch)
     rows, columns = patch.box
     grain = noise(canvas.x[columns], canvas.y[rows], numbers, 9.0)
@@ -115,55 +115,55 @@ def paint_skin(canvas: Canvas, rig: Rig, numbers: Array) -> None:
     patch.paint(distance, patch.skin(head.tone, factor), "skin", lit=False)
 
 
-def model_face(canvas: Canvas, rig: Rig, numbers: Array) -> None:
+def model_face(canvas: FaceCanvas, rig: Rig, numbers: Array) -> None:
     """Relief of the face, in colour only: sockets, cheeks, folds, chin, blush, freckles, wrinkles."""
     face, head, light = rig.face, rig.face.head, rig.face.light
     above = -light.direction[1]
     for side in (-1.0, 1.0):
         socket = rig.part(side * face.eyes.apart, face.eyes.y - 0.05, DEPTH["eye"], mirror=side)
-        patch = canvas.patch(socket, -0.26, -0.2, 0.26, 0.2)
+        patch = canvas.area(socket, -0.26, -0.2, 0.26, 0.2)
         patch.skin_relight(1.0 - (0.10 + 0.16 * np.float32(above)) * bump(patch.u * 3.9, patch.v * 5.2))
         bag = rig.part(side * face.eyes.apart * 0.97, face.eyes.y + 0.13, DEPTH["eye"], mirror=side)
-        patch = canvas.patch(bag, -0.16, -0.07, 0.16, 0.07)
+        patch = canvas.area(bag, -0.16, -0.07, 0.16, 0.07)
         bow = patch.v + 0.8 * patch.u * patch.u
         patch.skin_relight(1.0 - np.float32(0.05 + 0.16 * head.age) * bump(patch.u * 6.5, bow * 16.0))
         cheek = rig.part(side * 0.38, 0.30, 0.58, mirror=side)
-        patch = canvas.patch(cheek, -0.27, -0.2, 0.27, 0.2)
+        patch = canvas.area(cheek, -0.27, -0.2, 0.27, 0.2)
         spot = bump(patch.u * 3.8, patch.v * 5.0)
         patch.blend(np.float32(head.blush * 0.55) * spot, head.tone * np.array([1.02, 0.62, 0.58], np.float32))
         patch.skin_relight(1.0 + 0.05 * spot)
         fold = rig.part(side * 0.235, face.nose.y + 0.08, 0.66, tilt=-0.55, mirror=side)
-        patch = canvas.patch(fold, -0.06, -0.16, 0.06, 0.16)
+        patch = canvas.area(fold, -0.06, -0.16, 0.06, 0.16)
         line = patch.u - 0.9 * patch.v * patch.v
         depth = 0.05 + 0.22 * head.age + 1.3 * max(face.mouth.smile, 0.0)
         patch.skin_relight(1.0 - np.float32(min(depth, 0.3)) * bump(line * 22.0, patch.v * 6.5))
     u, v = rig.place(0.0, face.mouth.y + 0.14 + 0.6 * face.mouth.open, 0.7)
-    patch = canvas.patch(rig.head.child(u, v), -0.2, -0.07, 0.2, 0.25)
+    patch = canvas.area(rig.head.child(u, v), -0.2, -0.07, 0.2, 0.25)
     patch.skin_relight(
         1.0 - 0.16 * bump(patch.u * 5.5, patch.v * 16.0) + 0.07 * bump(patch.u * 6, (patch.v - 0.13) * 9)
     )
     u, v = rig.place(0.0, -0.42, 0.55)
-    patch = canvas.patch(rig.head.child(u, v), -0.5, -0.25, 0.5, 0.3)
+    patch = canvas.area(rig.head.child(u, v), -0.5, -0.25, 0.5, 0.3)
     shine = 1.0 + 0.07 * bump((patch.u - np.float32(0.3 * light.direction[0])) * 2.2, patch.v * 4.0)
     if head.age > 0.55:
         crease = np.maximum(np.cos(patch.v * 62.0 + 3.0 * np.square(patch.u)) - 0.6, 0.0)
         shine -= np.float32((head.age - 0.4) * 0.45) * crease * bump(patch.u * 2.6, patch.v * 4.2)
     patch.skin_relight(shine)
     if head.freckles:
-        patch = canvas.patch(rig.part(0.0, 0.24, DEPTH["nose"]), -0.5, -0.16, 0.5, 0.16)
+        patch = canvas.area(rig.part(0.0, 0.24, DEPTH["nose"]), -0.5, -0.16, 0.5, 0.16)
         rows, columns = patch.box
         spots = fade(noise(canvas.x[columns], canvas.y[rows], numbers, 34.0), 0.62, 0.78)
         patch.skin_relight(1.0 - np.float32(0.25 * head.freckles) * spots * bump(patch.u * 1.9, patch.v * 5.5))
 
 
-def paint_ear(canvas: Canvas, rig: Rig, side: float) -> None:
+def paint_ear(canvas: FaceCanvas, rig: Rig, side: float) -> None:
     """The ear on the picture's left (side -1) or right (1); the picture's right is the person's left."""
     head = rig.face.head
     size = head.ear_size
     u, v = rig.place(side * (head.width + head.ear_out), 0.12, DEPTH["ear"])
     open_up = 0.55 + 0.75 * max(-side * rig.turn, 0.0)
     frame = rig.head.child(u, v).turned(0.0, 0.0, head.ear_tilt * side, size, mirror=side)
-    patch = canvas.patch(frame, -0.2, -0.3, 0.2, 0.32)
+    patch = canvas.area(frame, -0.2, -0.3, 0.2, 0.32)
     wide = 0.145 * open_up + 0.025
     p = patch.u - 0.05 * np.abs(patch.v - 0.2)
     distance = ellipse(p, patch.v, wide, 0.23)
@@ -176,10 +176,10 @@ def paint_ear(canvas: Canvas, rig: Rig, side: float) -> None:
     patch.paint(distance, colours, "l_ear" if side > 0 else "r_ear", lit=False)
 
 
-def paint_beard(canvas: Canvas, rig: Rig, beard: Beard, numbers: Array) -> None:
+def paint_beard(canvas: FaceCanvas, rig: Rig, beard: Beard, numbers: Array) -> None:
     """Facial hair. CelebAMask-HQ's annotators leave beards in the skin, and so does the label."""
     face = rig.face
-    patch = canvas.patch(rig.head, -1.0, 0.0, 1.0, 1.3)
+    patch = canvas.area(rig.head, -1.0, 0.0, 1.0, 1.3)
     u, v = patch.u - rig.lean(patch.v), patch.v
     mouth_u, mouth_v = rig.place(0.0, face.mouth.y, DEPTH["mouth"])
     p, q = patch.u - np.float32(mouth_u), v - np.float32(mouth_v)

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from structseg.datamodules.drawing.canvas import Canvas, Patch
 from structseg.datamodules.drawing.geometry import (
     Array,
     box,
@@ -19,11 +18,12 @@ from structseg.datamodules.drawing.geometry import (
     smooth_min,
 )
 from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.canvas import FaceCanvas, FacePatch
 from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
 from structseg.datamodules.synthetic_faces.parameters import Occluder
 
 
-def paint_occluder(canvas: Canvas, rig: Rig, thing: Occluder, numbers: Array) -> None:
+def paint_occluder(canvas: FaceCanvas, rig: Rig, thing: Occluder, numbers: Array) -> None:
     """Put the thing before everything painted so far."""
     if thing.kind == "mask":
         _paint_mask(canvas, rig, thing)
@@ -33,19 +33,19 @@ def paint_occluder(canvas: Canvas, rig: Rig, thing: Occluder, numbers: Array) ->
         _paint_object(canvas, rig, thing, numbers)
 
 
-def _put(patch: Patch, distance: Array, colour: Array) -> None:
+def _put(patch: FacePatch, distance: Array, colour: Array) -> None:
     patch.paint(distance, colour, "background", lit=False, occludes=True)
 
 
-def _shadow(patch: Patch, distance: Array) -> None:
+def _shadow(patch: FacePatch, distance: Array) -> None:
     patch.relight(1.0 - 0.30 * np.square(np.clip(1.0 - distance * 9.0, 0.0, 1.0)))
 
 
-def _paint_hand(canvas: Canvas, rig: Rig, hand: Occluder) -> None:
+def _paint_hand(canvas: FaceCanvas, rig: Rig, hand: Occluder) -> None:
     """A hand that comes up from below: forearm, palm, four fingers and a thumb towards the face."""
     lean = -hand.side * (0.35 + 0.4 * max(0.0, 0.9 - hand.y)) + hand.angle
     frame = rig.body.turned(hand.x, hand.y, lean, 0.95 * hand.size, mirror=hand.side)
-    patch = canvas.patch(frame, -0.8, -0.85, 0.8, 2.8)
+    patch = canvas.area(frame, -0.8, -0.85, 0.8, 2.8)
     u, v = patch.u, patch.v
     fingers = []
     for number in range(4):
@@ -74,10 +74,10 @@ def _paint_hand(canvas: Canvas, rig: Rig, hand: Occluder) -> None:
         patch.paint(ellipse(u - np.float32(end[0]), v - np.float32(end[1]), 0.030, 0.042), nail, lit=False, opacity=0.8)
 
 
-def _paint_mask(canvas: Canvas, rig: Rig, mask: Occluder) -> None:
+def _paint_mask(canvas: FaceCanvas, rig: Rig, mask: Occluder) -> None:
     """A medical mask or scarf over nose, mouth and chin."""
     face = rig.face
-    patch = canvas.patch(rig.head, -1.1, 0.0, 1.1, 1.3)
+    patch = canvas.area(rig.head, -1.1, 0.0, 1.1, 1.3)
     nose_u, nose_v = rig.place(0.0, face.nose.y - 0.17, DEPTH["tip"])
     u, v = patch.u - np.float32(nose_u), patch.v
     edge = np.float32(nose_v) + 0.32 * np.abs(u) - 0.18 * np.square(u) - v
@@ -90,9 +90,9 @@ def _paint_mask(canvas: Canvas, rig: Rig, mask: Occluder) -> None:
     _put(patch, distance, colour[:, None, None] * light)
 
 
-def _paint_object(canvas: Canvas, rig: Rig, thing: Occluder, numbers: Array) -> None:
+def _paint_object(canvas: FaceCanvas, rig: Rig, thing: Occluder, numbers: Array) -> None:
     frame = rig.body.turned(thing.x, thing.y, thing.angle, thing.size, mirror=thing.side)
-    patch = canvas.patch(frame, -0.75, -0.75, 0.75, 2.2)
+    patch = canvas.area(frame, -0.75, -0.75, 0.75, 2.2)
     u, v = patch.u, patch.v
     first, second = thing.colour[:, None, None], thing.second[:, None, None]
     if thing.kind == "cup":

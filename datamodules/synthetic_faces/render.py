@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from structseg.datamodules.drawing.canvas import Canvas
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array
 from structseg.datamodules.synthetic_faces.background import paint_background
+from structseg.datamodules.synthetic_faces.canvas import FaceCanvas
 from structseg.datamodules.synthetic_faces.clothes import paint_clothes, paint_necklace
 from structseg.datamodules.synthetic_faces.features import paint_brow, paint_eye, paint_mouth, paint_nose
 from structseg.datamodules.synthetic_faces.hair import HairPainter
@@ -74,7 +74,7 @@ def check_size(size: tuple[int, int]) -> None:
 
 def render(face: Face, texture: np.random.Generator, grain: np.random.Generator, size: tuple[int, int]) -> Rendering:
     """Paint the face. `texture` feeds strands, cloth and background, `grain` the camera's noise alone."""
-    canvas = Canvas(size)
+    canvas = FaceCanvas(size)
     rig = Rig(face)
     dice = Dice(texture)
     numbers = dice.field(32, 32)
@@ -117,7 +117,7 @@ def render(face: Face, texture: np.random.Generator, grain: np.random.Generator,
     return Rendering(_photograph(canvas, face.light, face.camera, grain), canvas.label, canvas.occluder)
 
 
-def _photograph(canvas: Canvas, light: Light, camera: Camera, grain: np.random.Generator) -> NDArray[np.uint8]:
+def _photograph(canvas: FaceCanvas, light: Light, camera: Camera, grain: np.random.Generator) -> NDArray[np.uint8]:
     """Tint, vignette, blur, contrast and noise; the labels know nothing of it."""
     image = canvas.image
     if camera.blur:

@@ -6,24 +6,7 @@ import numpy as np
 
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array
-from structseg.datamodules.synthetic_faces.parameters import (
-    Beard,
-    Body,
-    Brows,
-    Camera,
-    Eyes,
-    Face,
-    Glasses,
-    Hair,
-    Hat,
-    Head,
-    Jewels,
-    Light,
-    Mouth,
-    Nose,
-    Occluder,
-    Pose,
-)
+from structseg.datamodules.synthetic_faces import parameters as p
 
 _TONES = (
     (0.93, 0.76, 0.67), (0.91, 0.72, 0.61), (0.88, 0.67, 0.54), (0.84, 0.62, 0.48), (0.77, 0.55, 0.41),
@@ -40,11 +23,11 @@ _IRIS = (
 )  # fmt: skip
 
 
-def sample_face(dice: Dice) -> Face:
+def sample_face(dice: Dice) -> p.Face:
     """Draw all the choices of one picture."""
     feminine = dice.uniform()
     age = max(dice.near(0.35, 0.22), 0.0)
-    pose = Pose(
+    pose = p.Pose(
         x=dice.near(0.0, 0.05),
         y=dice.near(-0.05, 0.05),
         scale=dice.between(0.76, 0.96) if dice.chance(0.8) else dice.between(0.55, 1.05),
@@ -62,9 +45,9 @@ def sample_face(dice: Dice) -> Face:
     face_height = dice.near(0.0, 0.02)
     eyes = _eyes(dice, feminine, face_height)
     nose_y = 0.41 + face_height + dice.near(0.0, 0.02)
-    return Face(
+    return p.Face(
         pose=pose,
-        head=Head(
+        head=p.Head(
             width=dice.near(0.672, 0.018) - 0.012 * feminine,
             jaw=(dice.near(2.15 - 0.15 * feminine, 0.12), dice.near(2.5 - 0.45 * feminine, 0.22)),
             crown=dice.between(0.98, 1.04),
@@ -77,7 +60,7 @@ def sample_face(dice: Dice) -> Face:
             ear_out=dice.near(0.035, 0.015),
         ),
         eyes=eyes,
-        brows=Brows(
+        brows=p.Brows(
             y=dice.near(0.195, 0.018),
             width=dice.near(0.195, 0.012),
             thickness=dice.near(0.046 - 0.016 * feminine, 0.005),
@@ -86,7 +69,7 @@ def sample_face(dice: Dice) -> Face:
             taper=dice.between(0.45, 0.9),
             colour=(hair_colour * np.float32(0.55) + skin * np.float32(0.1)).astype(np.float32),
         ),
-        nose=Nose(
+        nose=p.Nose(
             y=nose_y,
             length=nose_y - eyes.y + dice.between(0.0, 0.05),
             width=dice.near(0.178 - 0.02 * feminine, 0.013),
@@ -100,7 +83,7 @@ def sample_face(dice: Dice) -> Face:
         body=_body(dice, feminine),
         glasses=_glasses(dice, eyes) if dice.chance(0.10) else None,
         hat=hat,
-        jewels=Jewels(
+        jewels=p.Jewels(
             earring=dice.weighted(stud=1, hoop=1, drop=1.4) if dice.chance(0.05 + 0.6 * feminine) else "none",
             size=dice.between(0.7, 1.3),
             metal=dice.mix((0.95, 0.80, 0.42), (0.86, 0.87, 0.90)),
@@ -110,7 +93,7 @@ def sample_face(dice: Dice) -> Face:
         occluder=occluder,
         background=dice.weighted(gradient=2, blobs=2, bokeh=2, stripes=1, shelves=1, wall=1, outdoors=1.5),
         light=_light(dice),
-        camera=Camera(
+        camera=p.Camera(
             blur=dice.between(0.002, 0.008) if dice.chance(0.25) else 0.0,
             noise=dice.between(0.004, 0.025) if dice.chance(0.75) else 0.0,
             contrast=dice.between(0.92, 1.18),
@@ -128,7 +111,7 @@ def _hair_colour(dice: Dice, tone: float, age: float) -> Array:
     return np.clip(np.array(dice.choose(common), np.float32) * np.float32(dice.near(1.0, 0.12)), 0.02, 1.0)
 
 
-def _eyes(dice: Dice, feminine: float, face_height: float) -> Eyes:
+def _eyes(dice: Dice, feminine: float, face_height: float) -> p.Eyes:
     state = dice.uniform()
     if state < 0.06:
         openness = (0.0, 0.0)
@@ -138,7 +121,7 @@ def _eyes(dice: Dice, feminine: float, face_height: float) -> Eyes:
         level = dice.between(0.55, 1.0)
         openness = (level, level * dice.near(1.0, 0.02))
     painted = feminine > 0.5 and dice.chance(0.4)
-    return Eyes(
+    return p.Eyes(
         y=0.01 + face_height,
         apart=dice.near(0.287, 0.01),
         width=dice.near(0.150 + 0.008 * feminine, 0.008),
@@ -154,14 +137,14 @@ def _eyes(dice: Dice, feminine: float, face_height: float) -> Eyes:
     )
 
 
-def _mouth(dice: Dice, feminine: float, skin: Array, nose_y: float) -> Mouth:
+def _mouth(dice: Dice, feminine: float, skin: Array, nose_y: float) -> p.Mouth:
     smile = dice.near(0.025, 0.022)
     opened = dice.chance(0.58)
     gap = dice.between(0.035, 0.10) if dice.chance(0.75) else dice.between(0.10, 0.22)
     lipstick = feminine > 0.45 and dice.chance(0.6)
     natural = skin * np.array([0.88, 0.62, 0.62], np.float32)
     colour = dice.mix((0.72, 0.12, 0.18), (0.85, 0.42, 0.45)) * (0.4 + 0.6 * skin) if lipstick else natural
-    return Mouth(
+    return p.Mouth(
         y=nose_y + dice.near(0.225, 0.013),
         width=dice.near(0.225, 0.015) + (0.05 if opened and gap < 0.12 else 0.0),
         upper=dice.near(0.062 + 0.016 * feminine, 0.008),
@@ -176,7 +159,7 @@ def _mouth(dice: Dice, feminine: float, skin: Array, nose_y: float) -> Mouth:
     )
 
 
-def _hair(dice: Dice, feminine: float, age: float, colour: Array, under_hat: bool) -> Hair:
+def _hair(dice: Dice, feminine: float, age: float, colour: Array, under_hat: bool) -> p.Hair:
     if feminine > 0.4:
         kind = dice.weighted(long=6.5, bob=2, updo=1.2, curly=1, short=0.5)
     else:
@@ -201,7 +184,7 @@ def _hair(dice: Dice, feminine: float, age: float, colour: Array, under_hat: boo
     full = {"long": 1.15, "bob": 1.2, "curly": 1.7, "short": 0.8, "buzz": 0.15, "bald": 0.0, "updo": 0.35}[kind]
     thick = dice.between(0.10, 0.27) * full * (0.4 if under_hat else 1.0)
     drop = dice.between(-0.16, 0.10)
-    return Hair(
+    return p.Hair(
         kind=kind,
         colour=colour,
         gloss=dice.between(0.1, 0.5),
@@ -235,9 +218,9 @@ def _hair_end(dice: Dice, kind: str) -> float:
     return dice.between(0.02, 0.22)
 
 
-def _beard(dice: Dice, colour: Array) -> Beard:
+def _beard(dice: Dice, colour: Array) -> p.Beard:
     kind = dice.weighted(stubble=2, full=2, goatee=1, moustache=0.7)
-    return Beard(
+    return p.Beard(
         kind=kind,
         colour=colour * np.float32(0.8),
         density=dice.between(0.25, 0.5) if kind == "stubble" else dice.between(0.8, 0.95),
@@ -246,8 +229,8 @@ def _beard(dice: Dice, colour: Array) -> Beard:
     )
 
 
-def _body(dice: Dice, feminine: float) -> Body:
-    return Body(
+def _body(dice: Dice, feminine: float) -> p.Body:
+    return p.Body(
         neck=dice.near(0.46 - 0.08 * feminine, 0.025),
         shoulder=dice.between(1.3, 1.75),
         slope=dice.between(0.22, 0.38),
@@ -262,9 +245,9 @@ def _body(dice: Dice, feminine: float) -> Body:
     )
 
 
-def _glasses(dice: Dice, eyes: Eyes) -> Glasses:
+def _glasses(dice: Dice, eyes: p.Eyes) -> p.Glasses:
     dark = dice.chance(0.3)
-    return Glasses(
+    return p.Glasses(
         shape=dice.between(0.25, 1.0),
         width=dice.between(0.21, 0.255),
         height=dice.between(0.14, 0.20),
@@ -276,8 +259,8 @@ def _glasses(dice: Dice, eyes: Eyes) -> Glasses:
     )
 
 
-def _hat(dice: Dice) -> Hat:
-    return Hat(
+def _hat(dice: Dice) -> p.Hat:
+    return p.Hat(
         kind=dice.weighted(cap=1, beanie=1, brim=1),
         colour=dice.colour(0.15, 0.95, 0.8),
         second=dice.colour(0.1, 0.95, 0.8),
@@ -288,7 +271,7 @@ def _hat(dice: Dice) -> Hat:
     )
 
 
-def _occluder(dice: Dice, skin: Array) -> Occluder:
+def _occluder(dice: Dice, skin: Array) -> p.Occluder:
     kind = dice.weighted(hand=4, cup=1, phone=1, mask=1, microphone=1, block=1.2)
     side = dice.sign()
     if kind == "hand":
@@ -297,7 +280,7 @@ def _occluder(dice: Dice, skin: Array) -> Occluder:
         x, y = side * dice.between(0.05, 0.35), dice.between(0.85, 1.1)
     else:
         x, y = side * dice.between(0.1, 0.6), dice.between(-0.1, 0.9)
-    return Occluder(
+    return p.Occluder(
         kind=kind,
         x=x,
         y=y,
@@ -310,11 +293,11 @@ def _occluder(dice: Dice, skin: Array) -> Occluder:
     )
 
 
-def _light(dice: Dice) -> Light:
+def _light(dice: Dice) -> p.Light:
     x, y, z = dice.near(0.0, 0.4), dice.between(-0.7, 0.0), dice.between(0.5, 1.0)
     length = (x * x + y * y + z * z) ** 0.5
     warmth = dice.near(0.0, 0.05)
-    return Light(
+    return p.Light(
         direction=(x / length, y / length, z / length),
         ambient=dice.between(0.45, 0.82),
         tint=np.array([1 + warmth, 1 + dice.near(0.0, 0.015), 1 - warmth], np.float32),

@@ -6,21 +6,21 @@ import math
 
 import numpy as np
 
-from structseg.datamodules.drawing.canvas import Canvas
 from structseg.datamodules.drawing.geometry import Array, Frame, Outline, box, bump, capsule, ellipse, fade
 from structseg.datamodules.drawing.texture import noise
+from structseg.datamodules.synthetic_faces.canvas import FaceCanvas
 from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
 from structseg.datamodules.synthetic_faces.parameters import Glasses, Hat
 
 
-def paint_glasses(canvas: Canvas, rig: Rig, glasses: Glasses) -> None:
+def paint_glasses(canvas: FaceCanvas, rig: Rig, glasses: Glasses) -> None:
     """Glasses: the class covers rims, bridge, temples and lenses, as the annotators of CelebAMask-HQ draw it."""
     face = rig.face
     depth = DEPTH["eye"] + 0.10
     ends = []
     for side in (-1.0, 1.0):
         frame = rig.part(side * (face.eyes.apart + 0.01), glasses.y, depth, mirror=side)
-        patch = canvas.patch(frame, -0.36, -0.3, 0.36, 0.3)
+        patch = canvas.area(frame, -0.36, -0.3, 0.36, 0.3)
         radius = min(glasses.width, glasses.height) * glasses.shape
         lens = box(patch.u, patch.v, glasses.width, glasses.height, radius)
         patch.skin_relight(1.0 - 0.10 * np.clip(1.0 - (lens - 0.01) * 14.0, 0.0, 1.0) * (lens > 0))
@@ -45,7 +45,7 @@ def paint_glasses(canvas: Canvas, rig: Rig, glasses: Glasses) -> None:
 
 
 def _stroke(
-    canvas: Canvas, rig: Rig, start: tuple[float, float], end: tuple[float, float], radius: float, colour: Array
+    canvas: FaceCanvas, rig: Rig, start: tuple[float, float], end: tuple[float, float], radius: float, colour: Array
 ) -> None:
     """A bar between two points of the picture; its radius is in head units."""
     scale = rig.head.scale
@@ -53,18 +53,18 @@ def _stroke(
     stop = ((end[0] - start[0]) / scale, (end[1] - start[1]) / scale)
     low_u, high_u = min(0.0, stop[0]) - 0.05, max(0.0, stop[0]) + 0.05
     low_v, high_v = min(0.0, stop[1]) - 0.05, max(0.0, stop[1]) + 0.05
-    patch = canvas.patch(frame, low_u, low_v, high_u, high_v)
+    patch = canvas.area(frame, low_u, low_v, high_u, high_v)
     patch.paint(capsule(patch.u, patch.v, (0.0, 0.0), stop, radius, radius), colour, "eye_g", lit=False)
 
 
-def paint_hat(canvas: Canvas, rig: Rig, hat: Hat, numbers: Array) -> None:
+def paint_hat(canvas: FaceCanvas, rig: Rig, hat: Hat, numbers: Array) -> None:
     """A cap, a beanie or a brimmed hat, with its shadow on the forehead."""
     hair = rig.face.hair
     half = rig.width + hair.sides + 0.06
     crown = rig.face.head.crown + hair.top + hat.height
     line = rig.place(0.0, hat.line, DEPTH["hairline"])[1]
     middle = -0.08 * rig.turn
-    patch = canvas.patch(rig.head, -1.7, -1.75, 1.7, 0.1)
+    patch = canvas.area(rig.head, -1.7, -1.75, 1.7, 0.1)
     u, v = patch.u - np.float32(middle), patch.v
     rows, columns = patch.box
     weave = noise(canvas.x[columns], canvas.y[rows], numbers, 26.0)
@@ -103,13 +103,13 @@ def paint_hat(canvas: Canvas, rig: Rig, hat: Hat, numbers: Array) -> None:
         patch.paint(rim, hat.colour[:, None, None] * light, "hat", lit=False)
 
 
-def paint_earring(canvas: Canvas, rig: Rig, side: float) -> None:
+def paint_earring(canvas: FaceCanvas, rig: Rig, side: float) -> None:
     """A stud, hoop or drop below the ear's lobe, where the ear itself can be seen."""
     face = rig.face
     jewels, head = face.jewels, face.head
     u, v = rig.place(side * (head.width + head.ear_out - 0.015), 0.12 + 0.25 * head.ear_size, DEPTH["ear"])
     frame = Frame.upright(rig.head.at(u, v), rig.head.scale)
-    patch = canvas.patch(frame, -0.3, -0.1, 0.3, 0.75)
+    patch = canvas.area(frame, -0.3, -0.1, 0.3, 0.75)
     size = jewels.size
     colour: Array
     if jewels.earring == "hoop":

@@ -5,30 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import Split
+from structseg.datamodules.batch import Split
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.images import read_image, read_mask
 from structseg.datamodules.label_spaces import VOC
-from structseg.datamodules.voc.files import (
-    IMAGES,
-    MASKS,
-    check_images,
-    find_home,
-    list_file,
-    mask_file,
-    read_list,
-    read_tags,
-    tags_from_annotation,
-)
-from structseg.datamodules.weak.crops import Views
-from structseg.datamodules.weak.datamodule import ContextOf, Read, WeaklySupervisedDataModule
-from structseg.datamodules.wrappers.blobs import BlobKind
+from structseg.datamodules.voc import files
+from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
 
 
 class VOCDataModule(WeaklySupervisedDataModule):
@@ -45,26 +32,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
         tags: `annotations`: all objects of `Annotations/NAME.xml`; `masks`: the classes of the true masks; or the path
             of a CSV with the header `name,classes`.
         label_space: voc, some of its classes as in `voc[cat,dog]`, or coco.
-        size: (H, W) in pixels of training views, and of evaluated images with `score_at=size`.
-        batch_size: images a training batch, on each device.
-        num_workers: processes that decode; 0 decodes in the main process.
-        augmentation: how colours of training batches are varied; geometry is for `views`.
-        mean: mean of each channel, on images in 0..1, that the module subtracts; the colour beyond an image's edge.
-        std: deviation of each channel, on images in 0..1, that the module divides by.
-        score_at: `size` evaluates images and masks resized to `size`; `native` as they are, one a batch.
-        seed: of the data: whose context another image gets. Order, views and colours follow `--seed_everything`.
-        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
-        predict_out: the folder that predictions, or artefacts of a round, are written to.
-        blobs: regions that a loss asks to agree: labels, components or superpixels; None makes none.
-        masks: of training: None gives none, `truth` the data's own, else a folder of artefacts: relation_labels,
-            pseudo_masks or masks.
-        cams: folder of activation maps, that come along in predictions over a split.
-        queries: folder of the last round's class probabilities, which become `context`.
-        context_of: `own`, `another` image's (the placebo), `another_of_class` or `displaced`: see the base class.
-        predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
-        views: how training views are cut.
-        others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
-            or the images are left out (`leave_out`). Training images with none of the classes are left out either way.
+        **kwargs: settings of `WeaklySupervisedDataModule`.
 
     Raises:
         ValueError: settings that do not go together; all are named.
@@ -80,29 +48,9 @@ class VOCDataModule(WeaklySupervisedDataModule):
         test_list: str = "val",
         tags: str = "annotations",
         label_space: str = VOC.name,
-        size: tuple[int, int] = (256, 256),
-        batch_size: int = 16,
-        num_workers: int = 0,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        score_at: Literal["size", "native"] = "size",
-        seed: int = 0,
-        predict_dir: str | None = None,
-        predict_out: str = "predictions",
-        blobs: BlobKind | None = None,
-        masks: str | None = None,
-        cams: str | None = None,
-        queries: str | None = None,
-        context_of: ContextOf = "own",
-        predict_split: Split | None = None,
-        views: Views = Views(),  # noqa: B008  # likewise
-        others: Literal["background", "leave_out"] = "background",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
-            predict_out, blobs, masks, cams, queries, context_of, predict_split, views, others,
-        )  # fmt: skip
+        super().__init__(label_space, **kwargs)
         if tags not in ("annotations", "masks") and not tags.endswith(".csv"):
             raise ValueError(f"data: tags={tags}; give annotations, masks or the path of a CSV file (name,classes)")
         self.root = Path(root).expanduser()
@@ -121,7 +69,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
     @cached_property
     def home(self) -> Path:
         """The folder with `JPEGImages`; raises as `find_home`."""
-        return find_home(self.root)
+        return files.find_home(self.root)
 
     def entries(self, split: Split) -> tuple[str, ...]:
         """The names of a split's list.
@@ -133,15 +81,15 @@ class VOCDataModule(WeaklySupervisedDataModule):
         if given is None:
             return ()
         if split not in self._entries:
-            path = list_file(self.home, given)
-            names = read_list(path)
-            check_images(self.home, names, path)
+            path = files.list_file(self.home, given)
+            names = files.read_list(path)
+            files.check_images(self.home, names, path)
             self._entries[split] = names
         return self._entries[split]
 
     @cached_property
     def _tag_file(self) -> dict[str, frozenset[str]]:
-        return read_tags(self._tag_path)
+        return files.read_tags(self._tag_path)
 
     @property
     def _tag_path(self) -> Path:
@@ -156,10 +104,10 @@ class VOCDataModule(WeaklySupervisedDataModule):
 
     def _find_tags(self, name: str) -> frozenset[str] | None:
         if self.tags == "annotations":
-            return tags_from_annotation(self.home, name)
+            return files.tags_from_annotation(self.home, name)
         if self.tags != "masks":
             return self._tag_file.get(name)
-        path = mask_file(self.home, name)
+        path = files.mask_file(self.home, name)
         if path is None:
             return None
         found = np.bincount(read_mask(path, len(VOC), VOC.name).ravel(), minlength=256)
@@ -167,13 +115,13 @@ class VOCDataModule(WeaklySupervisedDataModule):
 
     def truth_of(self, name: str) -> NDArray[np.uint8] | None:
         """The mask of an image in the label space; raises as `read_mask`."""
-        path = mask_file(self.home, name)
+        path = files.mask_file(self.home, name)
         return None if path is None else self._lookup[read_mask(path, len(VOC), VOC.name)]
 
     def read_unmasked(self, name: str) -> Read:
         """The photograph with its tags; raises as `read_image` and `tag_vector`."""
         tags = self.tags_of(name)
-        image = read_image(self.home / IMAGES / f"{name}.jpg")
+        image = read_image(self.home / files.IMAGES / f"{name}.jpg")
         return image, None, None if tags is None else self.tag_vector(tags, name)
 
     def read(self, name: str) -> Read:
@@ -195,18 +143,18 @@ class VOCDataModule(WeaklySupervisedDataModule):
             return []
         if self.tags.endswith(".csv"):
             _ = self._tag_file  # before the workers, each of which would read it
-        path = list_file(self.home, given)
-        names = read_list(path)
+        path = files.list_file(self.home, given)
+        names = files.read_list(path)
         faults += [f"{path} lists {name} {count} times" for name, count in Counter(names).items() if count > 1]
         samples = []
         for name in dict.fromkeys(names):
-            mask = mask_file(self.home, name)
+            mask = files.mask_file(self.home, name)
             if mask is None and (split != "train" or self.masks == "truth"):
-                faults.append(f"{name} of {path} has no mask in {self.home / MASKS[0]}")
+                faults.append(f"{name} of {path} has no mask in {self.home / files.MASKS[0]}")
             samples.append(
                 FileSample(
                     name,
-                    self.home / IMAGES / f"{name}.jpg",
+                    self.home / files.IMAGES / f"{name}.jpg",
                     VOC,
                     () if mask is None else (mask,),
                     None if mask is None else partial(read_mask, mask, len(VOC), VOC.name),

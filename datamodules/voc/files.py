@@ -23,7 +23,7 @@ def find_home(root: Path) -> Path:
     """The folder that holds `JPEGImages`: `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no such folder.
     """
     for home in (root, *(root / name for name in SUBFOLDERS)):
         if (home / IMAGES).is_dir():
@@ -35,7 +35,7 @@ def list_file(home: Path, given: str) -> Path:
     """The file of a list: `train`, `train_aug`, `trainval`, `val`, `test`, or a path, as it is or below `home`.
 
     Raises:
-        FileNotFoundError: there is none; the message says where it was looked for.
+        FileNotFoundError: no such file; the message says where it was searched for.
     """
     if given.endswith(".txt"):
         tried = [Path(given).expanduser(), home / given]
@@ -52,7 +52,7 @@ def read_list(path: Path) -> tuple[str, ...]:
     """The names in a list: the first word of each line, or its stem where that is a path, as in SBD's lists.
 
     Raises:
-        ValueError: it is no text, or lists no image.
+        ValueError: it is not text, or lists no image.
     """
     words = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     long = next((word for word in words if len(word) > _LONGEST), None)
@@ -110,7 +110,7 @@ def read_tags(path: Path) -> dict[str, frozenset[str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no text, no such header, cells without one, or an image that stands twice.
+        ValueError: it is no text, no such header, cells without one, or an image that is listed twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of tags {path}; check --data.tags")

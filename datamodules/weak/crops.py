@@ -1,4 +1,4 @@
-"""Training views: which part of an image a network sees, at which size, and where that part lies."""
+"""Training crops: which part of an image a network sees, at which size, and where that part lies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from structseg.datamodules.checks import raise_problems
 
-class Cut(NamedTuple):
-    """A view of an image: resized, cut by a window that may reach beyond it, and mirrored or not.
+
+class Crop(NamedTuple):
+    """A crop of a resized image by a window that may reach beyond it, mirrored or not.
 
     Attributes:
-        window: (H, W) of the view in pixels.
+        window: (H, W) of the crop in pixels.
         resized: (h, w) that the whole image is resized to, aspect kept up to a pixel.
         top: row of the resized image that the window begins at; negative where it begins above the image.
         left: column likewise.
-        mirrored: whether the view is flipped, after the cut.
+        mirrored: whether the crop is flipped.
     """
 
     window: tuple[int, int]
@@ -29,8 +31,8 @@ class Cut(NamedTuple):
     left: int = 0
     mirrored: bool = False
 
-    def view(self) -> Tensor:
-        """(2, 3) float32: from the view's normalised coordinates to the image's, as `F.affine_grid` takes it.
+    def affine(self) -> Tensor:
+        """(2, 3) float32: from the crop's normalised coordinates to the image's, as `F.affine_grid` takes it.
 
         -1 and 1 are the outer edges of the outer pixels (`align_corners=False`).
         """
@@ -44,11 +46,11 @@ class Cut(NamedTuple):
         )
 
     def image(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """The view of an RGB image, bilinear with antialiasing; `fill` is the colour beyond it."""
+        """The crop of an RGB image, bilinear with antialiasing; `fill` is the colour beyond it."""
         return self._apply(image, Image.Resampling.BILINEAR, fill)
 
     def mask(self, mask: NDArray[np.uint8], outside: int = 255) -> NDArray[np.uint8]:
-        """The view of an index mask of the whole image, of any size, nearest filter; `outside` is beyond it."""
+        """The crop of an index mask of the whole image, of any size, nearest filter; `outside` is beyond it."""
         return np.asarray(self._apply(Image.fromarray(mask), Image.Resampling.NEAREST, outside))
 
     def _apply(self, image: Image.Image, filter_: Image.Resampling, fill: int | tuple[int, int, int]) -> Image.Image:
@@ -71,8 +73,8 @@ class Cut(NamedTuple):
 
 
 @dataclass
-class Views:
-    """How a training view is cut from an image. With neither range the whole image is squeezed to the window.
+class CropSettings:
+    """How training images are cropped. With neither range the whole image is resized to the window.
 
     The image is resized, aspect kept, and a window of the datamodule's `size` is placed on it at random; where the
     image is smaller, it is placed at random in the window, the rest is of the datamodule's mean colour and ignored in
@@ -81,7 +83,7 @@ class Views:
     Attributes:
         long_side: range that the longer side is drawn from, in pixels; IRNet: 320 to 640 for windows of 512.
         scale: range that the factor of the image's own size is drawn from; DeepLab: 0.5 to 1.5 for windows of 321.
-        flip: probability that a view is mirrored.
+        flip: probability that a crop is mirrored.
     """
 
     long_side: tuple[int, int] | None = None
@@ -97,21 +99,20 @@ class Views:
                 problems.append(f"{name}={tuple(given)} (0 < smallest <= largest is needed)")
         if not 0 <= self.flip <= 1:
             problems.append(f"flip={self.flip} (a probability, 0 to 1)")
-        if problems:
-            raise ValueError("views: " + ", ".join(problems))
+        raise_problems("crops", problems)
 
     @property
     def whole(self) -> bool:
-        """Whether every view shows the whole image."""
+        """Whether every crop shows the whole image."""
         return self.long_side is None and self.scale is None
 
-    def cut(self, size: tuple[int, int], window: tuple[int, int], random: np.random.Generator) -> Cut:
-        """Draws a view.
+    def draw(self, size: tuple[int, int], window: tuple[int, int], random: np.random.Generator) -> Crop:
+        """Draws a crop.
 
         Args:
             size: (h, w) of the image.
-            window: (H, W) of the view.
-            random: the only source of chance.
+            window: (H, W) of the crop.
+            random: the only source of randomness.
         """
         mirrored = bool(random.random() < self.flip)
         if self.long_side is not None:
@@ -119,8 +120,8 @@ class Views:
         elif self.scale is not None:
             factor = float(random.uniform(*self.scale))
         else:
-            return Cut(window, window, mirrored=mirrored)
+            return Crop(window, window, mirrored=mirrored)
         resized = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
         spare = (resized[0] - window[0], resized[1] - window[1])
         top, left = (int(random.integers(min(0, gap), max(0, gap) + 1)) for gap in spare)
-        return Cut(window, resized, top, left, mirrored)
+        return Crop(window, resized, top, left, mirrored)

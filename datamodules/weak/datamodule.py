@@ -1,4 +1,4 @@
-"""Data for weak supervision: image tags, and what the stages of a round hand to each other, cut to views."""
+"""Data for weak supervision: image tags, and what the stages of a round hand to each other, in crops."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import SegmentationDataModule, Split
-from structseg.datamodules.batch import Batch, Sample
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import Batch, Sample, Split
+from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.label_spaces import LabelSpace
-from structseg.datamodules.round_files import ABOUT, About, check_folder
+from structseg.datamodules.round_files import ABOUT, ArtefactManifest, check_folder
 from structseg.datamodules.samplers import run_seed
-from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.weak.crops import CropSettings
 from structseg.datamodules.weak.dataset import Donors, Sources, WeakDataset
-from structseg.datamodules.wrappers.blobs import BlobKind
 
 ContextOf = Literal["own", "another", "another_of_class", "displaced"]
 
 MASK_KINDS = ("relation_labels", "pseudo_masks", "masks")
 _GEOMETRY: dict[str, Any] = {
-    "flip": 0.0, "rotate": 0.0, "translate": 0.0, "scale": (1.0, 1.0), "shear": 0.0, "some": False,
+    "flip": 0.0, "rotate": 0.0, "translate": 0.0, "scale": (1.0, 1.0), "shear": 0.0, "random_subset": False,
 }  # fmt: skip
 _SHOWN = 5  # names that a warning gives
 
@@ -44,37 +43,29 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
     A child gives `entries` and `read`, and, where the parts can be had one without the other, `read_unmasked`,
     `tags_of` and `truth_of`. Names are unique over all splits.
 
-    Samples have `image`, `name`, `view`, `tags` where they are known, `mask`, with `queries` also `context`, and in
-    predictions over a split `cams`. Training samples are views, drawn from (seed, epoch, index) in the workers;
+    Samples have `image`, `name`, `crop`, `tags` where they are known, `mask`, with `queries` also `context`, and in
+    predictions over a split `cams`. Training samples are crops, drawn from (seed, epoch, index) in the workers;
     evaluation samples show the whole image, and have the true mask where the data have one. Those of a split are alike:
     where some of its images have a true mask, that of the others is 255 everywhere; where some have no tags, none come
     along, which is noticed.
 
     Args:
         label_space: name of the space of the labels; `voc[cat,dog]` are the background and these classes.
-        size: (H, W) in pixels of training views, and of evaluated images with `score_at=size`.
         batch_size: images a training batch, on each device.
-        num_workers: processes that decode; 0 decodes in the main process.
-        augmentation: how colours of training batches are varied; geometry is for `views`.
-        mean: mean of each channel, on images in 0..1, that the module subtracts; the colour beyond an image's edge.
-        std: deviation of each channel, on images in 0..1, that the module divides by.
-        score_at: `size` evaluates images and masks resized to `size`; `native` as they are, one a batch.
-        seed: of the data: whose context another image gets. Order, views and colours follow `--seed_everything`.
-        predict_dir: an image, a folder of images, a video file, or `camera:N`, for `predict`.
-        predict_out: the folder that predictions, or artefacts of a round, are written to.
-        blobs: regions that a loss asks to agree: labels, components or superpixels; None makes none.
         masks: of training: None gives none, `truth` the data's own, else a folder of artefacts: relation_labels,
             pseudo_masks or masks.
-        cams: folder of activation maps, that come along in predictions over a split.
+        cams: folder of activation maps, which predictions over a split then have as `cams`.
         queries: folder of the last round's class probabilities, which become `context`. Training images must have
             theirs; a split of evaluation has all or goes without.
         context_of: `own`; `another`: each image gets another's of its split (the placebo); `another_of_class`: each of
             its tags' classes comes from another image that has it, the rest is background; `displaced`: its own, each
             class shifted at random, round the edges. Fixed by `seed`.
         predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
-        views: how training views are cut.
-        others: images with classes that the label space lacks: those classes are `background`, in tags and masks alike,
-            or the images are left out (`leave_out`). Training images with none of the classes are left out either way.
+        crops: how training images are cropped.
+        unknown_classes: of images with classes that the label space lacks: those classes become `background`, in tags
+            and masks alike, or the images are left out (`leave_out`). Training images with none of the label space's
+            classes are left out either way.
+        **kwargs: settings of `SegmentationDataModule`.
 
     Raises:
         ValueError: settings that do not go together; all are named.
@@ -86,44 +77,31 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
     def __init__(
         self,
         label_space: str = "voc",
-        size: tuple[int, int] = (256, 256),
         batch_size: int = 16,
-        num_workers: int = 0,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen by use: nothing writes to it
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        score_at: Literal["size", "native"] = "size",
-        seed: int = 0,
-        predict_dir: str | None = None,
-        predict_out: str = "predictions",
-        blobs: BlobKind | None = None,
         masks: str | None = None,
         cams: str | None = None,
         queries: str | None = None,
         context_of: ContextOf = "own",
         predict_split: Split | None = None,
-        views: Views = Views(),  # noqa: B008  # likewise
-        others: Literal["background", "leave_out"] = "background",
+        crops: CropSettings = CropSettings(),  # noqa: B008  # frozen by use: nothing writes to it
+        unknown_classes: Literal["background", "leave_out"] = "background",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            label_space, size, batch_size, num_workers, augmentation, mean, std, score_at, seed, predict_dir,
-            predict_out, blobs,
-        )  # fmt: skip
-        moves = [name for name, off in _GEOMETRY.items() if _plain(getattr(augmentation, name)) != off]
-        problems = [f"augmentation.{name} (geometry belongs in --data.views, which tracks the view)" for name in moves]
-        if views.flip and self.label_space.flip_pairs:
-            problems.append(f"views.flip with {label_space} (a flip would exchange classes; leave it at 0)")
-        if predict_split is not None and predict_dir is not None:
-            problems.append(f"predict_split={predict_split} with predict_dir={predict_dir} (give one of them)")
+        super().__init__(label_space, batch_size=batch_size, **kwargs)
+        moves = [name for name, off in _GEOMETRY.items() if _plain(getattr(self.pipeline.settings, name)) != off]
+        problems = [f"augmentation.{name} (geometry belongs in --data.crops, which tracks the crop)" for name in moves]
+        if crops.flip and self.label_space.flip_pairs:
+            problems.append(f"crops.flip with {label_space} (a flip would exchange classes; leave it at 0)")
+        if predict_split is not None and self.predict_dir is not None:
+            problems.append(f"predict_split={predict_split} with predict_dir={self.predict_dir} (give one of them)")
         if context_of != "own" and queries is None:
             problems.append(f"context_of={context_of} without queries (give --data.queries)")
-        if problems:
-            raise ValueError("data: " + ", ".join(problems))
+        raise_problems("data", problems)
         self.masks, self.cams, self.queries = masks, cams, queries
         self.context_of = context_of
         self.predict_split: Split | None = predict_split
-        self.views = views
-        self.others = others
+        self.crops = crops
+        self.unknown_classes = unknown_classes
         self.notices: list[str] = []  # what a reader of the figures has to know of the data
         self._names: dict[Split, tuple[str, ...]] = {}
 
@@ -197,7 +175,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         if twice:
             raise ValueError(f"the {split} list holds {twice[0]} twice ({len(twice)} such names); keep one of each")
         lacking = {name for name, index in self._table.items() if index == 0}
-        if split != "train" and not (lacking and self.others == "leave_out"):
+        if split != "train" and not (lacking and self.unknown_classes == "leave_out"):
             return names
         tags = {name: self.tags_of(name) for name in names}
         without = [name for name in names if not tags[name]]
@@ -206,7 +184,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
                 f"{len(without)} of {len(names)} training images have no tags, first {without[0]}; give their tags or "
                 "take them off the list"
             )
-        if self.others == "leave_out":
+        if self.unknown_classes == "leave_out":
             names = tuple(name for name in names if not (tags[name] or frozenset()) & lacking)
         if split == "train":
             counts = np.zeros(len(self.label_space) - 1)
@@ -270,16 +248,18 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         if split == "train":
             masks = self.masks if self.masks in (None, "truth") else self._checked_masks(names)  # type: ignore[assignment]
         sources = Sources(masks=masks, queries=self._checked_queries(split, names))
-        return self._samples(names, split, sources, self.views if split == "train" else None)
+        return self._samples(names, split, sources, self.crops if split == "train" else None)
 
-    def _samples(self, names: tuple[str, ...], split: Split, sources: Sources, views: Views | None) -> WeakDataset:
-        native = views is None and self.score_at == "native"
+    def _samples(
+        self, names: tuple[str, ...], split: Split, sources: Sources, crops: CropSettings | None
+    ) -> WeakDataset:
+        native = crops is None and self.score_at == "native"
         read = self.read if sources.masks == "truth" else self.read_unmasked
-        if views is None:
+        if crops is None:
             blank = any(self.truth_of(name) is not None for name in names)
             sources = sources._replace(blank=blank, tags=self._all_have_tags(split, names))
         return WeakDataset(
-            names, read, None if native else self.size, self.label_space, sources, views, self.mean, run_seed(),
+            names, read, None if native else self.size, self.label_space, sources, crops, self.mean, run_seed(),
             None if sources.queries is None else self._donors(split, names),
             self.seed if self.context_of == "displaced" else None,
         )  # fmt: skip
@@ -319,16 +299,16 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
 
     @property
     def query_origin(self) -> str | None:
-        """What the masks of `queries` are told apart by, as the confounders made of them; None where it is not known.
+        """Identifies the prediction that `queries` and its confounders were made from; None where it is not known.
 
         Raises:
             ValueError: a damaged `about.json`.
         """
         if self.queries is None or not (Path(self.queries) / ABOUT).is_file():
             return None
-        return About.read(Path(self.queries)).origin or None
+        return ArtefactManifest.read(Path(self.queries)).origin or None
 
-    def _checked(self, folder: Path, kinds: tuple[str, ...], names: tuple[str, ...], split: Split) -> About:
+    def _checked(self, folder: Path, kinds: tuple[str, ...], names: tuple[str, ...], split: Split) -> ArtefactManifest:
         # Confounders and seeds are for training images; what evaluation reads may lie with those of another split.
         return check_folder(folder, kinds, names, self.label_space, "train" if split == "train" else None)
 

@@ -1,4 +1,4 @@
-"""The samples of weak supervision: an image cut to a view, with its tags, masks and maps of earlier stages."""
+"""The samples of weak supervision: a cropped image, with its tags, masks and maps of earlier stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.round_files import read_artefact_mask, read_cams, read_query
-from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.weak.crops import CropSettings
 
 Reader = Callable[[str], tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.float32] | None]]
 
@@ -31,7 +31,7 @@ class Sources(NamedTuple):
         queries: folder of class probabilities, for `context`.
         cams: folder of class activation maps.
         blank: whether an image without a true mask gets one that is ignored everywhere, beside others that have theirs.
-        tags: whether tags come along.
+        tags: whether samples have tags.
     """
 
     masks: Path | Literal["truth"] | None = None
@@ -42,7 +42,7 @@ class Sources(NamedTuple):
 
 
 class WeakDataset(Dataset[Sample]):
-    """Images by name, whole or cut to views.
+    """Images by name, whole or cropped.
 
     Args:
         names: of the images.
@@ -50,9 +50,9 @@ class WeakDataset(Dataset[Sample]):
         size: (H, W) of the samples; None = each image's own.
         label_space: of masks and tags.
         sources: of masks, context and activation maps.
-        views: how views are cut, others each epoch (`set_epoch`); None = the whole image.
+        crops: how images are cropped, differently each epoch (`set_epoch`); None = the whole image.
         mean: colour in 0..1 beyond the edge of an image.
-        seed: of the views.
+        seed: of the crops.
         donors: whose context each image, or each of its classes, gets; what no class has is background. None = its own.
         displace: seed of the shifts that each class of an image's context is given; None = it stays where it is.
     """
@@ -64,7 +64,7 @@ class WeakDataset(Dataset[Sample]):
         size: tuple[int, int] | None,
         label_space: LabelSpace,
         sources: Sources,
-        views: Views | None = None,
+        crops: CropSettings | None = None,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         seed: int = 0,
         donors: Donors | None = None,
@@ -72,9 +72,9 @@ class WeakDataset(Dataset[Sample]):
     ) -> None:
         self.names, self.read, self.size, self.label_space = names, read, size, label_space
         self.sources = sources
-        self.training = views is not None
-        self.views = Views() if views is None else views
-        self.vary = not self.views.whole or self.views.flip > 0
+        self.training = crops is not None
+        self.crops = CropSettings() if crops is None else crops
+        self.vary = not self.crops.whole or self.crops.flip > 0
         red, green, blue = (round(255 * value) for value in mean)
         self.fill = (red, green, blue)
         self.seed = seed
@@ -86,7 +86,7 @@ class WeakDataset(Dataset[Sample]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) in 0..1, `view` (2, 3), `name`, and what there is of the rest; see `samples.Batch`.
+        """`image` (3, H, W) in 0..1, `crop` (2, 3), `name`, and what there is of the rest; see `batch.Batch`.
 
         Raises:
             FileNotFoundError: an image or artefact is missing.
@@ -96,13 +96,13 @@ class WeakDataset(Dataset[Sample]):
         image, truth, tags = self.read(name)
         own = (image.height, image.width)
         random = np.random.default_rng([self.seed, int(self._epoch), index % len(self)])
-        cut = self.views.cut(own, self.size or own, random)
-        sample: Sample = {"image": image_tensor(cut.image(image, self.fill)), "view": cut.view(), "name": name}
+        crop = self.crops.draw(own, self.size or own, random)
+        sample: Sample = {"image": image_tensor(crop.image(image, self.fill)), "crop": crop.affine(), "name": name}
         if tags is not None and self.sources.tags:
             sample["tags"] = torch.from_numpy(tags)
         mask = self._mask(name, own, truth)
         if mask is not None:
-            sample["mask"] = mask_tensor(cut.mask(mask, self.label_space.ignore_index))
+            sample["mask"] = mask_tensor(crop.mask(mask, self.label_space.ignore_index))
         if self.sources.queries is not None:
             sample["context"] = torch.from_numpy(self._context(self.sources.queries, index % len(self)))
         if self.sources.cams is not None:
@@ -138,5 +138,5 @@ class WeakDataset(Dataset[Sample]):
         return context
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the views of an epoch, in this process and its workers."""
+        """Chooses the crops of an epoch, in this process and its workers."""
         self._epoch.fill_(epoch)

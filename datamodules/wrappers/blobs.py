@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from structseg.datamodules.batch import Sample
+from structseg.datamodules.samplers import set_epoch
 
 BlobKind = Literal["labels", "components", "superpixels"]
 
@@ -100,8 +101,8 @@ def _dense(values: NDArray[Any]) -> NDArray[np.int64]:
 class BlobDataset(Dataset[Sample]):
     """The samples of another data set, each with `blobs`, int64 of the mask's size, as `make_blobs` makes them.
 
-    A sample that comes with superpixels as its `blobs` keeps them for `superpixels`, cut by the labels; other kinds put
-    theirs in their place. Superpixels are made once a sample, and kept, unless the samples vary: where the data
+    Of a sample that comes with `superpixels` (H, W), raw numbers, blobs of that kind are made from these, and the key
+    is taken out. Other superpixels are made by SLIC, once a sample, and kept, unless the samples vary: where the data
     set has `set_epoch`, and no `vary` that says otherwise.
 
     Args:
@@ -139,11 +140,12 @@ class BlobDataset(Dataset[Sample]):
                 self.memory_left -= small.nbytes
                 self._memory[index] = small
         sample["blobs"] = torch.from_numpy(blobs)
+        sample.pop("superpixels", None)
         return sample
 
     def _make(self, sample: Sample) -> NDArray[np.int64]:
         mask = sample["mask"].numpy() if "mask" in sample else None
-        superpixels = sample["blobs"].numpy() if "blobs" in sample else None
+        superpixels = sample["superpixels"].numpy() if "superpixels" in sample else None
         try:
             return make_blobs(mask, self.kind, sample["image"].numpy().transpose(1, 2, 0), superpixels, self.segments)
         except ValueError as error:
@@ -151,6 +153,4 @@ class BlobDataset(Dataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Passed on to a data set whose samples vary."""
-        tell = getattr(self.data, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
+        set_epoch(self.data, epoch)

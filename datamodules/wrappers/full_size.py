@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.images import resize_image, resize_mask
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.wrappers.blobs import BlobKind
-from structseg.datamodules.wrappers.hidden_parts import PARTS, parts_problem
+from structseg.datamodules.wrappers.hidden_parts import HIDEABLE_PARTS, parts_problem
 
 
 @dataclass
 class Originals:
-    """How photographs come along as `original`, for methods that crop from them; masks are then of their size.
+    """How photographs are given as `original`, for methods that crop from them; masks are then of their size.
 
     Attributes:
         max_side: in pixels; photographs whose longer side exceeds it are shrunk to it, aspect kept. None keeps all.
@@ -32,10 +33,9 @@ class Originals:
         problems = []
         if self.max_side is not None and self.max_side < 1:
             problems.append(f"max_side={self.max_side} (pixels, 1 or more, or null)")
-        if not 0 <= self.hide_parts <= len(PARTS):
-            problems.append(f"hide_parts={self.hide_parts} (0 to {len(PARTS)})")
-        if problems:
-            raise ValueError("originals: " + ", ".join(problems))
+        if not 0 <= self.hide_parts <= len(HIDEABLE_PARTS):
+            problems.append(f"hide_parts={self.hide_parts} (0 to {len(HIDEABLE_PARTS)})")
+        raise_problems("originals", problems)
 
     def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (h, w) that a photograph of (h, w) is kept at: 1 pixel a side at least."""
@@ -78,7 +78,7 @@ def sample_with_original(original: Image.Image, mask: NDArray[np.uint8], size: t
     """A sample of a photograph as `Originals.shrink` gives it.
 
     Returns:
-        `image` (3, H, W), the original squeezed to `size`; `original` (3, h, w), both 0..1; `mask` as it is; `name`.
+        `image` (3, H, W), the original resized to `size`; `original` (3, h, w), both 0..1; `mask` as it is; `name`.
     """
     return {
         "image": image_tensor(resize_image(original, size)),

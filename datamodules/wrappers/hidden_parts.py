@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 from structseg.datamodules.batch import Sample, image_tensor
 from structseg.datamodules.images import resize_image, resize_mask
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.samplers import set_epoch
 
 # The parts of a face in the order of the STN-iCNN paper, each with its classes.
-PARTS: dict[str, tuple[str, ...]] = {
+HIDEABLE_PARTS: dict[str, tuple[str, ...]] = {
     "left_brow": ("left_brow",),
     "right_brow": ("right_brow",),
     "left_eye": ("left_eye",),
@@ -27,7 +28,7 @@ _ROUNDS = 16  # of smoothing at each scale
 
 def parts_problem(space: LabelSpace) -> str | None:
     """Why parts cannot be hidden in faces of a label space, for an error message; None where they can."""
-    names = [name for classes in PARTS.values() for name in classes]
+    names = [name for classes in HIDEABLE_PARTS.values() for name in classes]
     lacking = [name for name in names if name not in space.classes]
     return f"with label_space={space.name} (stn or helen is needed: it has no {lacking[0]})" if lacking else None
 
@@ -49,12 +50,12 @@ class HiddenPartsDataset(Dataset[Sample]):
     """
 
     def __init__(self, data: Dataset[Sample], count: int, space: LabelSpace, seed: int = 0) -> None:
-        if not 0 <= count <= len(PARTS):
-            raise ValueError(f"{count} parts to hide; expected 0 to {len(PARTS)}")
+        if not 0 <= count <= len(HIDEABLE_PARTS):
+            raise ValueError(f"{count} parts to hide; expected 0 to {len(HIDEABLE_PARTS)}")
         if problem := parts_problem(space):
             raise ValueError(f"hidden parts {problem}")
         self.data, self.count, self.seed = data, count, seed
-        self._classes = [[space.classes.index(name) for name in classes] for classes in PARTS.values()]
+        self._classes = [[space.classes.index(name) for name in classes] for classes in HIDEABLE_PARTS.values()]
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
@@ -81,9 +82,7 @@ class HiddenPartsDataset(Dataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Passed on to a data set whose samples vary."""
-        tell = getattr(self.data, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
+        set_epoch(self.data, epoch)
 
 
 def cover(pixels: NDArray[np.uint8], hidden: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.uint8]:

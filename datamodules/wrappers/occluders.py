@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from structseg.datamodules.batch import Sample
+from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Array
-from structseg.datamodules.drawing.scene import Grid, Patch, Thing, union
+from structseg.datamodules.drawing.grid import Grid, Patch
+from structseg.datamodules.drawing.things import Thing, union
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, OCCLUSION, LabelSpace
 from structseg.datamodules.occluder_shapes.face import FacePlace, find_face
 from structseg.datamodules.occluder_shapes.hand import hand, hand_tone
@@ -25,6 +27,7 @@ from structseg.datamodules.occluder_shapes.held import cup, microphone, phone
 from structseg.datamodules.occluder_shapes.light import Light
 from structseg.datamodules.occluder_shapes.plain import patch_of_stuff, shape
 from structseg.datamodules.occluder_shapes.worn import glasses, hat, mask, scarf
+from structseg.datamodules.samplers import set_epoch
 
 # In the order in which they lie on each other: what is worn, what is held, what flies.
 Kind = Literal[
@@ -80,8 +83,7 @@ class Occluders:
             problems.append(f"most={self.most} (1 or more)")
         if not 0 < self.size[0] <= self.size[1] <= 1:
             problems.append(f"size={tuple(self.size)} (smallest, largest; above 0, at most 1)")
-        if problems:
-            raise ValueError("occluders: " + ", ".join(problems))
+        raise_problems("occluders", problems)
 
 
 def check_space(occluders: Occluders | None, space: LabelSpace) -> None:
@@ -131,9 +133,7 @@ class OccludedDataset(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the occluders of an epoch, in this process and its workers."""
         self._epoch.fill_(epoch)
-        tell = getattr(self.data, "set_epoch", None)
-        if tell is not None:
-            tell(epoch)
+        set_epoch(self.data, epoch)
 
 
 def occlude(
@@ -145,7 +145,7 @@ def occlude(
         image: (3, H, W) float32 in 0..1; it is not changed.
         mask: (h, w) classes of CELEBAMASK_HQ.
         settings: what is pasted.
-        numbers: the only source of chance.
+        numbers: the only source of randomness.
 
     Returns:
         The new image, and the share (h, w), 0..1, of each mask pixel that the things cover.

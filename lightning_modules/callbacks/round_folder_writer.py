@@ -14,8 +14,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
-from structseg.datamodules.round_files import ABOUT, About, place_of
+from structseg.datamodules.round_files import ABOUT, ArtefactManifest, place_of
 from structseg.lightning_modules.callbacks.image_scores import gathered, image_columns, image_rows, write_table
 
 IMAGES = "images.csv.gz"  # what each image of a folder of masks scored, as `ImageScores` writes it
@@ -106,7 +107,7 @@ class ArtefactWriter(Callback):
         split = _split(trainer)
         for kind in self.kinds:
             whole = self.out / kind
-            if (whole / ABOUT).is_file() and (theirs := About.read(whole).split) not in ("", split):
+            if (whole / ABOUT).is_file() and (theirs := ArtefactManifest.read(whole).split) not in ("", split):
                 raise ValueError(
                     f"{whole} holds the {kind} of the {theirs} images, in whose place those of {split} would come; set "
                     f"--data.predict_out to another folder, or remove this one"
@@ -157,7 +158,7 @@ class ArtefactWriter(Callback):
         """Scores, and gives the folders their names when every process has written its images."""
         with self._disk():
             self.finish_images()
-        said = [*getattr(pl_module, "notices", ()), *getattr(_datamodule(trainer), "notices", ())]
+        said = [*getattr(pl_module, "notices", ()), *data_of(trainer).notices]
         cases: dict[str, set[str]] = {}
         rows: list[list[str]] = []
         for theirs, their_said, their_rows in gathered((self._cases, said, self._rows), trainer.world_size):
@@ -200,7 +201,7 @@ class ArtefactWriter(Callback):
         with self._disk():
             origin = self.origin()
             for kind in self.kinds:
-                About(
+                ArtefactManifest(
                     kind=kind,
                     place=place_of(self.out / kind),
                     method=type(pl_module).__name__,
@@ -279,9 +280,5 @@ def _replace(part: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _datamodule(trainer: Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
-
-
 def _split(trainer: Trainer) -> str:
-    return getattr(_datamodule(trainer), "predict_split", None) or ""
+    return data_of(trainer).predict_split or ""

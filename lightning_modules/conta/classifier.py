@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import Split, StepOutput, TrainedModule
 from structseg.lightning_modules.checkpoints import card
@@ -196,9 +197,8 @@ class CONTAClassifier(TrainedModule):
         """Refuses masks of the last round that are not those that this kind of context and its confounders ask for."""
         super().on_fit_start()
         self._check_source()
-        data: Any = getattr(self.trainer, "datamodule", None)
         if self.confounders:
-            check_origin(Path(self.confounders), getattr(data, "query_origin", None))
+            check_origin(Path(self.confounders), data_of(self.trainer).query_origin)
 
     def on_test_start(self) -> None:
         """Starts from nothing."""
@@ -211,12 +211,12 @@ class CONTAClassifier(TrainedModule):
         self._check_source()
 
     def _check_source(self) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+        data = data_of(self.trainer)
         asked = _ASK_MASKS.get(self.context_kind)
-        given = getattr(data, "context_of", "own")
+        given = data.context_of
         fits = (given == "own") == (asked == "own")
         # A prediction of photographs has no queries at all.
-        if asked and not fits and (self.trainer.training or getattr(data, "queries", None)):
+        if asked and not fits and (self.trainer.training or data.queries):
             raise ValueError(
                 f"context {self.context_kind} asks for the masks of {asked} image, the data gives those of {given}; "
                 f"set --data.context_of {asked}"
@@ -239,7 +239,7 @@ class CONTAClassifier(TrainedModule):
         """Logits (N, n) of training crops, in part averaged over the last round's masks."""
         queries = self._queries(batch, "pooling masks").float()
         activation = self.network.activation(self.normalized(batch["image"])).float()
-        masks = seen_through(queries, batch.get("view"), (activation.shape[-2], activation.shape[-1]))[:, 1:]
+        masks = seen_through(queries, batch.get("crop"), (activation.shape[-2], activation.shape[-1]))[:, 1:]
         return mask_pooled(activation, masks, self.pooling.share)
 
     def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
@@ -279,7 +279,7 @@ class CONTAClassifier(TrainedModule):
         if train and self.pooling.kind == "masks":
             logits = self._pooled_over_masks(batch)
         else:
-            logits = self(image, self._context(batch, train), batch.get("view")).float()
+            logits = self(image, self._context(batch, train), batch.get("crop")).float()
             logits = logits if train else require_finite(logits, batch)
         loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
         if train:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import DataSettings, with_defaults
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.round_files import (
     check_folder,
@@ -26,7 +26,6 @@ from structseg.datamodules.round_files import (
     write_mask,
     write_query,
 )
-from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 from structseg.lightning_modules.callbacks.round_folder_writer import ArtefactWriter, Truths, some
 from structseg.lightning_modules.conta.classifier import CONTAClassifier
 from structseg.lightning_modules.conta.dense_crf import CRFPool, DenseCRF, workers_here
@@ -341,12 +340,13 @@ class MaskWriter(LabelMapWriter):
         return found
 
 
-def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) -> ArtefactWriter:
+def artefact_writer(model: LightningModule, datamodule: DataSettings) -> ArtefactWriter:
     """The writer of what a method of CONTA predicts of a split, into `predict_out`.
 
     Raises:
         ValueError: the method has no artefacts.
     """
+    datamodule = with_defaults(datamodule)
     out, space = Path(datamodule.predict_out), datamodule.label_space
     pairs: Pairs = getattr(model, "pairs", ())
     if isinstance(model, CONTAClassifier):
@@ -355,7 +355,7 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
     if isinstance(model, CONTARelationNetwork):
         return PseudoMaskWriter(out, space, pairs)
     if isinstance(model, CONTASegmenter):
-        training = getattr(datamodule, "predict_split", "train") == "train"
+        training = datamodule.predict_split in (None, "train")
         return MaskWriter(out, space, pairs, training, _pseudo_masks(model, datamodule) if training else None)
     raise ValueError(
         f"{type(model).__name__} makes no artefacts of a split, only CONTAClassifier, CONTARelationNetwork and "
@@ -363,18 +363,17 @@ def artefact_writer(model: LightningModule, datamodule: SegmentationDataModule) 
     )
 
 
-def _pseudo_masks(model: CONTASegmenter, datamodule: SegmentationDataModule) -> Path | None:
+def _pseudo_masks(model: CONTASegmenter, datamodule: DataSettings) -> Path | None:
     """The folder that the confounder set is to be made of, checked as training would; None: of the prediction."""
     if model.confounders_from == "masks":
         return None
-    masks = getattr(datamodule, "masks", None)
-    if masks in (None, "truth"):
+    masks = datamodule.masks
+    if masks is None or masks == "truth":
         raise ValueError(
             f"confounders_from=pseudo_masks averages --data.masks, which is {masks}; give the folder of pseudo_masks"
         )
-    folder = Path(str(masks))
-    names = datamodule.names("train") if isinstance(datamodule, WeaklySupervisedDataModule) else ()
-    check_folder(folder, ("pseudo_masks",), names, datamodule.label_space, "train")
+    folder = Path(masks)
+    check_folder(folder, ("pseudo_masks",), datamodule.names("train"), datamodule.label_space, "train")
     return folder
 
 

@@ -14,6 +14,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.optim import Optimizer
 
+from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import NO_TRUTH, Split, StepOutput
 from structseg.lightning_modules.conta.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
@@ -298,7 +299,7 @@ class CONTASegmenter(SegmentationModule):
     def _allowed(self, batch: dict[str, Any]) -> list[Tensor]:
         """The indices of the classes that each image may hold."""
         everything = torch.ones(len(batch["image"]), len(self.label_space), dtype=torch.bool, device=self.device)
-        split = getattr(getattr(self._trainer, "datamodule", None), "predict_split", None)
+        split = data_of(self._trainer).predict_split
         if self.use_tags and split == "train" and "tags" in batch:
             everything[:, 1:] = batch["tags"] > 0
         return [row.nonzero()[:, 0] for row in everything]

@@ -16,11 +16,10 @@ from structseg.audit.copies import find_copies
 from structseg.audit.samples import Examined, Finding
 from structseg.command.configs import parse_data
 from structseg.command.parser import StructsegParser
-from structseg.datamodules.base import Split
+from structseg.datamodules.batch import SPLITS
 from structseg.datamodules.files.listing import FileSample, Listed
 from structseg.messages import fail
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 LISTS, IDENTICAL, SIDES = "lists and pairs", "identical images", "left and right"
 LEAKS, NEAR, MENDED = "near copies across splits", "near copies within a split", "left and right, put right on reading"
 
@@ -192,6 +191,8 @@ def _sides(
             text = (
                 f"{what}: {', '.join(f'{one} and {other}' for one, other in wrong)} lie the other way round than usual"
             )
-            (notices if sample.exchanged else faults).append((MENDED if sample.exchanged else SIDES, text))
-        elif right and sample.exchanged:
+            (notices if sample.left_right_swapped else faults).append(
+                (MENDED if sample.left_right_swapped else SIDES, text)
+            )
+        elif right and sample.left_right_swapped:
             faults.append((SIDES, f"{what} is listed as reversed but lies as most do; take it off the list"))

@@ -108,7 +108,9 @@ def _fits(sample: FileSample, mask: tuple[int, ...], image: tuple[int, int]) -> 
     width, height = image
     if mask == (height, width):
         return True
-    return sample.coarse and abs(width * mask[0] - mask[1] * height) < max(height, mask[0])  # but for rounding
+    return sample.mask_size_may_differ and abs(width * mask[0] - mask[1] * height) < max(
+        height, mask[0]
+    )  # but for rounding
 
 
 def _tag_faults(sample: FileSample, mask: NDArray[np.uint8], what: str) -> list[tuple[str, str]]:

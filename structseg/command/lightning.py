@@ -34,7 +34,8 @@ from structseg.command.processes import alone
 from structseg.command.resume import check_id, id_of, is_finished, mark_finished, steps_of, where_to_go_on
 from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
 from structseg.command.watched_keys import check_watched_keys
-from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import Split
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
 from structseg.lightning_modules.callbacks.image_scores import ImageScores
@@ -261,7 +262,7 @@ class StructsegCLI(LightningCLI):
 
     def _writer(self) -> Callback:
         """What keeps the predictions: of photographs, or of a split of the data for the stages that build on them."""
-        if getattr(self.datamodule, "predict_split", None) is None:
+        if self.datamodule.predict_split is None:
             return PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space)
         from structseg.lightning_modules.conta.round_writers import artefact_writer
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 from structseg.command.configs import resolved_config
 from structseg.command.processes import alone, run_structseg
 from structseg.command.run_folder import NOTICES_NAME
-from structseg.datamodules.round_files import About
+from structseg.datamodules.round_files import ArtefactManifest
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.conta.dense_crf import require_pydensecrf
 from structseg.pipelines.file import argument_faults
@@ -263,7 +263,7 @@ class Session:
         missing = [path for path in left if not path.exists()]
         if missing:
             raise RuntimeError(f"stage {stage.name} left no {missing[0]}, which the stages after it need")
-        manifests = [About.read(path) for path in left if path.is_dir()]
+        manifests = [ArtefactManifest.read(path) for path in left if path.is_dir()]
         scores = {key: value for about in manifests for key, value in about.scores.items()}
         return scores, tuple(dict.fromkeys(notice for about in manifests for notice in about.notices))
 

@@ -22,7 +22,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.optim import SGD
 
-from structseg.datamodules.base import Split
+from structseg.datamodules.batch import Split
 from structseg.datamodules.label_spaces import PARTS, STN, label_space
 from structseg.files import ROOT
 from structseg.lightning_modules.base import TrainedModule

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import colorsys
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import SegmentationDataModule, Split
-from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import Sample, Split, image_tensor, mask_tensor
 from structseg.datamodules.images import resize_mask
 
 NATIVE = (48, 40)  # (h, w) of evaluation masks with `score_at="native"`
@@ -58,31 +57,12 @@ class TinyDataModule(SegmentationDataModule):
         label_space: str = "parts",
         size: tuple[int, int] = (32, 32),
         batch_size: int = 4,
-        num_workers: int = 0,
-        augmentation: Augmentation = Augmentation(),  # noqa: B008
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        score_at: Literal["size", "native"] = "size",
-        seed: int = 0,
-        predict_dir: str | None = None,
-        predict_out: str = "predictions",
         train_images: int = 8,
         val_images: int = 4,
         test_images: int = 4,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            label_space,
-            size,
-            batch_size,
-            num_workers,
-            augmentation,
-            mean,
-            std,
-            score_at,
-            seed,
-            predict_dir,
-            predict_out,
-        )
+        super().__init__(label_space, size, batch_size, **kwargs)
         self.counts: dict[Split, int] = {"train": train_images, "val": val_images, "test": test_images}
 
     def make_dataset(self, split: Split) -> Rectangles:

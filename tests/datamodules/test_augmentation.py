@@ -92,7 +92,7 @@ def bare_batch(count, size=(41, 61)):
     return {"image": torch.full((count, 3, *size), 0.5), "mask": mask, "blobs": mask * 100, "name": ["x"] * count}
 
 
-PAPER = Augmentation(rotate=15, translate=0.2, scale=(0.2, 1.2), noise=0.05, some=True)
+PAPER = Augmentation(rotate=15, translate=0.2, scale=(0.2, 1.2), noise=0.05, random_subset=True)
 
 
 def middles(dots):
@@ -124,7 +124,7 @@ def measured(out, size=121):
 
 def test_any_number_of_the_four_is_as_likely_and_so_is_each_of_them():
     torch.manual_seed(0)
-    settings = Augmentation(rotate=10, translate=0.1, scale=(0.7, 0.9), noise=1e-4, some=True)
+    settings = Augmentation(rotate=10, translate=0.1, scale=(0.7, 0.9), noise=1e-4, random_subset=True)
     rows = []
     for _ in range(4):
         batch = dotted(100)
@@ -144,7 +144,9 @@ def test_any_number_of_the_four_is_as_likely_and_so_is_each_of_them():
 
 def test_some_keeps_within_its_ranges_and_uses_them():
     torch.manual_seed(1)
-    out = AugmentationPipeline(Augmentation(rotate=15, translate=0.1, scale=(0.5, 1.2), some=True), GREYS)(dotted(150))
+    out = AugmentationPipeline(Augmentation(rotate=15, translate=0.1, scale=(0.5, 1.2), random_subset=True), GREYS)(
+        dotted(150)
+    )
     degrees, x, y, zoom = measured(out).unbind(1)
     for values, low, high, slack in ((degrees, -15, 15, 0.3), (x, -12.1, 12.1, 0.3), (y, -12.1, 12.1, 0.3)):
         assert low - slack < values.min() < 0.8 * low
@@ -174,7 +176,7 @@ def test_what_comes_from_outside_is_background_with_some():
     torch.manual_seed(0)
     batch = bare_batch(60)
     batch["mask"][:, 20, 30] = 255  # the middle
-    out = AugmentationPipeline(Augmentation(scale=(0.4, 0.5), some=True), GREYS)(batch)
+    out = AugmentationPipeline(Augmentation(scale=(0.4, 0.5), random_subset=True), GREYS)(batch)
     small = (out["mask"][:, 0, 0] == 0).nonzero()[:, 0]
     assert 15 < len(small) < 45
     assert (out["image"][small, :, 0] == 0).all()
@@ -214,7 +216,7 @@ def test_a_move_is_what_kornia_makes_of_the_same_numbers(settings, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *_, **__: next(numbers))
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.full((2, 1), 4))
     pipeline = AugmentationPipeline(
-        Augmentation(rotate=abs(rotate), translate=0.25, scale=(zoom, zoom), some=True), GREYS
+        Augmentation(rotate=abs(rotate), translate=0.25, scale=(zoom, zoom), random_subset=True), GREYS
     )
     out = pipeline({"image": image, "mask": mask, "name": ["a", "b"]})
     monkeypatch.undo()
@@ -241,14 +243,14 @@ def test_colours_flips_and_an_empty_choice_apply_as_ever_with_some():
     torch.manual_seed(0)
     usual = AugmentationPipeline(Augmentation(flip=1, brightness=0.4), GREYS)(batch)
     torch.manual_seed(0)
-    out = AugmentationPipeline(Augmentation(flip=1, brightness=0.4, some=True), GREYS)(batch)
+    out = AugmentationPipeline(Augmentation(flip=1, brightness=0.4, random_subset=True), GREYS)(batch)
     assert torch.equal(usual["mask"], out["mask"])
     assert not torch.equal(out["image"], batch["image"].flip(-1))
-    still = AugmentationPipeline(Augmentation(some=True), GREYS)(batch)
+    still = AugmentationPipeline(Augmentation(random_subset=True), GREYS)(batch)
     for key in ("image", "mask", "blobs"):
         assert torch.equal(still[key], batch[key])
 
 
 def test_shear_is_none_of_the_four():
-    with pytest.raises(ValueError, match=r"shear=3 with some=true \(it is none of the four"):
-        Augmentation(shear=3, some=True)
+    with pytest.raises(ValueError, match=r"shear=3 with random_subset=true"):
+        Augmentation(shear=3, random_subset=True)

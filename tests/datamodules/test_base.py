@@ -137,7 +137,7 @@ def test_a_flipped_original_is_flipped_whole_within_its_padding():
 
 def test_synthetic_faces_come_with_originals():
     settings = {"train": 2, "val": 1, "test": 1, "label_space": "stn", "size": (32, 32)}
-    data = SyntheticFacesDataModule(**settings, originals=Originals(64, hide_parts=6), versions=2)
+    data = SyntheticFacesDataModule(**settings, originals=Originals(64, hide_parts=6), repeats=2)
     whole = SyntheticFacesDataModule(**settings | {"size": (64, 64)})
     sample, drawn = data.dataset("train")[1], whole.dataset("train")[1]
     assert torch.allclose(sample["original"], drawn["image"], atol=1e-6)
@@ -155,9 +155,9 @@ def test_synthetic_faces_come_with_originals():
 def test_synthetic_faces_say_what_does_not_go_with_originals():
     with pytest.raises(
         ValueError,
-        match=r"^data: blobs=labels with originals .*, originals without max_side .*, versions=0 \(1 or more\)$",
+        match=r"^data: blobs=labels with originals .*, originals without max_side .*, repeats=0 \(1 or more\)$",
     ):
-        SyntheticFacesDataModule(originals=Originals(), blobs="labels", versions=0)
+        SyntheticFacesDataModule(originals=Originals(), blobs="labels", repeats=0)
     with pytest.raises(ValueError, match=r"hide_parts=1 with label_space=celebamask_hq \(stn or helen"):
         SyntheticFacesDataModule(originals=Originals(64, hide_parts=1))
     data = SyntheticFacesDataModule(label_space="stn", originals=Originals(16))

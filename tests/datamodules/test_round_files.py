@@ -11,7 +11,7 @@ from PIL import Image
 from structseg.datamodules import round_files as artefacts
 from structseg.datamodules.label_spaces import OCCLUSION, PARTS, VOC, label_space
 from structseg.datamodules.round_files import (
-    About,
+    ArtefactManifest,
     check_folder,
     origin_of,
     place_of,
@@ -36,7 +36,7 @@ def made(root: Path, kind: str = "cams", names: tuple[str, ...] = ("a", "b"), pl
             write_query(folder, name, np.zeros((3, 2, 2)))
         else:
             write_mask(folder, name, np.zeros((2, 2), dtype=np.uint8), PETS)
-    about = About(
+    about = ArtefactManifest(
         kind, place or f"round_1/{kind}", "Method", PETS.name, PETS.classes, len(names), {"miou": 0.5}, ("!",)
     )
     about.write(folder)
@@ -115,7 +115,7 @@ def test_an_origin_is_of_names_and_contents(tmp_path: Path) -> None:
 def test_a_folder_of_another_split_is_refused(tmp_path: Path) -> None:
     folder = made(tmp_path, "masks")
     check_folder(folder, ("masks",), ["a"], PETS, split="train")  # it does not say of which
-    replace(About.read(folder), split="val").write(folder)
+    replace(ArtefactManifest.read(folder), split="val").write(folder)
     assert check_folder(folder, ("masks",), ["a"], PETS).split == "val"
     with pytest.raises(ValueError, match=r"holds masks of the val images, those of train are needed; .*round_1/masks"):
         check_folder(folder, ("masks",), ["a", "missing"], PETS, split="train")
@@ -179,14 +179,16 @@ def test_confounders_of_other_classes_or_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file .*; run structseg pipeline FILE --until round_2/masks"):
         read_confounders(tmp_path / "round_2", PETS)
     write_confounders(tmp_path, np.zeros((2, 4, 4)), np.zeros(2, dtype=int), OCCLUSION)
-    with pytest.raises(ValueError, match=r"of the classes face, occluder; voc\[cat,dog\] has cat, dog"):
+    with pytest.raises(ValueError, match="has the classes face, occluder, the data cat, dog"):
         read_confounders(tmp_path, PETS)
 
 
 def test_a_whole_folder_says_what_it_holds(tmp_path: Path) -> None:
     folder = made(tmp_path)
     about = check_folder(folder, ("cams",), ["b", "a"], PETS)
-    assert about == About("cams", "round_1/cams", "Method", PETS.name, PETS.classes, 2, {"miou": 0.5}, ("!",))
+    assert about == ArtefactManifest(
+        "cams", "round_1/cams", "Method", PETS.name, PETS.classes, 2, {"miou": 0.5}, ("!",)
+    )
     assert place_of(folder) == "round_1/cams"
     assert json.loads((folder / "about.json").read_text())["classes"] == ["background", "cat", "dog"]
 

@@ -18,7 +18,7 @@ import pytest
 
 from structseg.datamodules.label_spaces import label_space
 from structseg.datamodules.round_files import (
-    About,
+    ArtefactManifest,
     check_folder,
     origin_of,
     read_artefact_mask,
@@ -58,14 +58,14 @@ def _make(folder: Path) -> None:
             write_mask(home, "a", random.integers(0, 3, (32, 32)), SPACE)
         else:
             write_query(home, "a", random.random((3, 8, 8)))
-        About(kind, f"round_0/{kind}", "M", SPACE.name, SPACE.classes, 1).write(home)
+        ArtefactManifest(kind, f"round_0/{kind}", "M", SPACE.name, SPACE.classes, 1).write(home)
     write_confounders(folder / "round_0", random.random((2, 8, 8)), np.array([3, 4]), SPACE, "0123")
 
 
 TREE = template("artefacts", _make)
 
 
-def folder_of(kind: str) -> Callable[[Path], About]:
+def folder_of(kind: str) -> Callable[[Path], ArtefactManifest]:
     return lambda root: check_folder(root / "round_0" / kind, (kind,), ["a"], SPACE)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from structseg.datamodules.base import SegmentationDataModule, Split
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.datamodules.batch import Split
 from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModule
 from structseg.datamodules.coco.datamodule import COCODataModule
 from structseg.datamodules.coco.files import read_instances

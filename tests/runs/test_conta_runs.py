@@ -11,7 +11,7 @@ from PIL import Image
 
 from structseg.command.configs import resolved_config
 from structseg.command.lightning import run
-from structseg.datamodules.round_files import About
+from structseg.datamodules.round_files import ArtefactManifest
 from structseg.files import ROOT
 from structseg.lightning_modules.conta import round_writers
 from structseg.pipelines import session as pipeline
@@ -67,7 +67,7 @@ def test_two_rounds_of_drawn_scenes_leave_all_artefacts_and_reports(runs, here):
         images = {"cams": "npz", "relation_labels": "png", "pseudo_masks": "png", "masks": "png", "queries": "npz"}
         for kind, suffix in images.items():
             assert len(list((home / kind).glob(f"scene_train_*.{suffix}"))) == 10
-            assert About.read(home / kind).place == f"{folder}/{kind}"
+            assert ArtefactManifest.read(home / kind).place == f"{folder}/{kind}"
         with np.load(home / "confounders.npz", allow_pickle=False) as found:
             assert found["confounders"].shape == (8, 32, 32)
         with Image.open(home / "confounders.png") as picture:

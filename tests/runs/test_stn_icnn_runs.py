@@ -16,7 +16,7 @@ from tests.data.helen import make_helen, name_of
 CONFIGS = Path(__file__).parents[2] / "experiments" / "stn_icnn"
 SMALL = [
     "--model.network", "tests.data.tiny.TinyNetwork", "--model.window", "[11, 13]", "--data.size", "[32, 32]",
-    "--data.batch_size", "2", "--data.num_workers", "0", "--data.versions", "1", "--trainer.max_epochs", "1",
+    "--data.batch_size", "2", "--data.num_workers", "0", "--data.repeats", "1", "--trainer.max_epochs", "1",
     "--trainer.precision", "32", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
     "--trainer.enable_model_summary", "false",
 ]  # fmt: skip

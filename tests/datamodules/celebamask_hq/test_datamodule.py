@@ -1,6 +1,5 @@
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,22 +104,6 @@ def test_a_list_of_other_images_is_refused(tmp_path: Path) -> None:
         CelebAMaskHQDataModule(root, left_right="none.json").dataset("train")
     (root / "left_right_reversed.json").write_text('{"reversed": []}')
     assert len(CelebAMaskHQDataModule(root).dataset("train")) == 3
-
-
-def test_files_are_read_once_and_memory_is_bounded(tmp_path: Path) -> None:
-    root = make_celebamask_hq(tmp_path, count=3, mirrored=0)
-    data = dataset(root, (10, 10), memory_bytes=2 * 400 + 399)  # an image of 300 bytes and a mask of 100 each
-    first = [data[i] for i in range(3)]
-    image, mask = first[1]["image"].clone(), first[1]["mask"].clone()
-    first[1]["image"].zero_()  # what a user does to an item stays his
-    first[1]["mask"].zero_()
-    shutil.rmtree(root / "images")
-    shutil.rmtree(root / "masks")
-    assert torch.equal(data[1]["image"], image)
-    assert torch.equal(data[1]["mask"], mask)
-    assert data[0]["name"] == compact_names(1)[0]
-    with pytest.raises(FileNotFoundError):
-        data[2]
 
 
 def test_damaged_files_are_named_and_never_replaced(tmp_path: Path) -> None:
@@ -254,23 +237,12 @@ def test_native_masks_of_shrunk_originals_are_those_of_the_files(tmp_path: Path)
     assert [original.shape for original in batch["original"]] == [(3, 24, 30)] * 6
 
 
-def test_originals_are_read_once_and_memory_is_bounded(tmp_path: Path) -> None:
-    root = make_celebamask_hq(tmp_path, count=3, mirrored=0)
-    data = dataset(root, (8, 8), originals=Originals(10), memory_bytes=2 * 400 + 399)
-    first = [data[i] for i in range(3)]
-    shutil.rmtree(root / "images")
-    assert torch.equal(data[1]["original"], first[1]["original"])
-    assert torch.equal(data[1]["image"], first[1]["image"])
-    with pytest.raises(FileNotFoundError):
-        data[2]
-
-
 def test_what_does_not_go_with_originals_is_said(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^data: blobs=components with originals .*, occluders with originals .*, versions=0 "
+        ValueError, match=r"^data: blobs=components with originals .*, occluders with originals .*, repeats=0 "
     ):
         CelebAMaskHQDataModule(
-            tmp_path, label_space="occlusion", occluders=Occluders(), blobs="components", versions=0,
+            tmp_path, label_space="occlusion", occluders=Occluders(), blobs="components", repeats=0,
             originals=Originals(),
         )  # fmt: skip
     with pytest.raises(ValueError, match=r"^data: originals\.hide_parts=2 with label_space=celebamask_hq \(stn or "):
@@ -365,7 +337,7 @@ def test_real_images_come_as_they_are(shared_data: Path) -> None:
 def test_real_originals_are_kept_at_the_side_that_is_asked_for(shared_data: Path) -> None:
     root = shared_data / "celebamask_hq_mini"
     data = CelebAMaskHQDataModule(
-        root, label_space="stn", train_limit=3, batch_size=3, originals=Originals(256), versions=2
+        root, label_space="stn", train_limit=3, batch_size=3, originals=Originals(256), repeats=2
     )
     batches = list(data.train_dataloader())
     assert [batch["mask"].shape for batch in batches] == [(3, 256, 256)] * 2

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from structseg.datamodules.celebamask_hq.files import (
-    PARTS,
+    PART_CLASSES,
     Pair,
     find_home,
     find_pairs,
@@ -71,8 +71,8 @@ def test_published_pairs_are_by_number(tmp_path: Path) -> None:
     assert pairs["2000"].mask_files[1] == home / "CelebAMask-HQ-mask-anno" / "1" / "02000_nose.png"
     assert pairs["29999"].mask_files[-1] == home / "CelebAMask-HQ-mask-anno" / "14" / "29999_cloth.png"
     assert pairs["29999"].image == home / "CelebA-HQ-img" / "29999.jpg"
-    assert pairs["10"].parts == PARTS  # the first of the made faces has all
-    assert pairs["2"].parts == tuple(part for part in PARTS if part not in ("eye_g", "hat", "ear_r", "neck_l"))
+    assert pairs["10"].parts == PART_CLASSES  # the first of the made faces has all
+    assert pairs["2"].parts == tuple(part for part in PART_CLASSES if part not in ("eye_g", "hat", "ear_r", "neck_l"))
     assert all(path.is_file() for pair in pairs.values() for path in pair.mask_files)
 
 
@@ -268,8 +268,8 @@ def test_seed_0_gives_the_split_that_the_real_copy_lists(shared_data: Path) -> N
 
 
 def test_parts_are_the_classes() -> None:
-    assert PARTS == (
+    assert PART_CLASSES == (
         "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip",
         "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
     )  # fmt: skip  # label_list of g_mask.py
-    assert [CELEBAMASK_HQ.classes.index(part) for part in PARTS] == list(range(1, 19))
+    assert [CELEBAMASK_HQ.classes.index(part) for part in PART_CLASSES] == list(range(1, 19))

@@ -34,13 +34,13 @@ def test_tags_are_of_all_instances_and_empty_images_do_not_train(tmp_path: Path)
     assert data.tags_of("COCO_train2014_000000000009") == {"person", "cup"}
     assert not data.has_validation
     sample = data.dataset("train")[1]  # without masks nothing is painted
-    assert set(sample) == {"image", "name", "tags", "view"}
+    assert set(sample) == {"image", "name", "tags", "crop"}
     assert sample["tags"].shape == (80,)
     assert sample["tags"].nonzero()[:, 0].tolist() == [DOG - 1]
     subset = data_of(tmp_path, label_space="coco[dog,horse]")
     assert subset.names("train") == ("COCO_train2014_000000000025",)
     assert subset.names("test") == data.names("test")
-    assert data_of(tmp_path, label_space="coco[dog,horse]", others="leave_out").names("test") == (
+    assert data_of(tmp_path, label_space="coco[dog,horse]", unknown_classes="leave_out").names("test") == (
         "COCO_val2014_000000000073",
     )
 

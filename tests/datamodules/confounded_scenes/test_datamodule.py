@@ -101,7 +101,7 @@ def test_layouts_in_some_of_vocs_classes(folder):
     assert set(data.names("train")) == {name for name in data.entries("train") if int(name[-1]) % 2 == 0}
     mask = data.read(data.names("train")[0])[1]
     assert set(np.unique(mask)) == {0, 1, 255}
-    alone = _data(layouts=str(folder), label_space="voc[horse]", train=7, test=3, others="leave_out")
+    alone = _data(layouts=str(folder), label_space="voc[horse]", train=7, test=3, unknown_classes="leave_out")
     assert set(alone.names("train")) == {name for name in alone.entries("train") if int(name[-1]) % 2 == 1}
 
 

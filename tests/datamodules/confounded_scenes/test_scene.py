@@ -19,7 +19,7 @@ from structseg.datamodules.confounded_scenes.cooccurrence import (
     partner_probability,
 )
 from structseg.datamodules.confounded_scenes.dataset import ConfoundedScenes
-from structseg.datamodules.confounded_scenes.scene import Canvas, Thing
+from structseg.datamodules.confounded_scenes.scene import SceneCanvas, Thing
 from structseg.datamodules.confounded_scenes.shapes import outline
 from structseg.datamodules.confounded_scenes.textures import PATTERNS, Coat, colour, ground, pattern
 from structseg.datamodules.drawing.dice import Dice
@@ -141,10 +141,10 @@ def test_touching_partners_touch_in_the_mask():
 
 
 def test_the_topmost_thing_has_the_pixel():
-    canvas = Canvas((64, 64))
+    canvas = SceneCanvas((64, 64))
     for kind in (7, 5):
         canvas.paint_thing(Thing(kind, 0.0, 0.0, 0.5, 0, False), _dice())
-    below = Canvas((64, 64))
+    below = SceneCanvas((64, 64))
     below.paint_thing(Thing(7, 0.0, 0.0, 0.5, 0, False), _dice())
     assert canvas.mask[32, 32] == 5
     covered = below.mask != canvas.mask
@@ -269,7 +269,7 @@ def test_settings_out_of_range_are_refused(seed, size):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_mask_is_where_a_thing_covers_half_of_the_pixel_or_more(kind):
-    black, white = Canvas((80, 80)), Canvas((80, 80))
+    black, white = SceneCanvas((80, 80)), SceneCanvas((80, 80))
     white.image[...] = 1.0
     for canvas in (black, white):
         canvas.paint_thing(Thing(kind, 0.1, -0.1, 0.6, 0, False), _dice(kind))

@@ -83,33 +83,6 @@ def test_published_decoding_resizes_first(tmp_path: Path) -> None:
         FASSEGDataset(pairs, (24, 30), label_decoding="published", native_mask=True)
 
 
-def test_files_are_read_once(tmp_path: Path, decodings: list[int]) -> None:
-    pairs = find_pairs(make_fasseg(tmp_path, "V2", train=3, test=1), "V2", "train").pairs
-    data = FASSEGDataset(pairs, (24, 24))
-    first = [data[i] for i in range(3)]
-    first[0]["image"].zero_()  # what a user does to an item stays his
-    for pair in pairs:
-        pair.image.unlink()
-        pair.label.unlink()
-    again = [data[i] for i in range(3)]
-    assert again[0]["image"].mean() > 0.1
-    assert torch.equal(first[1]["image"], again[1]["image"])
-    assert torch.equal(first[1]["mask"], again[1]["mask"])
-
-
-def test_memory_is_bounded(tmp_path: Path) -> None:
-    pairs = find_pairs(make_fasseg(tmp_path, "V2", train=3, test=1), "V2", "train").pairs
-    data = FASSEGDataset(pairs, (10, 10), memory_bytes=2 * 400 + 399)  # an image of 300 bytes and a mask of 100 each
-    for i in range(3):
-        data[i]
-    for pair in pairs:
-        pair.image.unlink()
-    assert data[0]["name"] == "V2/Train_RGB/1"
-    assert data[1]["name"] == "V2/Train_RGB/2"
-    with pytest.raises(FileNotFoundError):
-        data[2]
-
-
 def test_decoded_labels_are_kept_on_disk(tmp_path: Path, cache: Path, decodings: list[int]) -> None:
     label = find_pairs(make_fasseg(tmp_path, "V2", train=1, test=1), "V2", "train").pairs[0].label
     classes = read_label(label)

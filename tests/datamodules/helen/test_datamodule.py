@@ -136,7 +136,7 @@ def test_labels_are_decoded_once_and_memory_is_bounded(tmp_path: Path) -> None:
 
 
 def test_training_images_occur_in_several_versions(tmp_path: Path) -> None:
-    data = HelenDataModule(make_helen(tmp_path, 3, 2, 2), versions=5, train_limit=2, batch_size=4)
+    data = HelenDataModule(make_helen(tmp_path, 3, 2, 2), repeats=5, train_limit=2, batch_size=4)
     names = [name for batch in data.train_dataloader() for name in batch["name"]]
     assert sorted(names) == ["1000_1"] * 5 + ["1001_1"] * 5
     assert len(data.dataset("val")) == len(data.dataset("test")) == 2
@@ -159,10 +159,10 @@ def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(
         ValueError,
         match=r"^data: blobs=labels with originals .*, originals\.hide_parts=1 with label_space=parts .*, "
-        r"train_limit=0 \(1 or more\), versions=0 \(1 or more\)$",
+        r"train_limit=0 \(1 or more\), repeats=0 \(1 or more\)$",
     ):
         HelenDataModule(
-            "x", label_space="parts", blobs="labels", originals=Originals(hide_parts=1), train_limit=0, versions=0
+            "x", label_space="parts", blobs="labels", originals=Originals(hide_parts=1), train_limit=0, repeats=0
         )
     with pytest.raises(ValueError, match="no map from label space helen to voc"):
         HelenDataModule("x", label_space="voc")

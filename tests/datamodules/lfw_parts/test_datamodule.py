@@ -51,21 +51,6 @@ def test_sizes(tmp_path: Path) -> None:
     assert LFWPartsDataModule(root).size == (128, 128)
 
 
-def test_files_are_read_once_and_memory_is_bounded(tmp_path: Path) -> None:
-    root = make_lfw(tmp_path)
-    faces = find_faces(root, read_lists(root)["train"])
-    data = LFWPartsDataset(faces, (10, 10), IDENTITY, memory_bytes=2 * 400 + 399)  # 300 bytes and 100 each
-    first = [data[i] for i in range(4)]
-    kept = first[1]["image"].clone()
-    first[1]["image"].zero_()  # what a user does to an item stays his
-    for face in faces:
-        face.image.unlink()
-    assert torch.equal(data[1]["image"], kept)
-    assert torch.equal(data[0]["mask"], first[0]["mask"])
-    with pytest.raises(FileNotFoundError):
-        data[2]
-
-
 def test_splits_are_the_lists(tmp_path: Path) -> None:
     root = make_lfw(tmp_path)
     (root / "parts_train.txt").write_bytes(

@@ -107,7 +107,7 @@ def test_without_pyav_one_line_says_what_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mp4").touch()
     for source in (str(tmp_path / "clip.mp4"), "camera:0"):
-        with pytest.raises(ValueError, match=r"need PyAV, which is not installed: pip install structseg\[video\]$"):
+        with pytest.raises(ValueError, match=r"need PyAV, which is not installed; pip install 'structseg\[video\]'$"):
             predict_inputs(source, SIZE, tmp_path)
 
 

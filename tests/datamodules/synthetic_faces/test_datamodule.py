@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from structseg.datamodules.drawing.canvas import LABEL, Canvas
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Frame, Outline, box, capsule, ellipse, smooth_max, smooth_min
 from structseg.datamodules.drawing.texture import Strands, noise
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, FASSEG, HELEN, OCCLUSION, PARTS, STN, VOC
+from structseg.datamodules.synthetic_faces.canvas import LABEL, FaceCanvas
 from structseg.datamodules.synthetic_faces.dataset import SyntheticFacesDataset
 from structseg.datamodules.synthetic_faces.parameters import Light
 from structseg.datamodules.synthetic_faces.render import Rendering, render, render_face
@@ -320,9 +320,9 @@ def test_smooth_union_and_intersection_are_plain_ones_away_from_the_seam():
 
 
 def test_a_patch_knows_its_frame():
-    canvas = Canvas((40, 60))
+    canvas = FaceCanvas((40, 60))
     frame = Frame.upright((0.25, -0.1), 0.5).turned(0.1, 0.2, 0.3, 0.8, mirror=-1.0)
-    patch = canvas.patch(frame, -0.5, -0.5, 0.5, 0.5)
+    patch = canvas.area(frame, -0.5, -0.5, 0.5, 0.5)
     rows, columns = patch.box
     x = frame.x + patch.u * frame.ux + patch.v * frame.vx
     y = frame.y + patch.u * frame.uy + patch.v * frame.vy
@@ -336,13 +336,13 @@ def test_a_patch_knows_its_frame():
 
 
 def test_a_patch_off_the_canvas_is_empty():
-    patch = Canvas((32, 32)).patch(Frame.upright((5.0, 5.0), 1.0), -1.0, -1.0, 1.0, 1.0)
+    patch = FaceCanvas((32, 32)).area(Frame.upright((5.0, 5.0), 1.0), -1.0, -1.0, 1.0, 1.0)
     patch.paint(ellipse(patch.u, patch.v, 1.0, 1.0), np.ones(3, np.float32), "skin")
     assert patch.u.size == 0
 
 
 def test_coverage_is_the_share_of_the_pixel():
-    canvas = Canvas((32, 32))
+    canvas = FaceCanvas((32, 32))
     patch = canvas.whole(Frame.upright((0.0, 0.0), 1.0))
     # A half plane whose edge lies a quarter of a pixel right of the centre of column 10.
     share = patch.cover(patch.u - np.float32(canvas.x[10] + 0.25 * canvas.pixel))

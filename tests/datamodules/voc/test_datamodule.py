@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from structseg.datamodules.label_spaces import VOC, label_space
-from structseg.datamodules.round_files import About, write_mask
+from structseg.datamodules.round_files import ArtefactManifest, write_mask
 from structseg.datamodules.voc.datamodule import VOCDataModule
 from structseg.datamodules.voc.files import find_home, list_file, mask_file, read_list, read_tags, tags_from_annotation
-from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.weak.crops import CropSettings
 from tests.data.voc import (
     EXTRA,
     SCENES,
@@ -139,7 +139,7 @@ def test_an_image_without_mask_is_evaluated_without(tmp_path: Path) -> None:
         for path in (home / folder).glob("2008_*"):
             path.unlink()
     sample = VOCDataModule(tmp_path, predict_split="test").predict_dataloader().dataset[0]
-    assert set(sample) == {"image", "name", "view"}
+    assert set(sample) == {"image", "name", "crop"}
 
 
 def test_classes_by_name(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_classes_by_name(tmp_path: Path) -> None:
     assert train[0]["mask"].unique().tolist() == [0, 4, 5, 255]
     assert train[2]["tags"].tolist() == [0, 0, 0, 0, 1, 0]
     assert train[2]["mask"].unique().tolist() == [0, 5, 255]  # the sofa is background, its rim is not known
-    assert VOCDataModule(tmp_path, label_space=SIX, others="leave_out").names("train") == TRAIN[:2]
+    assert VOCDataModule(tmp_path, label_space=SIX, unknown_classes="leave_out").names("train") == TRAIN[:2]
     coco = VOCDataModule(tmp_path, label_space="coco").dataset("train")[3]
     assert coco["tags"].nonzero()[:, 0].tolist() == [label_space("coco").classes.index("tv") - 1]
 
@@ -163,8 +163,8 @@ def test_artefacts_train_in_place_of_the_truth(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in TRAIN:
         write_mask(folder, name, np.full((4, 4), 7), VOC)
-    About("pseudo_masks", "round_0/pseudo_masks", "M", "voc", VOC.classes, 4).write(folder)
-    data = VOCDataModule(tmp_path, masks=str(folder), views=Views(scale=(2, 2)), size=(16, 16))
+    ArtefactManifest("pseudo_masks", "round_0/pseudo_masks", "M", "voc", VOC.classes, 4).write(folder)
+    data = VOCDataModule(tmp_path, masks=str(folder), crops=CropSettings(scale=(2, 2)), size=(16, 16))
     assert {int(data.dataset("train")[index]["mask"].unique()) for index in range(4)} == {7}
     assert data.dataset("test")[0]["mask"].max() == 255
 
@@ -186,7 +186,9 @@ def test_the_photographs_at_hand_hold_what_their_readme_says(shared_data: Path) 
     }  # fmt: skip
     assert {name: (counts["train"][name], counts["val"][name]) for name in readme} == readme
     assert set(counts["train"]) | set(counts["val"]) == set(readme)
-    six = VOCDataModule(shared_data / "voc_photos_mini", tags=tags, label_space=SIX, val_list="val", others="leave_out")
+    six = VOCDataModule(
+        shared_data / "voc_photos_mini", tags=tags, label_space=SIX, val_list="val", unknown_classes="leave_out"
+    )
     assert [len(six.names(split)) for split in ("train", "val")] == [370, 399]
     sample = six.dataset("val")[0]
     assert sample["image"].shape == (3, 256, 256)

@@ -10,10 +10,10 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import Split
+from structseg.datamodules.batch import Split
 from structseg.datamodules.label_spaces import LabelSpace, label_space
-from structseg.datamodules.round_files import About, write_cams, write_mask, write_query
-from structseg.datamodules.weak.crops import Views
+from structseg.datamodules.round_files import ArtefactManifest, write_cams, write_mask, write_query
+from structseg.datamodules.weak.crops import CropSettings
 from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
 
 PETS = label_space("voc[cat,dog]")
@@ -63,18 +63,20 @@ def folder_of(root: Path, kind: str, names: Sequence[str], space: LabelSpace = P
         else:
             write_mask(folder, name, np.array([[2, 255]]), space)  # left half 2, right half ignored, at 1x2
     notices = ("weights are random",) if kind == "queries" else ()
-    About(kind, f"round_{stage}/{kind}", "M", space.name, space.classes, len(names), {}, notices).write(folder)
+    ArtefactManifest(kind, f"round_{stage}/{kind}", "M", space.name, space.classes, len(names), {}, notices).write(
+        folder
+    )
     return folder
 
 
 def test_training_without_masks_has_images_tags_and_views() -> None:
     data = Halves()
     (batch,) = (batch for batch in data.train_dataloader() if "train_0" in batch["name"])
-    assert set(batch) == {"image", "name", "tags", "view"}
+    assert set(batch) == {"image", "name", "tags", "crop"}
     assert batch["image"].shape == (2, 3, 32, 32)
     assert batch["tags"].dtype == torch.float32
     assert batch["tags"].tolist() == [[1 - n % 2, n % 2] for n in numbers(batch)]
-    assert torch.equal(batch["view"], torch.eye(2, 3).expand(2, 2, 3))
+    assert torch.equal(batch["crop"], torch.eye(2, 3).expand(2, 2, 3))
     colours = Halves(augmentation=Augmentation(brightness=0.3))
     varied = colours.augment(batch, [1, 2])
     assert not torch.equal(varied["image"], batch["image"])
@@ -86,14 +88,14 @@ def test_training_masks_are_cut_with_their_images(tmp_path: Path) -> None:
     assert truth["mask"][:, :16].eq(2).all()
     assert truth["mask"][:, 16:].eq(0).all()
     names = Halves().entries("train")
-    data = Halves(masks=str(folder_of(tmp_path, "pseudo_masks", names)), views=Views(scale=(1.5, 1.5), flip=0.5))
+    data = Halves(masks=str(folder_of(tmp_path, "pseudo_masks", names)), crops=CropSettings(scale=(1.5, 1.5), flip=0.5))
     labels = set()
     for index in range(6):  # the artefact is 1x2, whatever the image's size
         sample = data.dataset("train")[index]
         left = sample["image"][1] > 0.15  # painted: the left half of the image, 100 or 200 of 255, beside 0
         inside = F.grid_sample(
             torch.ones(1, 1, 2, 2),
-            F.affine_grid(sample["view"][None], [1, 1, 32, 32], align_corners=False),
+            F.affine_grid(sample["crop"][None], [1, 1, 32, 32], align_corners=False),
             mode="nearest",
             align_corners=False,
         )[0, 0].bool()
@@ -105,24 +107,24 @@ def test_training_masks_are_cut_with_their_images(tmp_path: Path) -> None:
 
 def test_views_depend_on_seed_epoch_and_index_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
-    views = Views(long_side=(40, 80), flip=0.5)
-    first, again = Halves(views=views).dataset("train"), Halves(views=views, num_workers=2)
-    one = [first[index]["view"] for index in range(6)]
+    crops = CropSettings(long_side=(40, 80), flip=0.5)
+    first, again = Halves(crops=crops).dataset("train"), Halves(crops=crops, num_workers=2)
+    one = [first[index]["crop"] for index in range(6)]
     assert len({tuple(view.flatten().tolist()) for view in one}) == 6
     loader = again.train_dataloader()  # workers that outlive an epoch are told of the next
     for epoch in (0, 1, 0):
         loader.sampler.set_epoch(epoch)
         first.set_epoch(epoch)
         for batch in loader:
-            for number, view in zip(numbers(batch), batch["view"], strict=True):
-                assert torch.equal(view, first[number]["view"])
+            for number, view in zip(numbers(batch), batch["crop"], strict=True):
+                assert torch.equal(view, first[number]["crop"])
                 assert torch.equal(view, one[number]) == (epoch == 0)
     monkeypatch.setenv("PL_GLOBAL_SEED", "4")
-    assert not torch.equal(Halves(views=views).dataset("train")[0]["view"], one[0])
+    assert not torch.equal(Halves(crops=crops).dataset("train")[0]["crop"], one[0])
 
 
 def test_beyond_the_image_lies_the_mean_colour() -> None:
-    data = Halves(views=Views(scale=(0.2, 0.2)), mean=(0.2, 0.4, 0.6), masks="truth")
+    data = Halves(crops=CropSettings(scale=(0.2, 0.2)), mean=(0.2, 0.4, 0.6), masks="truth")
     sample = data.dataset("train")[0]
     beyond = sample["mask"] == 255
     assert beyond.sum() == 32 * 32 - 8 * 12
@@ -130,10 +132,10 @@ def test_beyond_the_image_lies_the_mean_colour() -> None:
 
 
 def test_evaluation_shows_the_whole_image_with_its_truth() -> None:
-    data = Halves(val=3, views=Views(long_side=(40, 80), flip=1.0))
+    data = Halves(val=3, crops=CropSettings(long_side=(40, 80), flip=1.0))
     (first, second) = data.val_dataloader()
-    assert set(first) == {"image", "mask", "name", "tags", "view"}
-    assert torch.equal(first["view"], torch.eye(2, 3).expand(2, 2, 3))
+    assert set(first) == {"image", "mask", "name", "tags", "crop"}
+    assert torch.equal(first["crop"], torch.eye(2, 3).expand(2, 2, 3))
     assert first["mask"][1, :, :16].eq(2).all()
     assert second["name"] == ["val_2"]
     native = list(Halves(score_at="native").test_dataloader())
@@ -240,7 +242,7 @@ def test_a_displaced_context_is_its_own_at_another_place(tmp_path: Path) -> None
     mark[0] = 1 - mark[1:].sum(0)
     for name in names:
         write_query(folder, name, mark)
-    about = About.read(folder)
+    about = ArtefactManifest.read(folder)
     replace(about, images=6).write(folder)
 
     def contexts(**settings) -> list[torch.Tensor]:
@@ -283,13 +285,17 @@ def test_a_split_can_be_predicted_once_over_all_its_images(tmp_path: Path) -> No
     names = Halves().entries("train")
     cams, queries = folder_of(tmp_path, "cams", names), folder_of(tmp_path, "queries", names)
     data = Halves(
-        predict_split="train", cams=str(cams), queries=str(queries), views=Views(scale=(1, 2), flip=1), batch_size=4
+        predict_split="train",
+        cams=str(cams),
+        queries=str(queries),
+        crops=CropSettings(scale=(1, 2), flip=1),
+        batch_size=4,
     )
     batches = list(data.predict_dataloader())
     assert [number for batch in batches for number in numbers(batch)] == list(range(6))
     assert [len(batch["name"]) for batch in batches] == [4, 2]
-    assert set(batches[0]) == {"image", "mask", "name", "tags", "view", "context", "cams"}
-    assert torch.equal(batches[0]["view"], torch.eye(2, 3).expand(4, 2, 3))
+    assert set(batches[0]) == {"image", "mask", "name", "tags", "crop", "context", "cams"}
+    assert torch.equal(batches[0]["crop"], torch.eye(2, 3).expand(4, 2, 3))
     assert [tuple(maps.shape) for maps in batches[0]["cams"]] == [(2, 3, 4 + number) for number in range(4)]
     assert batches[0]["cams"][1].mean((1, 2)).tolist() == [1, 0]
     native = Halves(predict_split="test", score_at="native", batch_size=4).predict_dataloader()
@@ -324,7 +330,7 @@ def test_a_trainer_gets_the_batches_as_they_are() -> None:
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False, barebones=False)  # fmt: skip
     trainer.fit(module, datamodule=Halves(augmentation=Augmentation(noise=0.1), masks=None))
-    assert module.seen == {frozenset({"image", "name", "tags", "view"})}
+    assert module.seen == {frozenset({"image", "name", "tags", "crop"})}
     named = trainer.predict(module, datamodule=Halves(predict_split="test"))
     assert [name for batch in named for name in batch] == [f"test_{index}" for index in range(5)]
 
@@ -356,7 +362,7 @@ def test_artefacts_of_another_split_are_not_trained_on(tmp_path: Path) -> None:
     names = Halves().entries("train")
     for kind in ("pseudo_masks", "queries", "cams"):
         folder = folder_of(tmp_path, kind, names)
-        about = About.read(folder)
+        about = ArtefactManifest.read(folder)
         replace(about, split="train").write(folder)
         given = {kind: str(folder)} if kind != "pseudo_masks" else {"masks": str(folder)}
         use = Halves(predict_split="train", **given)
@@ -372,7 +378,7 @@ def test_the_origin_of_queries_is_told(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", Halves().entries("train"))
     assert Halves().query_origin is None
     assert Halves(queries=str(folder)).query_origin is None, "of a folder that does not say"
-    replace(About.read(folder), origin="abc").write(folder)
+    replace(ArtefactManifest.read(folder), origin="abc").write(folder)
     assert Halves(queries=str(folder)).query_origin == "abc"
     assert Halves(queries=str(tmp_path / "none")).query_origin is None
 
@@ -433,7 +439,7 @@ def test_other_classes_are_background_or_their_images_left_out() -> None:
     assert data.names("test") == ("test_0", "test_1", "test_2", "test_3")
     assert data.dataset("test")[2]["tags"].tolist() == [0, 0]
     assert data.dataset("train")[0]["tags"].tolist() == [1, 0]
-    data = Others(train=4, test=5, others="leave_out")
+    data = Others(train=4, test=5, unknown_classes="leave_out")
     assert data.names("train") == ("train_1", "train_3")
     assert data.names("test") == ("test_1", "test_3", "test_4")
 
@@ -446,10 +452,10 @@ def test_wrong_settings_are_named_together() -> None:
             augmentation=Augmentation(flip=0.5, scale=(0.5, 1), hue=0.1), predict_split="train", predict_dir="x",
             context_of="another",
         )  # fmt: skip
-    with pytest.raises(ValueError, match=r"augmentation\.some \(geometry belongs in --data\.views"):
-        Halves(augmentation=Augmentation(some=True))
-    with pytest.raises(ValueError, match=r"views\.flip with helen \(a flip would exchange classes"):
-        WeaklySupervisedDataModule(label_space="helen", views=Views(flip=0.5))
+    with pytest.raises(ValueError, match=r"augmentation\.random_subset \(geometry belongs in --data\.crops"):
+        Halves(augmentation=Augmentation(random_subset=True))
+    with pytest.raises(ValueError, match=r"crops\.flip with helen \(a flip would exchange classes"):
+        WeaklySupervisedDataModule(label_space="helen", crops=CropSettings(flip=0.5))
     with pytest.raises(ValueError, match="WeaklySupervisedDataModule has no train images"):
         WeaklySupervisedDataModule().dataset("train")
 

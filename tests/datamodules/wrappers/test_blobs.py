@@ -40,7 +40,7 @@ class Faces(Dataset[Sample]):
         if self.masked:
             sample["mask"] = torch.from_numpy(face_classes((self.mask_size,) * 2, index).astype(np.int64))
         if self.superpixels is not None:
-            sample["blobs"] = torch.from_numpy(self.superpixels)
+            sample["superpixels"] = torch.from_numpy(self.superpixels)
         return sample
 
 
@@ -187,6 +187,7 @@ def test_superpixels_of_a_data_set_are_used() -> None:
     sample = BlobDataset(faces, "superpixels")[0]
     expected = make_blobs(sample["mask"].numpy(), "superpixels", superpixels=squares((40, 40)))
     np.testing.assert_array_equal(sample["blobs"], expected)
+    assert "superpixels" not in sample
     np.testing.assert_array_equal(BlobDataset(faces, "labels")[0]["blobs"], sample["mask"])  # others replace them
 
 

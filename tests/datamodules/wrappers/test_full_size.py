@@ -73,13 +73,13 @@ def test_what_does_not_go_together_is_said():
 
 
 def test_parts_can_be_hidden_on_the_command_line_after_a_configuration(tmp_path):
-    settings = {"train": 1, "val": 1, "test": 1, "label_space": "stn", "originals": {"max_side": 64}, "versions": 5}
+    settings = {"train": 1, "val": 1, "test": 1, "label_space": "stn", "originals": {"max_side": 64}, "repeats": 5}
     faces = f"{SyntheticFacesDataModule.__module__}.SyntheticFacesDataModule"
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({"data": {"class_path": faces, "init_args": settings}}))
     parser = StructsegParser()
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(SegmentationDataModule, "data")
-    args = ["--config", str(tmp_path / "a.yaml"), "--data.originals.hide_parts", "2", "--data.versions", "3"]
+    args = ["--config", str(tmp_path / "a.yaml"), "--data.originals.hide_parts", "2", "--data.repeats", "3"]
     data = parser.instantiate_classes(parser.parse_args(args)).data
     assert data.originals == Originals(max_side=64, hide_parts=2)
-    assert data.versions == 3
+    assert data.repeats == 3

@@ -10,12 +10,12 @@ from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModul
 from structseg.datamodules.images import resize_image
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, HELEN, STN
 from structseg.datamodules.wrappers.full_size import Originals
-from structseg.datamodules.wrappers.hidden_parts import PARTS, HiddenPartsDataset, cover
+from structseg.datamodules.wrappers.hidden_parts import HIDEABLE_PARTS, HiddenPartsDataset, cover
 
 SIDE = 100
-# The upper left corner of each part's 10x10 square, in the order of PARTS; the mouth has three stripes.
+# The upper left corner of each part's 10x10 square, in the order of HIDEABLE_PARTS; the mouth has three stripes.
 PLACES = ((20, 60), (20, 20), (40, 60), (40, 20), (55, 40), (75, 40))
-NUMBERS = dict(zip(PARTS, ((1,), (2,), (3,), (4,), (5,), (6, 7, 8)), strict=True))  # of STN, by hand
+NUMBERS = dict(zip(HIDEABLE_PARTS, ((1,), (2,), (3,), (4,), (5,), (6, 7, 8)), strict=True))  # of STN, by hand
 
 
 def face(lacking: tuple[str, ...] = ()):
@@ -50,7 +50,7 @@ def hidden(sample) -> set[str]:
     """The parts of which no black pixel is left; of the others none may have changed."""
     black = (sample["original"] == 0).all(0)
     found = set()
-    for (y, x), name in zip(PLACES, PARTS, strict=True):
+    for (y, x), name in zip(PLACES, HIDEABLE_PARTS, strict=True):
         left = black[y : y + 10, x : x + 10]
         assert left.all() or not left.any()
         found |= set() if left.all() else {name}
@@ -61,7 +61,7 @@ def test_as_many_parts_as_asked_for_are_covered_by_skin():
     for count in range(1, 7):
         data = HiddenPartsDataset(Faces(), count, STN)
         assert {len(hidden(data[i])) for i in range(6)} == {count}
-    bare = Faces(lacking=tuple(PARTS))[0]["original"]
+    bare = Faces(lacking=tuple(HIDEABLE_PARTS))[0]["original"]
     covered = data[0]["original"]
     assert (covered - bare).abs().max() < 0.02, "of all six nothing is seen but the skin's light"
 
@@ -69,7 +69,7 @@ def test_as_many_parts_as_asked_for_are_covered_by_skin():
 def test_every_part_is_drawn_as_often_as_another():
     data = HiddenPartsDataset(Faces(count=120), 1, STN)
     names = [next(iter(hidden(data[i]))) for i in range(120)]
-    counts = [names.count(name) for name in PARTS]
+    counts = [names.count(name) for name in HIDEABLE_PARTS]
     assert min(counts) > 8  # 20 each; 4 is the deviation
     assert max(counts) < 32
 
@@ -110,8 +110,8 @@ def test_parts_that_are_not_there_cannot_be_drawn():
     for index in range(8):
         sample = HiddenPartsDataset(Faces(lacking=lacking), 2, STN)[index]
         assert (sample["original"] > 0).all(), "the one part that there is"
-    nobody = HiddenPartsDataset(Faces(lacking=tuple(PARTS)), 6, STN)[0]
-    assert torch.equal(nobody["original"], Faces(lacking=tuple(PARTS))[0]["original"])
+    nobody = HiddenPartsDataset(Faces(lacking=tuple(HIDEABLE_PARTS)), 6, STN)[0]
+    assert torch.equal(nobody["original"], Faces(lacking=tuple(HIDEABLE_PARTS))[0]["original"])
 
 
 def test_helen_has_the_same_parts_elsewhere_in_its_order():

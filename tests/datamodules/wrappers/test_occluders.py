@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModule
 from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.drawing.geometry import Frame
-from structseg.datamodules.drawing.scene import Grid, Thing
+from structseg.datamodules.drawing.grid import Grid
+from structseg.datamodules.drawing.things import Thing
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, OCCLUSION
 from structseg.datamodules.occluder_shapes.face import find_face
 from structseg.datamodules.occluder_shapes.light import Light

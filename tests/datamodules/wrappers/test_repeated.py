@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.wrappers.repeated import VersionsDataset
+from structseg.datamodules.wrappers.repeated import RepeatedDataset
 from tests.data.tiny import TinyDataModule
 
 
@@ -17,7 +17,7 @@ class Told(list):
 
 def test_each_sample_occurs_so_often_under_its_own_name():
     data = Told({"name": name} for name in "abc")
-    more = VersionsDataset(data, 5)
+    more = RepeatedDataset(data, 5)
     assert len(more) == 15
     names = [more[i]["name"] for i in range(15)]
     assert names == list("abc") * 5
@@ -31,10 +31,10 @@ def test_each_sample_occurs_so_often_under_its_own_name():
 def test_a_training_epoch_holds_each_image_so_often_and_an_evaluation_once(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     data = TinyDataModule()
-    data.versions = 3
+    data.repeats = 3
     names = [name for batch in data.train_dataloader() for name in batch["name"]]
     assert sorted(names) == sorted([f"train_{i:03d}" for i in range(8)] * 3)
-    assert len(set(names[:8])) < 8, "the versions are shuffled with each other"
+    assert len(set(names[:8])) < 8, "the repeats are shuffled with each other"
     assert [name for batch in data.val_dataloader() for name in batch["name"]] == [f"val_{i:03d}" for i in range(4)]
     assert len(data.dataset("train")) == 8, "there are no more images than there were"
 

@@ -112,7 +112,7 @@ def test_every_context_learns_and_logs_what_it_says(context, tmp_path):
     module = _made(context, confounders=path)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     view = torch.tensor([[[-0.5, 0.0, 0.1], [0.0, 0.6, 0.0]]]).expand(2, 2, 3)
-    data = _Data(_batch(context=asks, view=view), "another" if context == "placebo" else "own")
+    data = _Data(_batch(context=asks, crop=view), "another" if context == "placebo" else "own")
     trainer = _fit(module, data, tmp_path)
     logged = set(trainer.logged_metrics) | set(trainer.callback_metrics)
     assert logged == module.logged_keys()
@@ -140,7 +140,7 @@ def test_w1_and_w2_and_the_view_take_part(tmp_path):
     whole.backward()
     assert module.network.context.w1.grad.abs().sum() > 0
     view = torch.tensor([[[0.3, 0.0, 0.6], [0.0, 0.3, 0.6]]]).expand(2, 2, 3)
-    assert module.training_step({**batch, "view": view}, 0)["loss"] != whole
+    assert module.training_step({**batch, "crop": view}, 0)["loss"] != whole
 
 
 def test_new_layers_have_their_rate():
@@ -222,7 +222,7 @@ def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
     module.loss.register_forward_pre_hook(lambda _, given: said.append(given[0].detach()))
     module.log = lambda *args, **kwargs: None
     module.training_step(batch, 0)
-    module.training_step({**batch, "view": view}, 0)
+    module.training_step({**batch, "crop": view}, 0)
     torch.testing.assert_close(said[0], mask_pooled(activation, masks, 0.75))
     assert not torch.allclose(said[0][0, 0], plain[0, 0], rtol=0.01)
     torch.testing.assert_close(said[0][0, 1:], plain[0, 1:])

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from structseg.datamodules.label_spaces import label_space
 from structseg.datamodules.round_files import (
-    About,
+    ArtefactManifest,
     read_artefact_mask,
     read_cams,
     read_confounders,
@@ -125,7 +125,7 @@ def test_cams_and_relation_labels(tmp_path, workers):
     assert cams.maps[0].tolist() == [[1, 1, 0, 0]] * 4
     assert read_artefact_mask(out / "relation_labels", "a", SPACE).tolist() == [[1, 1, 0, 0]] * 4
     assert not read_artefact_mask(out / "relation_labels", "c", SPACE).any()
-    about = About.read(out / "cams")
+    about = ArtefactManifest.read(out / "cams")
     assert (about.kind, about.place, about.method) == ("cams", "round_0/cams", "CONTAClassifier")
     assert (about.label_space, about.classes, about.images) == (SPACE.name, SPACE.classes, 3)
     # Of 48 pixels 28 are background, 16 cat, 4 dog, which is taken for background: 28 of 32, 16 of 16, 0 of 4.
@@ -138,7 +138,7 @@ def test_cams_and_relation_labels(tmp_path, workers):
     assert about.notices[0] == "the network starts from random weights"
     assert any("1 image (c) without tags" in text for text in about.notices)
     assert any("1 image (b: dog)" in text for text in about.notices)
-    labels = About.read(out / "relation_labels")
+    labels = ArtefactManifest.read(out / "relation_labels")
     assert (labels.kind, labels.scores) == ("relation_labels", about.scores)
 
 
@@ -149,7 +149,7 @@ def test_pseudo_masks_are_scored_by_fault(tmp_path):
     table = read_table(out / "pseudo_masks/images.csv.gz")
     assert [row[0] for row in table] == ["name", "a", "b", "c"]
     assert sum(int(row[table[0].index("tp/cat")]) for row in table[1:]) == 16
-    scores = About.read(out / "pseudo_masks").scores
+    scores = ArtefactManifest.read(out / "pseudo_masks").scores
     assert scores["pseudo_iou/cat"] == pytest.approx(16 / 48)
     assert scores["pseudo_miou"] == pytest.approx(16 / 48 / 3)
     assert scores["pseudo_fp_object/cat"] == pytest.approx(4 / 48)
@@ -179,7 +179,7 @@ def test_masks_queries_and_confounders(tmp_path, monkeypatch):
     assert found.images.tolist() == [2, 1]
     assert (found.maps[0] == 0.75).all()
     assert not found.maps[1].any()
-    scores = About.read(out / "masks").scores
+    scores = ArtefactManifest.read(out / "masks").scores
     # background 24 right, of 28 true and 24 predicted; cat 16 right, of 16 and 24; no dog.
     assert scores["mask_miou"] == pytest.approx((20 / 32 + 16 / 24 + 0) / 3)
     assert len(said) == 1
@@ -213,7 +213,7 @@ def test_a_class_without_image_keeps_zeros_and_is_named(tmp_path):
     data = Split(names=("a",))
     with pytest.warns(UserWarning, match="no training image holds dog"):
         run(MaskWriter(tmp_path, space), CONTASegmenter(), data)
-    assert any("holds dog" in text for text in About.read(tmp_path / "masks").notices)
+    assert any("holds dog" in text for text in ArtefactManifest.read(tmp_path / "masks").notices)
     assert not read_confounders(tmp_path, space).maps[1].any()
 
 
@@ -222,7 +222,7 @@ def test_background_alone_is_loud(tmp_path):
     module.answer = 0
     with pytest.warns(UserWarning, match="every one of the 3 pseudo_masks is background alone"):
         run(PseudoMaskWriter(tmp_path, SPACE), module)
-    assert "background alone" in About.read(tmp_path / "pseudo_masks").notices[0]
+    assert "background alone" in ArtefactManifest.read(tmp_path / "pseudo_masks").notices[0]
 
 
 def test_some_of_background_alone_are_named_unless_they_have_no_tags(tmp_path):
@@ -232,7 +232,7 @@ def test_some_of_background_alone_are_named_unless_they_have_no_tags(tmp_path):
             return {"pseudo_masks": masks, "objects": masks, "scores": [mask.float() for mask in masks]}
 
     run(PseudoMaskWriter(tmp_path, SPACE), Half())
-    (text,) = About.read(tmp_path / "pseudo_masks").notices
+    (text,) = ArtefactManifest.read(tmp_path / "pseudo_masks").notices
     assert text.endswith("1 image (b)")
 
 
@@ -244,16 +244,18 @@ def test_masks_and_seeds_without_background_are_noticed(tmp_path):
             return {"cams": [torch.ones(2, 4, 4) for _ in batch["name"]]}
 
     run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork())
-    (text,) = About.read(tmp_path / "pseudo_masks").notices
+    (text,) = ArtefactManifest.read(tmp_path / "pseudo_masks").notices
     assert text.startswith("pseudo_masks of 3 of 3 images have no background")
     run(CAMWriter(tmp_path, SPACE, STILL, workers=0), Everywhere())
-    assert any(text.startswith("relation_labels of 3 of 3 images") for text in About.read(tmp_path / "cams").notices)
+    assert any(
+        text.startswith("relation_labels of 3 of 3 images") for text in ArtefactManifest.read(tmp_path / "cams").notices
+    )
 
 
 def test_without_true_masks_there_are_no_scores_and_that_is_said(tmp_path):
     with pytest.warns(UserWarning, match="no true masks"):
         run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), Split(truth=False))
-    about = About.read(tmp_path / "pseudo_masks")
+    about = ArtefactManifest.read(tmp_path / "pseudo_masks")
     assert (about.scores, about.images) == ({}, 3)
     assert "no true masks" in about.notices[0]
 
@@ -275,16 +277,16 @@ class PartOfTruth(Split):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_mask_that_is_ignored_everywhere_is_no_truth(tmp_path, batch_size):
     run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), PartOfTruth("bc"), batch_size)
-    about = About.read(tmp_path / "pseudo_masks")
+    about = ArtefactManifest.read(tmp_path / "pseudo_masks")
     assert about.scores["pseudo_iou/cat"] == pytest.approx(8 / 16)
     assert about.notices[0] == "pseudo_masks are scored on the 1 of 3 images that have a true mask"
     assert [row[0] for row in read_table(tmp_path / "pseudo_masks/images.csv.gz")] == ["name", "a"]
     run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), PartOfTruth("abc"), batch_size)
-    about = About.read(tmp_path / "pseudo_masks")
+    about = ArtefactManifest.read(tmp_path / "pseudo_masks")
     assert about.scores == {}
     assert "no true masks" in about.notices[0]
     run(CAMWriter(tmp_path, SPACE, STILL, workers=0), CONTAClassifier(), PartOfTruth("bc"), batch_size)
-    assert About.read(tmp_path / "cams").scores["cam_miou"] == pytest.approx(1)
+    assert ArtefactManifest.read(tmp_path / "cams").scores["cam_miou"] == pytest.approx(1)
 
 
 def test_masks_queries_and_confounders_share_an_origin_and_say_their_split(tmp_path):
@@ -302,13 +304,13 @@ def test_masks_queries_and_confounders_share_an_origin_and_say_their_split(tmp_p
     origins = []
     for module in (CONTASegmenter(), CONTASegmenter(), Surer()):
         run(MaskWriter(tmp_path, SPACE), module, datamodule=Data())
-        abouts = [About.read(tmp_path / kind) for kind in ("masks", "queries")]
+        abouts = [ArtefactManifest.read(tmp_path / kind) for kind in ("masks", "queries")]
         assert [about.split for about in abouts] == ["train", "train"]
         origins += {about.origin for about in abouts} | {read_confounders(tmp_path, SPACE).origin}
     assert len(origins) == 3, "one a run, in all three places"
     assert origins[0] == origins[1] != origins[2]
     run(PseudoMaskWriter(tmp_path, SPACE), CONTARelationNetwork(), datamodule=Data())
-    about = About.read(tmp_path / "pseudo_masks")
+    about = ArtefactManifest.read(tmp_path / "pseudo_masks")
     assert (about.split, about.origin) == ("train", "")
 
 
@@ -323,7 +325,7 @@ def test_a_second_run_replaces_the_first_and_counts_from_nothing(tmp_path):
     assert files(tmp_path) == [
         f"pseudo_masks/{name}" for name in ("a.png", "about.json", "b.png", "c.png", "images.csv.gz")
     ]
-    about = About.read(tmp_path / "pseudo_masks")
+    about = ArtefactManifest.read(tmp_path / "pseudo_masks")
     assert about.scores["pseudo_iou/cat"] == pytest.approx(16 / 48)
     assert not any("background alone" in text for text in about.notices)
 
@@ -398,7 +400,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(e.value)
     assert written == ["a", "b"]
     assert [path.name for path in tmp_path.iterdir()] == ["pseudo_masks"]
-    assert About.read(tmp_path / "pseudo_masks").images == 3
+    assert ArtefactManifest.read(tmp_path / "pseudo_masks").images == 3
 
 
 @pytest.mark.parametrize("settings", [{"limit_predict_batches": 1}, {"fast_dev_run": True}])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from structseg.datamodules.round_files import About
+from structseg.datamodules.round_files import ArtefactManifest
 from structseg.pipelines import round_report as rounds
 from structseg.pipelines import session as pipeline
 from structseg.pipelines.command import comparison, main
@@ -157,9 +157,9 @@ class TestRunning:
                     (folder / name).mkdir()
                     (folder / name / "a.png").write_text(checkpoint)
                     scores = {"iou/cat": 0.75} if name == "cams" else {}
-                    About(name, f"{folder.name}/{name}", "M", "voc", ("a", "b"), 1, scores, (f"see {name}",)).write(
-                        folder / name
-                    )
+                    ArtefactManifest(
+                        name, f"{folder.name}/{name}", "M", "voc", ("a", "b"), 1, scores, (f"see {name}",)
+                    ).write(folder / name)
                 if what.endswith("masks"):
                     (folder / "set.npz").write_text(checkpoint)
             return 60.0

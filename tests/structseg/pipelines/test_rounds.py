@@ -9,7 +9,7 @@ from PIL import Image
 
 from structseg.datamodules.confounded_scenes.datamodule import ConfoundedScenesDataModule
 from structseg.datamodules.label_spaces import SCENES
-from structseg.datamodules.round_files import About, Confounders, write_cams, write_confounders, write_mask
+from structseg.datamodules.round_files import ArtefactManifest, Confounders, write_cams, write_confounders, write_mask
 from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 from structseg.metric_names import nest_metrics
 from structseg.pipelines import rounds
@@ -46,7 +46,7 @@ def put(folder, kind, write):
     made.mkdir(parents=True)
     for name in NAMES:
         write(made, name)
-    About(kind, f"{folder.name}/{kind}", "M", SCENES.name, SCENES.classes, len(NAMES)).write(made)
+    ArtefactManifest(kind, f"{folder.name}/{kind}", "M", SCENES.name, SCENES.classes, len(NAMES)).write(made)
 
 
 def half():

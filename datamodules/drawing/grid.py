@@ -1,10 +1,9 @@
-"""Grids of pixels over one picture, and the things that are drawn on them."""
+"""Grids of pixels over one picture, and rectangles of them in the coordinates of a frame."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,12 +41,13 @@ class Grid:
         return Patch(
             self,
             frame,
-            _between(self.y, min(c[1] for c in corners) - margin, max(c[1] for c in corners) + margin),
-            _between(self.x, min(c[0] for c in corners) - margin, max(c[0] for c in corners) + margin),
+            between(self.y, min(c[1] for c in corners) - margin, max(c[1] for c in corners) + margin),
+            between(self.x, min(c[0] for c in corners) - margin, max(c[0] for c in corners) + margin),
         )
 
 
-def _between(ordered: Array, low: float, high: float) -> slice:
+def between(ordered: Array, low: float, high: float) -> slice:
+    """Where ascending values lie in low..high."""
     first, last = np.searchsorted(ordered, (low, high))
     return slice(int(first), int(last))
 
@@ -57,6 +57,7 @@ class Patch:
 
     Attributes:
         box: (rows, columns) of the grid.
+        frame: of the local coordinates.
         x, y: (w,) and (h,) picture coordinates.
         scale: picture units in one local unit.
         u, v: (h, w) local coordinates of the pixel centres.
@@ -65,10 +66,11 @@ class Patch:
 
     def __init__(self, grid: Grid, frame: Frame, rows: slice, columns: slice) -> None:
         self.box = (rows, columns)
-        self._frame = frame
+        self.frame = frame
         self.x, self.y = grid.x[columns], grid.y[rows]
         self.scale = frame.scale
         det = frame.ux * frame.vy - frame.uy * frame.vx
+        det = det if abs(det) > 1e-9 else 1e-9
         x, y = self.x - np.float32(frame.x), self.y - np.float32(frame.y)
         self.u: Array = x * np.float32(frame.vy / det) - (y * np.float32(frame.vx / det))[:, None]
         self.v: Array = (y * np.float32(frame.ux / det))[:, None] - x * np.float32(frame.uy / det)
@@ -76,56 +78,18 @@ class Patch:
 
     def cover(self, distance: Array, feather: float = 1.0) -> Array:
         """(h, w) share of each pixel in a shape, over an edge `feather` pixels wide; 0.5 where the distance is 0."""
-        return np.clip(np.float32(0.5) - distance * np.float32(1.0 / (self.pixel * feather)), 0.0, 1.0)
+        share = distance * np.float32(-1.0 / (self.pixel * feather))
+        share += np.float32(0.5)
+        np.maximum(share, 0.0, out=share)
+        return np.minimum(share, 1.0, out=share)
 
     def near(self, points: Sequence[tuple[float, float]], margin: float) -> tuple[slice, slice]:
         """The rows and columns of this patch that lie within `margin` of local points' bounding box, and a few more."""
-        places = [self._frame.at(u, v) for u, v in points]
+        places = [self.frame.at(u, v) for u, v in points]
         margin = margin * self.scale
         x, y = [place[0] for place in places], [place[1] for place in places]
-        return _between(self.y, min(y) - margin, max(y) + margin), _between(self.x, min(x) - margin, max(x) + margin)
+        return between(self.y, min(y) - margin, max(y) + margin), between(self.x, min(x) - margin, max(x) + margin)
 
     def noise(self, numbers: Array, frequency: float) -> Array:
         """(h, w) smooth noise in 0..1 of `frequency` cells a local unit; `numbers` as `texture.noise` takes them."""
         return noise(self.x, self.y, numbers, frequency / self.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class Thing:
-    """An occluder, in the coordinates of its frame and thus at any size.
-
-    Attributes:
-        frame: its place in the picture.
-        bounds: (left, top, right, bottom) in the frame that hold all of it.
-        parts: signed distances (h, w) to its parts, negative inside; it is their union.
-        paint: (colours (3, h, w) under a plain white light, opacity: a number or (h, w)) from the patch and the parts.
-            What one looks through, such as the lenses of glasses, is less than opaque and still part of it.
-    """
-
-    frame: Frame
-    bounds: tuple[float, float, float, float]
-    parts: Callable[[Patch], list[Array]]
-    paint: Callable[[Patch, list[Array]], tuple[Array, Array | float]]
-
-    def patch(self, grid: Grid, margin: float = 0.0) -> Patch:
-        """The pixels of a grid that it may touch, and those within `margin`, in the frame's units."""
-        left, top, right, bottom = self.bounds
-        return grid.patch(self.frame, (left - margin, top - margin, right + margin, bottom + margin))
-
-
-def union(parts: list[Array]) -> Array:
-    """The distance to all parts together."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = np.minimum(whole, part)
-    return whole
-
-
-def coloured(colour: Array, factor: Array) -> Array:
-    """(3, h, w) of a colour (3,) times a factor (h, w)."""
-    return colour.astype(np.float32)[:, None, None] * factor
-
-
-def mixed(first: Array, second: Array, share: Array) -> Array:
-    """(3, h, w) between two colours (3,): the second where share (h, w) is 1."""
-    return first.astype(np.float32)[:, None, None] + coloured(second - first, share)

@@ -1,0 +1,18 @@
+"""How faults of settings and of files are reported: all of them in one error, or gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def raise_problems(group: str, problems: Sequence[str]) -> None:
+    """Raises a ValueError that names every problem of a group of settings, if there are any."""
+    if problems:
+        raise ValueError(f"{group}: " + ", ".join(problems))
+
+
+def raise_or_collect(error: Exception, faults: list[str] | None) -> None:
+    """Raises the error; where faults are collected, adds its message to them instead."""
+    if faults is None:
+        raise error
+    faults.append(str(error))

@@ -1,0 +1,83 @@
+"""Labelled photographs as data sets: decoded once, resized, and kept in memory as far as they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.images import resize_image, resize_mask
+from structseg.datamodules.wrappers.full_size import Originals, sample_with_original
+
+
+class DecodedDataset(Dataset[Sample]):
+    """Photographs with label maps; a child gives `photograph` and `label`.
+
+    Args:
+        names: of the samples.
+        size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
+        native_mask: keep masks at the size of their files.
+        originals: give each photograph also at its full size, as `original`, with a mask of that size.
+        memory_bytes: how much of what is decoded to keep in memory, in each process.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        size: tuple[int, int],
+        native_mask: bool = False,
+        originals: Originals | None = None,
+        memory_bytes: int = 512 << 20,
+    ) -> None:
+        self.names, self.size, self.native_mask, self.originals = tuple(names), size, native_mask, originals
+        self.memory_left = memory_bytes
+        self._memory: dict[int, tuple[Any, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """`image` (3, H, W) in 0..1, `mask` (H, W), or (h, w) of the file, and `name`.
+
+        With originals also `original` (3, h, w) in 0..1, of which `image` is made; `mask` (h, w), or of the file.
+        """
+        image, mask = self.decoded(index)
+        if self.originals is not None:
+            return sample_with_original(image, mask, self.size, self.names[index])
+        return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": self.names[index]}
+
+    def photograph(self, index: int) -> Image.Image:
+        """The photograph of a sample at its full size, RGB; a child gives it."""
+        raise NotImplementedError
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """The label map of a sample at its full size, (h, w) in the label space; a child gives it."""
+        raise NotImplementedError
+
+    def check(self, index: int, photograph: Image.Image, label: NDArray[np.uint8]) -> None:
+        """Raises a ValueError where the two do not belong together; a child says when."""
+
+    def decode(self, index: int) -> tuple[Any, ...]:
+        """The parts of a sample that are kept: the photograph and the mask, as they are given out."""
+        photograph, label = self.photograph(index), self.label(index)
+        self.check(index, photograph, label)
+        if self.originals is not None:
+            return self.originals.shrink(photograph, label, self.native_mask)
+        return resize_image(photograph, self.size), label if self.native_mask else resize_mask(label, self.size)
+
+    def decoded(self, index: int) -> tuple[Any, ...]:
+        """As `decode`, from memory where they are kept."""
+        if index in self._memory:
+            return self._memory[index]
+        parts = self.decode(index)
+        needed = sum(3 * part.width * part.height if isinstance(part, Image.Image) else part.nbytes
+                     for part in parts if part is not None)  # fmt: skip
+        if needed <= self.memory_left:
+            self.memory_left -= needed
+            self._memory[index] = parts
+        return parts
