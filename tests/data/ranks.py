@@ -6,14 +6,11 @@ python -m tests.data.ranks FOLDER WORLD PLAN [CASE ...]
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import torch
@@ -24,7 +21,6 @@ from torch.optim import SGD
 
 from structseg.datamodules.batch import Split
 from structseg.datamodules.label_spaces import PARTS, STN, label_space
-from structseg.files import ROOT
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.consensus import ConsensusSegmenter
 from structseg.lightning_modules.conta.classifier import CONTAClassifier
@@ -33,6 +29,7 @@ from structseg.lightning_modules.conta.segmenter import CONTASegmenter
 from structseg.lightning_modules.fasseg_unet import FASSEGUNet
 from structseg.lightning_modules.stn.stn_icnn import STNiCNN
 from structseg.losses import ConsensusLoss, CrossEntropyDiceLoss, OneHotBCELoss
+from tests.data.processes import run_ranks
 from tests.data.tiny import TinyDataModule, TinyNetwork
 
 PETS = label_space("voc[cat,dog]")
@@ -198,28 +195,15 @@ def run_plan(folder: Path, world: int, plan: str, names: list[str]) -> None:
 
 
 def start(folder: Path, world: int, plan: str, *names: str) -> None:
-    """Runs the plan in so many processes and waits for them."""
-    folder.mkdir()
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in range(world):
-        own = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        own |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "tests.data.ranks", str(folder), str(world), plan, *names]
-        log = (folder / f"{rank}.log").open("w")
-        processes.append(
-            subprocess.Popen(
-                command, env={**os.environ, **(own if world > 1 else {})}, cwd=ROOT, stdout=log, stderr=log
-            )
-        )
-    try:
-        codes = [process.wait(timeout=550) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(codes), "\n".join((folder / f"{rank}.log").read_text()[-1500:] for rank in range(world))
+    """Runs the plan in so many processes and waits for them; in this one where one is enough."""
+    if world == 1:
+        folder.mkdir()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        run_plan(folder, world, plan, list(names) or list(CASES))
+        torch.set_num_threads(threads)
+    else:
+        run_ranks(world, folder, ["-m", "tests.data.ranks", str(folder), str(world), plan, *names])
 
 
 if __name__ == "__main__":

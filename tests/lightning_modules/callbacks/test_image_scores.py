@@ -1,10 +1,6 @@
 import gzip
 import math
-import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +14,7 @@ from structseg.lightning_modules.callbacks.image_scores import (
     read_table,
     write_table,
 )
+from tests.data.processes import run_ranks
 from tests.data.tiny import TinyDataModule
 from tests.data.tiny_runs import make_module, make_trainer, predict
 
@@ -109,9 +106,7 @@ def test_two_processes_write_each_image_once(tmp_path):
     """
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(code))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_ranks(2, tmp_path / "logs", [str(script)])
     data = TinyDataModule(test_images=5, batch_size=2)
     make_trainer(tmp_path / "one", [ImageScores()]).test(make_module(data), data, verbose=False)
     one, two = (read_table(tmp_path / name / "images_test.csv.gz") for name in ("one", "two"))

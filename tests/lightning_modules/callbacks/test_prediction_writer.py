@@ -6,8 +6,6 @@ import csv
 import os
 import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +23,7 @@ from structseg.datamodules.batch import Sample, collate
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.predict.inputs import predict_inputs
 from structseg.lightning_modules.callbacks.prediction_writer import PredictionWriter, output_stems
+from tests.data.processes import run_ranks
 
 SPACE = LabelSpace("halves", ("background", "right", "never"), ((9, 8, 7), (200, 100, 0), (1, 1, 1)))
 
@@ -188,7 +187,6 @@ def test_an_unreadable_image_ends_the_run_before_anything_is_written(tmp_path: P
 TWO_RANKS = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, {root!r})
 import structseg
 from pytorch_lightning import Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
@@ -214,11 +212,9 @@ main()
 def test_two_ranks_write_one_summary(tmp_path: Path) -> None:
     for name in "abcde":
         save(tmp_path / f"in/{name}.png", (4, 4))
-    root = Path(__file__).parents[3]
     script = tmp_path / "run.py"
-    script.write_text(TWO_RANKS.format(root=str(root)))
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    script.write_text(TWO_RANKS)
+    run_ranks(2, tmp_path / "logs", [str(script), str(tmp_path)])
     assert [row["name"] for row in summary(tmp_path / "out")] == [f"{name}.png" for name in "abcde"]
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted(
         [f"{name}{end}" for name in "abcde" for end in (".png", "_overlay.png")] + ["summary.csv"]

@@ -1,7 +1,5 @@
 import errno
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ from structseg.lightning_modules.conta import segmenter as conta_segmenter
 from structseg.lightning_modules.conta.dense_crf import DenseCRF
 from structseg.lightning_modules.conta.round_writers import CAMWriter, MaskWriter, PseudoMaskWriter, artefact_writer
 from structseg.lightning_modules.conta.settings import CAMSettings
+from tests.data.processes import run_ranks
 
 SPACE = label_space("voc[cat,dog]")
 NAMES = ("a", "b", "c")
@@ -514,7 +513,6 @@ def test_thresholds_are_checked_before_anything_runs(tmp_path):
 TWO_RANKS = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {root!r})
 import structseg
 from pytorch_lightning import Trainer
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
@@ -522,28 +520,23 @@ from torch.utils.data import DataLoader
 from structseg.lightning_modules.conta.round_writers import CAMWriter, MaskWriter
 from tests.lightning_modules.conta.test_round_writers import SPACE, CONTAClassifier, CONTASegmenter, Split, collate
 
-def main():
+for writer, module in ((CAMWriter, CONTAClassifier), (MaskWriter, CONTASegmenter)):
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, use_distributed_sampler=False,
-        callbacks=[{writer}(Path(sys.argv[1]), SPACE)], enable_progress_bar=False, enable_checkpointing=False)
+        callbacks=[writer(Path(sys.argv[1]), SPACE)], enable_progress_bar=False, enable_checkpointing=False)
     data = Split()
     sampler = UnrepeatedDistributedSampler(data, num_replicas=2, rank=trainer.global_rank, shuffle=False)
-    trainer.predict({module}(), DataLoader(data, sampler=sampler, collate_fn=collate))
-
-main()
+    trainer.predict(module(), DataLoader(data, sampler=sampler, collate_fn=collate))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("writer", "module"), [(CAMWriter, CONTAClassifier), (MaskWriter, CONTASegmenter)])
-def test_two_processes_leave_what_one_leaves(tmp_path, writer, module):
-    run(writer(tmp_path / "one/round_0", SPACE), module())
-    script = tmp_path / "run.py"
-    root = str(Path(__file__).parents[3])
-    script.write_text(TWO_RANKS.format(root=root, writer=writer.__name__, module=module.__name__))
-    command = [sys.executable, script, tmp_path / "two/round_0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+def test_two_processes_leave_what_one_leaves(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
+    run(CAMWriter(one / "round_0", SPACE), CONTAClassifier())
+    run(MaskWriter(one / "round_0", SPACE), CONTASegmenter())
+    script = tmp_path / "run.py"
+    script.write_text(TWO_RANKS)
+    run_ranks(2, tmp_path / "logs", [str(script), str(two / "round_0")])
     assert files(one) == files(two)
     for name in files(one):
         if name.endswith("npz"):
