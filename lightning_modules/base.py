@@ -138,15 +138,15 @@ class TrainedModule(LightningModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:
         """The loss of an augmented batch."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:
         """Scores a validation batch."""
         return self._step(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:  # noqa: ARG002  # Lightning's hook
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> StepOutput:
         """Scores a test batch."""
         return self._step(batch, "test")
 

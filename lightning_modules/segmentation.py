@@ -121,7 +121,7 @@ class SegmentationModule(TrainedModule):
                     self.subset_scores[subset].update(prediction[inside], mask[inside])  # type: ignore[operator]
         return {"loss": loss, "prediction": prediction}
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:  # noqa: ARG002  # Lightning's hook
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
         """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
         logits = self.evaluated(batch)
         sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]

@@ -182,7 +182,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{target} could not be written ({reason}){kept}; free some space or set --runs_dir"
             ) from None
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:  # noqa: ARG002  # Lightning's
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
         """The checkpoint at `path`: tensors and plain values, and never a program, whatever is asked for."""
         return super().load_checkpoint(path, map_location, weights_only=True)
 

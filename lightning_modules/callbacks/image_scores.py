@@ -36,7 +36,7 @@ class ImageScores(Callback):
     def __init__(self) -> None:
         self._rows: list[list[str]] = []
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from nothing."""
         self._rows = []
 
@@ -44,12 +44,12 @@ class ImageScores(Callback):
 
     def on_test_batch_end(
         self,
-        trainer: Trainer,  # noqa: ARG002  # Lightning's hook
+        trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002  # Lightning's hook
-        dataloader_idx: int = 0,  # noqa: ARG002  # Lightning's hook
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Scores the images of a batch."""
         space: Any = pl_module.label_space

@@ -49,27 +49,22 @@ class Interruption(Callback):
         if self._received != signal.SIGTERM:  # the stronger one
             self._received = number
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal is only kept in mind."""
         self._install()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Likewise, where nothing is held out."""
         self._install()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops between two epochs, where the last one has just been saved."""
         checkpoint = _checkpoint(trainer)
         if checkpoint is not None and checkpoint.is_saved(trainer):
             self._act(trainer)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002  # Lightning's
-        outputs: Any,  # noqa: ARG002  # Lightning's
-        batch: Any,  # noqa: ARG002  # Lightning's
-        batch_idx: int,  # noqa: ARG002  # Lightning's
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves and stops, if any process was told to."""
         loop = trainer.fit_loop.epoch_loop
@@ -118,7 +113,7 @@ class Interruption(Callback):
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return int(_SIGNALS[int(flag) - 1]) if int(flag) else 0
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002  # Lightning's
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Puts the earlier handlers back."""
         if threading.current_thread() is threading.main_thread():
             for number, before in self._before.items():

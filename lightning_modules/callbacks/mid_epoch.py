@@ -22,12 +22,12 @@ class MidEpoch(Callback):
     def __init__(self) -> None:
         self._earlier: dict[str, tuple[float, float]] = {}
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002  # Lightning's
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps the sums behind the epoch's training means, of each process."""
         mine = {key: (float(m.value), float(m.cumulated_batch_size)) for key, m in _means(trainer).items()}
         checkpoint[_KEY] = gathered(mine, trainer.world_size)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002  # Lightning's
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps this process's until the first step has made the means; of another number of processes, the mean."""
         everyones = checkpoint.get(_KEY) or [{}]
         if len(everyones) == trainer.world_size:
@@ -38,7 +38,7 @@ class MidEpoch(Callback):
             value, weight = (sum(column) for column in zip(*(theirs[key] for theirs in everyones), strict=True))
             self._earlier[key] = (value / trainer.world_size, weight / trainer.world_size)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the loader's iterator anew: a schedule that asks for the number of steps made it before the resume."""
         loop = trainer.fit_loop
         epoch: Any = loop.epoch_progress.current
@@ -53,12 +53,7 @@ class MidEpoch(Callback):
         iter(loop._data_fetcher)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002  # Lightning's
-        outputs: Any,  # noqa: ARG002  # Lightning's
-        batch: Any,  # noqa: ARG002  # Lightning's
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds the earlier sums to those of the first step after the resume."""
         if self._earlier and batch_idx:  # an epoch that begins anew has none

@@ -33,13 +33,7 @@ class NumericGuard(Callback):
     def __init__(self) -> None:
         self._step: tuple[Any, int, int] | None = None  # batch, its place in the epoch, torch's seed
 
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,  # noqa: ARG002  # Lightning's hook
-        pl_module: LightningModule,  # noqa: ARG002  # Lightning's hook
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Knows the batch."""
         self._step = batch, batch_idx, torch.initial_seed()
 
@@ -52,12 +46,7 @@ class NumericGuard(Callback):
         wrong = None if bool(loss.isfinite().all()) else f"the loss is {loss.item()}"
         self._stop_together(trainer, pl_module, wrong)
 
-    def on_before_optimizer_step(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        optimizer: Optimizer,  # noqa: ARG002  # Lightning's hook
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Looks at the gradients.
 
         Raises:
@@ -73,12 +62,7 @@ class NumericGuard(Callback):
         self._stop_together(trainer, pl_module, wrong)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,  # noqa: ARG002  # Lightning's hook
-        pl_module: LightningModule,  # noqa: ARG002  # Lightning's hook
-        outputs: Any,  # noqa: ARG002  # Lightning's hook
-        batch: Any,  # noqa: ARG002  # Lightning's hook
-        batch_idx: int,  # noqa: ARG002  # Lightning's hook
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Forgets the batch."""
         self._step = None

@@ -39,7 +39,7 @@ class Pictures(Callback):
         self._examples: list[Example] = []
         self._curves: dict[str, Curve] = {}
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts with no image."""
         self._examples = []
 
@@ -49,8 +49,8 @@ class Pictures(Callback):
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002  # Lightning's hook
-        dataloader_idx: int = 0,  # noqa: ARG002  # Lightning's hook
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keeps the images of the first batches, in an epoch that is drawn."""
         self._keep(trainer, pl_module, outputs, batch)
@@ -60,16 +60,16 @@ class Pictures(Callback):
         name = f"val_epoch_{trainer.current_epoch:04d}" if trainer.state.fn == "fit" else "val"
         self._draw(trainer, pl_module, "val", name)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the epoch's figures, for runs without `metrics.csv`."""
         if not trainer.sanity_checking:
             self._keep_points(trainer, {"val/loss": "val/loss", "val/miou": "val/miou"})
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the epoch's loss, for runs without `metrics.csv`."""
         self._keep_points(trainer, {"train/loss_epoch": "train/loss"})
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the curves, those before a resume too where `metrics.csv` has them."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

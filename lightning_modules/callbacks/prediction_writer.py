@@ -53,7 +53,7 @@ class PredictionWriter(Callback):
         self._frames = False
         self._ended = True
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settles the names of all outputs before the first is written.
 
         Raises:
@@ -75,12 +75,12 @@ class PredictionWriter(Callback):
 
     def on_predict_batch_end(
         self,
-        trainer: Trainer,  # noqa: ARG002  # Lightning's hook
-        pl_module: LightningModule,  # noqa: ARG002  # Lightning's hook
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002  # Lightning's hook
-        dataloader_idx: int = 0,  # noqa: ARG002  # Lightning's hook
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Writes a batch: `outputs` are (h, w) uint8 class maps, one for each `original` and `name`."""
         for prediction, original, name in zip(outputs, batch["original"], batch["name"], strict=True):
@@ -97,17 +97,12 @@ class PredictionWriter(Callback):
             counts = np.bincount(classes.ravel(), minlength=len(self.label_space))
             self._rows.append(Areas(name, width, height, tuple(int(count) for count in counts)))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the video and writes the summary, with the rows of all ranks; says where it all is."""
         self._end(trainer)
         rank_zero_info(f"predictions: {self.out}")
 
-    def on_exception(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002  # Lightning's hook
-        exception: BaseException,  # noqa: ARG002  # Lightning's hook
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Closes the video and writes the summary of what was done; not on several devices: they may not meet again."""
         if trainer.world_size == 1:
             self._end(trainer)

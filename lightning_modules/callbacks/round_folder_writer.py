@@ -93,7 +93,7 @@ class ArtefactWriter(Callback):
     def write_more(self, origin: str) -> None:  # for children
         """A child writes what lies beside its folders; on the first process alone."""
 
-    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:  # noqa: ARG002  # for children
+    def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
         """A child's notices, from the names of the images of each case and the number of all images."""
         return []
 
@@ -129,12 +129,12 @@ class ArtefactWriter(Callback):
 
     def on_predict_batch_end(
         self,
-        trainer: Trainer,  # noqa: ARG002  # Lightning's hook
+        trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002  # Lightning's hook
-        dataloader_idx: int = 0,  # noqa: ARG002  # Lightning's hook
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Writes a batch.
 
@@ -172,12 +172,7 @@ class ArtefactWriter(Callback):
             self._conclude(trainer, pl_module, cases, scores, said)
         trainer.strategy.barrier()  # what comes next finds the folders, on every process
 
-    def on_exception(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002  # Lightning's hook
-        exception: BaseException,  # noqa: ARG002  # Lightning's hook
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Removes what is not whole; not on several devices, where others may still write into it."""
         if trainer.world_size == 1:
             self._discard()

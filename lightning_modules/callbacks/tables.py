@@ -73,16 +73,16 @@ class ScoreTables(Callback):
         if not trainer.sanity_checking and isinstance(metric, SegmentationMetrics):
             self._scores = {"val": Scores.of(metric)}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After `validate`, writes the tables."""
         if trainer.state.fn == "validate":
             self._write(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the tables of the last validation."""
         self._write(trainer)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the scores of the test set and of its named parts."""
         parts = getattr(pl_module, "subset_scores", None)
         metrics = {"test": getattr(pl_module, "test_scores", None)}
@@ -92,7 +92,7 @@ class ScoreTables(Callback):
             key: Scores.of(metric) for key, metric in metrics.items() if isinstance(metric, SegmentationMetrics)
         }
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the tables."""
         self._write(trainer)
 

@@ -53,7 +53,7 @@ class WindowPictures(Callback):
         self.count, self.name = count, name
         self._views: list[WindowView] = []
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts with no face."""
         self._views = []
 
@@ -61,10 +61,10 @@ class WindowPictures(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,  # noqa: ARG002  # Lightning's hook
+        outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002  # Lightning's hook
-        dataloader_idx: int = 0,  # noqa: ARG002  # Lightning's hook
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keeps the first faces."""
         if trainer.is_global_zero and not trainer.fast_dev_run and len(self._views) < self.count:  # type: ignore[attr-defined]

@@ -328,7 +328,7 @@ class CONTAClassifier(TrainedModule):
             )
         return cams
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:  # noqa: ARG002  # Lightning's hook
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """The classes of photographs, or the maps that the next stage starts from.
 
         Returns:

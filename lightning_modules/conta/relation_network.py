@@ -260,7 +260,7 @@ class CONTARelationNetwork(TrainedModule):
         seen, mirrored = self(whole)[0].float(), self(whole.flip(-1))[0].float().flip(-1)
         return ((seen + mirrored) / 2).sigmoid()[:, 0, : -(-height // 4), : -(-width // 4)]
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, list[Tensor]]:  # noqa: ARG002
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, list[Tensor]]:
         """The pseudo-masks of images whose class activation maps and tags are known.
 
         Returns:

@@ -183,7 +183,7 @@ class CONTASegmenter(SegmentationModule):
         self._losses.append(output["loss"].detach())
         return output
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002  # Lightning's hook
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the moving average of the loss."""
         self._last_losses.append(torch.stack(self._losses).mean())
         self._losses.clear()
@@ -263,7 +263,7 @@ class CONTASegmenter(SegmentationModule):
         """Starts from nothing."""
         self._foreground, self._photographs = False, 0
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:  # noqa: ARG002  # Lightning's hook
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """The classes of photographs, or what the next round starts from.
 
         Returns:
@@ -335,7 +335,7 @@ class CONTASegmenter(SegmentationModule):
             found.append(whole)
         return found
 
-    def teardown(self, stage: str) -> None:  # noqa: ARG002  # Lightning's hook
+    def teardown(self, stage: str) -> None:
         """Ends the processes of the CRF."""
         self._open.close()
         self._crf_pool = None
