@@ -51,7 +51,7 @@ class TrainedModule(LightningModule):
 
     Attributes:
         notices: what a reader of the figures has to know; they travel in the checkpoint's card.
-        wants_weights: whether the method stands on pre-trained weights, so that random ones are noticed.
+        wants_weights: whether the method needs pre-trained weights, so that random ones give a notice.
         batch_norm: `frozen`: the statistics of every batch norm stay as they are; a child that may ask for it calls
             `train()` when it is made, as the trainer leaves each part in the mode in which it finds it.
     """

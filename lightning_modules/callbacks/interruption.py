@@ -1,4 +1,4 @@
-"""A fit that is told to stop saves first, between two steps, on every process at the same one."""
+"""A fit that gets a signal to stop saves first, between two steps, on every process at the same one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves and stops, if any process was told to."""
+        """Saves and stops, if any process got a signal."""
         loop = trainer.fit_loop.epoch_loop
         # What is saved after an epoch's last step would be taken for an epoch that is validated.
         if not loop.batch_progress.is_last_batch and not loop._should_accumulate():
@@ -79,7 +79,7 @@ class Interruption(Callback):
         self._received = 0
         checkpoint = _checkpoint(trainer)
         if checkpoint is None:
-            rank_zero_warn("told to stop, and nothing is saved: this fit keeps no checkpoints")
+            rank_zero_warn("a signal to stop, and nothing is saved: this fit keeps no checkpoints")
         elif not checkpoint.is_saved(trainer):
             checkpoint.write_last(trainer)
             self._log(trainer)

@@ -14,7 +14,7 @@ _KEY = "epoch_means"
 class MidEpoch(Callback):
     """What Lightning leaves out of a checkpoint that is written in the middle of an epoch.
 
-    The loader goes on with the batch after the last one seen: its sampler is told, by an attribute `seen` of (epoch,
+    The loader goes on with the batch after the last one seen: its sampler knows it by an attribute `seen` of (epoch,
     samples). Lightning would begin the epoch's order again. `train/loss_epoch` is that of the whole epoch; Lightning's
     would be that of its second part.
     """

@@ -1,4 +1,4 @@
-"""Stops a fit whose loss or gradients are no numbers, on all processes at once, and keeps the batch."""
+"""Stops a fit whose loss or gradients are not finite, on all processes at once, and keeps the batch."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class ArtefactWriter(Callback):
         return {key: value for key, value in scores.items() if math.isfinite(value)}
 
     def origin(self) -> str:
-        """What a child's folders are told apart by from those of another prediction; on the first process alone."""
+        """What distinguishes a child's folders from those of another prediction; on the first process alone."""
         return ""
 
     def write_more(self, origin: str) -> None:  # for children
@@ -252,7 +252,7 @@ def some(names: set[str], most: int = 3) -> str:
 
 
 def masks_of(batch: dict[str, Any]) -> Sequence[Tensor | None]:
-    """The true mask (H, W) of each image of a batch; None where it is not known, which 255 everywhere stands for."""
+    """The true mask (H, W) of each image of a batch; None where it is unknown: 255 everywhere."""
     if "mask" not in batch:
         return [None] * len(batch["name"])
     return [mask if bool((mask != _UNKNOWN).any()) else None for mask in batch["mask"]]

@@ -72,7 +72,7 @@ def read_card(path: Path) -> dict[str, Any]:
     card, epoch, state = content[KEY], content.get("epoch", 0), content.get("state_dict", {})
     fault = _fault(card)
     if not isinstance(epoch, int) or not isinstance(state, dict) or not all(torch.is_tensor(w) for w in state.values()):
-        fault = fault or f"epoch {epoch!r}, or weights that are no tensors"
+        fault = fault or f"epoch {epoch!r}, or weights that are not tensors"
     if fault:
         raise ValueError(f"{path} has a damaged card ({' '.join(fault.split())[:200]}); use another checkpoint")
     return {**card, "epoch": epoch}

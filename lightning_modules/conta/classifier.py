@@ -344,8 +344,8 @@ class CONTAClassifier(TrainedModule):
 
     def _shown(self, batch: dict[str, Any]) -> list[Tensor]:
         context = self._context(batch, False)
-        told = require_finite(self(batch["image"], context).float(), batch).sigmoid() > 0.5
-        cams = self.class_activation(batch, context) * told[:, :, None, None]
+        present = require_finite(self(batch["image"], context).float(), batch).sigmoid() > 0.5
+        cams = self.class_activation(batch, context) * present[:, :, None, None]
         background = torch.full_like(cams[:, :1], self.cam.threshold)
         scores = torch.cat([background, cams], 1)
         sizes = [(original.shape[-2], original.shape[-1]) for original in batch["original"]]
@@ -354,7 +354,7 @@ class CONTAClassifier(TrainedModule):
     # Checkpoints
 
     def make_card(self) -> dict[str, Any]:
-        """Also the settings that a checkpoint's weights stand on."""
+        """Also the settings that a checkpoint's weights depend on."""
         return {**super().make_card(), "trained": list(_TRAINED), "classifier": self.settings}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class DenseCRF:
             probabilities: (K, H, W), 0..1 with a sum of 1 over the classes.
 
         Raises:
-            ValueError: sizes that differ, values that are no probabilities, or no pydensecrf2.
+            ValueError: sizes that differ, values that are not probabilities, or no pydensecrf2.
         """
         _check(image, probabilities.shape[1:])
         if not np.allclose(probabilities.sum(0), 1, atol=1e-3) or probabilities.min() < 0:
@@ -157,7 +157,7 @@ def workers_here(given: int | None, devices: int) -> int | None:
     """How many workers a `CRFPool` gets in one of the processes of `devices` devices, which share out the cores.
 
     Args:
-        given: by the user, for each device; None = nobody said.
+        given: by the user, for each device; None: not given.
         devices: of this machine, one process each.
     """
     return given if given is not None or devices == 1 else len(os.sched_getaffinity(0)) // devices
@@ -294,7 +294,7 @@ class _Worker:
         stream.flush()
 
     def close(self) -> None:
-        """Ends the process. It is told to: a data loader forked meanwhile may hold a copy of its input open."""
+        """Ends the process by a message: a data loader forked meanwhile may hold a copy of its input open."""
         try:
             self._send(None)
             self.process.wait(timeout=5)
@@ -309,7 +309,7 @@ class _Worker:
 
 
 def _serve() -> None:
-    """Works until told to end, or until the other side is gone."""
+    """Works until a message to end comes, or the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to handle
     jobs, results = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get between the results

@@ -45,7 +45,7 @@ def random_walk(cams: Tensor, edges: Tensor, radius: int = 5, beta: float = 10.0
         relative to each map's maximum. Without gradient.
 
     Raises:
-        ValueError: shapes that do not belong together, a number out of range, edges that are no probabilities, maps
+        ValueError: shapes that do not belong together, a number out of range, edges that are not probabilities, maps
             that hold nan or infinity.
 
     Example:

@@ -63,7 +63,7 @@ class CONTASegmenter(SegmentationModule):
         crf_workers: processes for it on each device, each on one image of the batch, so that with one image a batch
             (`--data.score_at native`) a single core works; None: the cores, shared out; 0: none but this.
         use_tags: predicting the training split (`--data.predict_split train`), rule out the classes that an image's
-            tags lack. Tags of other splits are not looked at: nobody knows them there.
+            tags lack. Tags of other splits are not used: at test time they are unknown.
         confounders_from: predicting the training split, what the confounder set is the mean of: `masks`, the class
             probabilities that are predicted, or `pseudo_masks`, those that the segmenter learned from (--data.masks).
         pairs: names (A, B) of classes whose mix-up is scored by itself, as `on/A/B` and `goes_to/A/B`.

@@ -17,7 +17,7 @@ _FRAME = np.array([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]])
 def confounder_figure(
     confounders: NDArray[np.floating[Any]], images: NDArray[np.integer[Any]], classes: Sequence[str]
 ) -> Figure:
-    """A grid of maps with the names of their classes, each from 0 (dark) to its own maximum, which stands below it.
+    """A grid of maps with the names of their classes, each from 0 (dark) to its own maximum, which is written below it.
 
     Args:
         confounders: (K - 1, h, w) in 0..1.

@@ -1,4 +1,4 @@
-"""How well image tags are told: average precision of each class."""
+"""How well image tags are predicted: average precision of each class."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class ContextMap(nn.Module):
         return probabilities[:, 1:].sum(1) / held.clamp(min=1)
 
     def unknown(self, count: int) -> Tensor:
-        """What stands for the probabilities (N, n + 1, h, w) of images without a last mask: all background.
+        """Probabilities (N, n + 1, h, w) for images without a last segmentation: all background.
 
         x is 0 then, and M the mean of the confounders.
         """
@@ -161,10 +161,10 @@ class ContextFusion(nn.Module):
         """Features with the context taken up.
 
         Args:
-            features: (N, C, H, W) of a view.
+            features: (N, C, H, W) of a crop.
             context: (N, 1, h, w) in the coordinates of the whole image.
-            view: (N, 2, 3), from the view's normalised coordinates to the image's, as `F.affine_grid` takes it with
-                align_corners=False; None: the view is the whole image.
+            view: (N, 2, 3), from the crop's normalised coordinates to the image's, as `F.affine_grid` takes it with
+                align_corners=False; None: the crop is the whole image.
 
         Returns:
             (N, C, H, W).
@@ -175,7 +175,7 @@ class ContextFusion(nn.Module):
 
 
 def seen_through(context: Tensor, view: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """A map (N, m, h, w) of the whole image as a view shows it, (N, m, *size); bilinear, 0 outside of the image.
+    """A map (N, m, h, w) of the whole image as a crop shows it, (N, m, *size); bilinear, 0 outside of the image.
 
     Inside, up to its border, nothing fades: a map of ones is seen as ones.
 

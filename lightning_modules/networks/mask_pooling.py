@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SMALLEST = 0.01  # share of a view that a class has to cover
+_SMALLEST = 0.01  # share of a crop that a class has to cover
 
 
 def mask_pooled(activation: Tensor, masks: Tensor, share: float) -> Tensor:

@@ -35,7 +35,7 @@ _OTHER_PADDING = "pads symmetrically, so the packaged weights load and compute s
 
 
 def packaged_label(name: str) -> str:
-    """Plain words for the weights of `name`, as they stand in result rows."""
+    """Plain words for the weights of `name`, as result rows show them."""
     name = _timm_name(name)
     return f"packaged efficientnet-{name[-5:]} (ImageNet, Apache-2.0, sha256 {_SHA256[name][:8]}…)"
 

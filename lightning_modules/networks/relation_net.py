@@ -1,4 +1,4 @@
-"""IRNet's network: where classes meet and where a pixel's object has its centre, from a backbone that stands still.
+"""IRNet's network: where classes meet and where a pixel's object has its centre, from a frozen backbone.
 
 J. Ahn, S. Cho, S. Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019,
 figure 3 and section 4.1; what the paper leaves open is as in the published code.

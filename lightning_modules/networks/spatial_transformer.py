@@ -72,7 +72,7 @@ def centers_from_theta(theta: Tensor, size: Size) -> Tensor:
 
 
 def reframe_theta(theta: Tensor, own: Tensor | Size, size: Size) -> Tensor:
-    """Windows of images of their own sizes, told for a common frame that holds each in its upper left corner.
+    """Windows of images of different sizes, in the coordinates of a padded batch that holds each at its upper left.
 
     Args:
         theta: (N, P, 2, 3), of the images at their own sizes.

@@ -320,7 +320,7 @@ class STNiCNN(SegmentationModule):
         return pasted_loss(scores, labels, pixels, self.label_space.ignore_index)
 
     def _theta_loss(self, theta: Tensor, truth: Tensor, present: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
-        """`theta_loss`, told in each image's own extent and not in that of the batch's largest."""
+        """`theta_loss`, in each image's own extent and not in that of the batch's largest."""
         extents = torch.tensor(frame.shape[:1:-1], device=frame.device) - 1
         stretch = (extents / (sizes.flip(1) - 1).clamp(min=1))[:, None, :, None]
         return theta_loss(theta * stretch, truth * stretch, present, self.training)
@@ -446,7 +446,7 @@ class STNiCNN(SegmentationModule):
         if self.stage == "coarse":
             return keys
         windows = set() if self.cropper == "true" else {f"val/{key}" for key in self.val_windows.metric_keys}
-        if self.stage == "localizer":  # its masks are those of the coarse network, which stands still
+        if self.stage == "localizer":  # its masks are those of the coarse network, which is frozen
             keys = {key for key in keys if key.startswith("train/") or key == "val/loss"}
         return keys | windows | {"train/absent_parts"}
 

@@ -5,6 +5,8 @@ python -m tests.data.ranks FOLDER WORLD PLAN [CASE ...]
 
 from __future__ import annotations
 
+import structseg  # noqa: F401  # isort: skip  # before Lightning, which imports torchvision
+
 import json
 import sys
 from collections.abc import Callable
