@@ -22,14 +22,22 @@ SMALL = [
 CROSS_ENTROPY = ["--model.loss", "torch.nn.CrossEntropyLoss", "--model.loss.ignore_index", "255"]
 
 
-@pytest.fixture(autouse=True)
-def _plain_argv(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["structseg"])
+@pytest.fixture(autouse=True, scope="module")
+def _plain_argv():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["structseg"])
+        yield
 
 
-@pytest.fixture
-def lfw(tmp_path):
-    return make_lfw(tmp_path / "lfw", train=4, val=2, test=3, extra=2, superpixels=True)
+@pytest.fixture(scope="module")
+def lfw(tmp_path_factory):
+    return make_lfw(tmp_path_factory.mktemp("lfw") / "lfw", train=4, val=2, test=3, extra=2, superpixels=True)
+
+
+@pytest.fixture(scope="module")
+def fitted(lfw, tmp_path_factory):
+    """A finished fit of `lfw_parts`."""
+    return fit("lfw_parts", tmp_path_factory.mktemp("runs"), "--data.root", str(lfw))
 
 
 def fit(name, folder, *more):
@@ -48,7 +56,6 @@ def logged(cli):
 @pytest.mark.parametrize(
     ("config", "arm"),
     [
-        ("lfw_parts", []),
         ("lfw_parts", ["--data.blobs", "components"]),
         ("lfw_parts", ["--data.blobs", "superpixels"]),
         ("lfw_parts", CROSS_ENTROPY),
@@ -57,20 +64,23 @@ def logged(cli):
     ],
 )
 def test_lfw_fit_and_test(config, arm, lfw, tmp_path):
-    fitted = fit(config, tmp_path / "runs", "--data.root", str(lfw), *arm)
-    assert type(fitted.model.loss).__name__ == ("CrossEntropyLoss" if arm == CROSS_ENTROPY else "ConsensusLoss")
-    found = logged(score(fitted))
+    done = fit(config, tmp_path / "runs", "--data.root", str(lfw), *arm)
+    assert type(done.model.loss).__name__ == ("CrossEntropyLoss" if arm == CROSS_ENTROPY else "ConsensusLoss")
+    found = logged(score(done))
     assert {"test/miou", "test/component_error", "test/component_error_relative", "test/mean_boundary_f1"} <= set(found)
     assert "test/new_people/component_error" in found, "Ann_Lee is in train and test, the others are new"
     assert ("test/superpixel_accuracy" in found) is ("superpixels" in arm), "the tree has published superpixels"
-    assert (fitted.folder.path / "images_test.csv.gz").is_file()
-    native = logged(score(fitted, "--data.score_at", "native"))
-    assert native["test/miou"] != found["test/miou"]
+    assert (done.folder.path / "images_test.csv.gz").is_file()
 
 
 @pytest.mark.slow
-def test_predict_from_the_checkpoint_alone(lfw, tmp_path):
-    fitted = fit("lfw_parts", tmp_path / "runs", "--data.root", str(lfw))
+def test_masks_at_their_own_size_are_another_score(fitted):
+    native, at_size = (logged(score(fitted, "--data.score_at", size))["test/miou"] for size in ("native", "size"))
+    assert native != at_size
+
+
+@pytest.mark.slow
+def test_predict_from_the_checkpoint_alone(fitted, lfw, tmp_path):
     best, out = str(fitted.folder.checkpoints / "best.ckpt"), tmp_path / "out"
     photographs = lfw / "lfw_funneled" / "Ann_Lee"
     run(["predict", "--ckpt_path", best, "--data.predict_dir", str(photographs), "--data.predict_out", str(out)])
@@ -82,9 +92,9 @@ def test_predict_from_the_checkpoint_alone(lfw, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_a_student_learns_from_a_teacher_on_faces_without_labels(kind, lfw, tmp_path):
-    teacher = fit("lfw_parts", tmp_path / "runs", "--data.root", str(lfw))
-    best = teacher.folder.checkpoints / "best.ckpt"
+def test_a_student_learns_from_a_teacher_on_faces_without_labels(kind, fitted, lfw, tmp_path):
+    best = tmp_path / "teacher.ckpt"
+    best.write_bytes((fitted.folder.checkpoints / "best.ckpt").read_bytes())
     taught = ["--data.root", str(lfw), "--data.unlabelled", str(lfw / "lfw_funneled"), "--model.teacher", kind]
     student = fit("lfw_parts", tmp_path / "runs", *taught, "--model.teacher_ckpt", str(best))
     assert len(student.datamodule.dataset("train")) == 2
@@ -111,7 +121,8 @@ def refused(args, capsys, monkeypatch):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_bad_input_gets_one_line(lfw, tmp_path, capsys, monkeypatch):
+def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
+    lfw = make_lfw(tmp_path / "lfw", train=4, val=2, test=3, extra=2, superpixels=True)
     args = ["fit", "--config", str(CONFIGS / "lfw_parts.yaml"), *SMALL, "--runs_dir", str(tmp_path / "runs")]
     said = refused([*args, "--data.root", str(lfw), "--model.loss.beta", "-1"], capsys, monkeypatch)
     assert "beta=-1" in said

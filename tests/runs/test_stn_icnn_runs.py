@@ -22,9 +22,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _plain_argv(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["structseg"])
+@pytest.fixture(autouse=True, scope="module")
+def _plain_argv():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["structseg"])
+        yield
 
 
 def fit(config, folder, stage, *more):
@@ -37,22 +39,32 @@ def best(fitted):
 
 
 def score(checkpoint, *more):
-    return {
-        key: float(v) for key, v in run(["test", "--ckpt_path", checkpoint, *more]).trainer.callback_metrics.items()
-    }
+    found = run(["test", "--ckpt_path", checkpoint, *more]).trainer.callback_metrics
+    return {key: float(value) for key, value in found.items()}
+
+
+@pytest.fixture(scope="module")
+def helen(tmp_path_factory):
+    return ["--data.root", str(make_helen(tmp_path_factory.mktemp("helen") / "helen"))]
+
+
+@pytest.fixture(scope="module")
+def stages(helen, tmp_path_factory):
+    """The first three stages on photographs of three sizes, a batch of two, each from the one before."""
+    runs = tmp_path_factory.mktemp("runs")
+    coarse = fit("helen_base", runs, "coarse", *helen)
+    watched = ["--checkpoint.monitor", "val/center_error", "--checkpoint.mode", "min"]
+    localizer = fit("helen_base", runs, "localizer", *helen, "--model.init_from", f"[{best(coarse)}]", *watched)
+    parts = fit("helen_base", runs, "parts", *helen, "--model.init_from", f"[{best(localizer)}]")
+    return localizer, parts
 
 
 @pytest.mark.slow
-def test_all_stages_on_helen(tmp_path):
-    """Photographs of three sizes, a batch of two: four fits, each from the one before, tested three ways."""
-    root = ["--data.root", str(make_helen(tmp_path / "helen"))]
-    runs = tmp_path / "runs"
-    coarse = fit("helen_base", runs, "coarse", *root)
-    watched = ["--checkpoint.monitor", "val/center_error", "--checkpoint.mode", "min"]
-    localizer = fit("helen_base", runs, "localizer", *root, "--model.init_from", f"[{best(coarse)}]", *watched)
-    parts = fit("helen_base", runs, "parts", *root, "--model.init_from", f"[{best(localizer)}]")
+def test_all_stages_on_helen(helen, stages, tmp_path):
+    """Four fits of the last stage, one of them tested three ways."""
+    localizer, parts = stages
     for more in ([], ["--model.theta_weight", "1"], ["--model.loss_on", "pasted"], ["--model.lr_coarse", "0"]):
-        joint = fit("helen_base", runs, "end_to_end", *root, "--model.init_from", f"[{best(parts)}]", *more)
+        joint = fit("helen_base", tmp_path, "end_to_end", *helen, "--model.init_from", f"[{best(parts)}]", *more)
     assert read_card(Path(best(joint)))["trained"] == ["localizer", "network", "parts"]
 
     found = score(best(joint))
@@ -80,13 +92,9 @@ def test_shrunk_photographs_are_scored_at_their_masks_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_predict_gives_each_photograph_a_mask_of_its_size(tmp_path):
+def test_predict_gives_each_photograph_a_mask_of_its_size(stages, tmp_path):
     """Larger, smaller than the window, grey and on its side: each mask has its photograph's own size."""
-    root = ["--data.root", str(make_helen(tmp_path / "helen"))]
-    coarse = fit("helen_base", tmp_path / "runs", "coarse", *root)
-    localizer = fit("helen_base", tmp_path / "runs", "localizer", *root, "--model.init_from", f"[{best(coarse)}]",
-                    "--checkpoint.monitor", "val/center_error", "--checkpoint.mode", "min")  # fmt: skip
-    parts = fit("helen_base", tmp_path / "runs", "parts", *root, "--model.init_from", f"[{best(localizer)}]")
+    _, parts = stages
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     rng = np.random.default_rng(0)

@@ -111,7 +111,7 @@ class TestStoppedAndResumed:
 
     @pytest.mark.slow
     def test_at_any_step_it_ends_as_the_undisturbed_run(self, config, whole, tmp_path):
-        for step in (0, 2, STEPS - 1, STEPS, WHOLE - 2):
+        for step in (0, STEPS - 1, STEPS):  # at all others in turn: below
             folder = tmp_path / f"at_{step}"
             with pytest.raises(SIGTERMException):
                 stopped(config, folder, step, *EACH_STEP)
