@@ -1,12 +1,12 @@
 """What IRNet's loss costs forward and backward, beside the same loss over index tables: time and memory."""
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from structseg.losses import affinity_displacement_loss, affinity_paths
+from tests.benchmarks.measure import cpu_seconds, peak_bytes
 
 _SHAPE = (4, 80, 80)
 _ROUNDS = 3
@@ -58,34 +58,18 @@ def _step(loss: Callable[..., torch.Tensor]) -> Callable[[], torch.Tensor]:
     return run
 
 
-def _peak(step: Callable[[], object]) -> float:
-    """MiB alive at once, from the profiler's account of the allocator."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    held, most = 0, 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / 2**20
-
-
-def _best(step: Callable[[], object]) -> float:
-    """CPU seconds of the best of some rounds, so that others on the machine count little."""
-    times = []
-    for _ in range(_ROUNDS):
-        start = time.process_time()
-        step()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 @pytest.mark.slow
 def test_beside_index_tables(benchmark, capsys) -> None:
     ours, peer = _step(lambda *batch: affinity_displacement_loss(*batch).total), _step(_by_tables)
     assert ours().item() == pytest.approx(peer().item(), rel=1e-4)
     benchmark.pedantic(ours, rounds=_ROUNDS)
-    times, peaks = (_best(ours), _best(peer)), (_peak(ours), _peak(peer))
+    times, peaks = (
+        (cpu_seconds(ours, _ROUNDS), cpu_seconds(peer, _ROUNDS)),
+        (
+            peak_bytes(ours) / 2**20,
+            peak_bytes(peer) / 2**20,
+        ),
+    )
     report = {
         "CPU s": round(times[0], 3),
         "tables s": round(times[1], 3),

@@ -1,28 +1,16 @@
 """What blobs cost a worker, beside a peer: decoding a JPEG of 250 pixels from memory and shrinking it to 128."""
 
 import io
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from structseg.datamodules.wrappers.blobs import BlobKind, make_blobs
+from tests.benchmarks.measure import cpu_seconds
 from tests.data.lfw import face_classes, photograph
 
 _ROUNDS, _EACH = 7, 24
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of one call: the best of some rounds, so that others on the machine count little."""
-    rounds = []
-    for _ in range(_ROUNDS):
-        start = time.process_time()
-        for _ in range(_EACH):
-            work()
-        rounds.append((time.process_time() - start) / _EACH)
-    return min(rounds)
 
 
 @pytest.mark.slow
@@ -43,7 +31,7 @@ def test_blobs_beside_reading_a_jpeg(kind: BlobKind, most: float, benchmark, cap
 
     assert read().shape[:2] == cut().shape
     benchmark.pedantic(cut, rounds=_EACH)
-    ours, peer = _seconds(cut), _seconds(read)
+    ours, peer = cpu_seconds(cut, _ROUNDS, _EACH), cpu_seconds(read, _ROUNDS, _EACH)
     report = {"ms an image": round(1e3 * ours, 2), "JPEG ms": round(1e3 * peer, 2), "ratio": round(ours / peer, 2)}
     benchmark.extra_info.update(report)
     with capsys.disabled():

@@ -1,7 +1,5 @@
 """What the consensus loss costs, beside cross-entropy on the same tensors: time, growth with the blobs, memory."""
 
-import time
-
 import cc3d
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from structseg.losses import consensus_loss
+from tests.benchmarks.measure import lower_quartiles, peak_bytes
 
 _ROUNDS = 60
 _SHAPE = (16, 3, 128, 128)
@@ -45,18 +44,6 @@ def _step(loss, logits: torch.Tensor):
     return run
 
 
-def _lower_quartiles(steps: dict) -> dict[str, float]:
-    """Milliseconds of each, run in turns, so that whatever else the machine does falls on all of them."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(_ROUNDS + 5):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_ >= 5:
-                times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * sorted(values)[len(values) // 4] for name, values in times.items()}
-
-
 @pytest.mark.slow
 def test_beside_cross_entropy(benchmark, capsys):
     labels = _smooth_labels(_SHAPE[0], *_SHAPE[1:])
@@ -74,7 +61,7 @@ def test_beside_cross_entropy(benchmark, capsys):
         f"{_number(many)} blobs": _step(lambda x: consensus_loss(x, target, many), logits),
     }
     benchmark.pedantic(steps["components"], rounds=3)
-    found = _lower_quartiles(steps)
+    found = lower_quartiles(steps, _ROUNDS, warm=5)
     ratios = {name: round(value / found["cross-entropy"], 2) for name, value in found.items()}
     benchmark.extra_info.update(ratios)
     with capsys.disabled():
@@ -87,13 +74,7 @@ def test_memory_beside_the_logits(capsys):
     labels = _smooth_labels(_SHAPE[0], *_SHAPE[1:])
     target, blobs = torch.from_numpy(labels), _components(labels)
     logits = torch.randn(_SHAPE, requires_grad=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        consensus_loss(logits, target, blobs).backward()
-    held, most = 0, 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
+    most = peak_bytes(lambda: consensus_loss(logits, target, blobs).backward())
     ratio = most / (logits.numel() * logits.element_size())
     with capsys.disabled():
         print(f"\n  peak {ratio:.2f} times the logits")

@@ -1,7 +1,6 @@
 """What the random walk costs, beside 256 plain products with the same matrix in scipy.sparse; growth with the pixels."""
 
-import time
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from scipy import sparse
 
 from structseg.lightning_modules.conta.random_walk import random_walk
 from structseg.losses import affinity_paths
+from tests.benchmarks.measure import cpu_seconds, peak_bytes
 
 _ROUNDS = 5
 
@@ -45,24 +45,17 @@ def _sparse_walk(cams: torch.Tensor, edges: torch.Tensor, steps: int = 256) -> n
     return flat.T.reshape(cam.shape)
 
 
-def _best(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
-    """CPU seconds of the best of some rounds, so that others on the machine count little."""
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 @pytest.mark.slow
 def test_beside_plain_sparse_products(benchmark, capsys) -> None:
     cams, edges = _scene(94, 125)
     walk = benchmark.pedantic(random_walk, args=(cams, edges), rounds=_ROUNDS)
     assert np.allclose(walk[0].numpy(), _sparse_walk(cams, edges), rtol=0, atol=1e-3 * float(walk.max()))
-    ours, peer = _best(lambda: random_walk(cams, edges)), _best(lambda: _sparse_walk(cams, edges), 2)
+    ours, peer = (
+        cpu_seconds(lambda: random_walk(cams, edges), _ROUNDS),
+        cpu_seconds(lambda: _sparse_walk(cams, edges), 2),
+    )
     cams, edges = _scene(297, 395)
-    tenfold = _best(lambda: random_walk(cams, edges), 2)
+    tenfold = cpu_seconds(lambda: random_walk(cams, edges), 2)
     report = {
         "CPU s at 94x125": round(ours, 3),
         "256 sparse products s": round(peer, 3),
@@ -80,14 +73,8 @@ def test_memory_of_a_photograph(capsys) -> None:
     peaks = []
     for h, w in ((60, 80), (190, 250)):
         cams, edges = _scene(h, w)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            random_walk(cams, edges, log2_steps=4)  # some terms of the sum, so that its buffers are there
-        held, most = 0, 0
-        for event in profile.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                held += event.nbytes()
-                most = max(most, held)
-        peaks.append(most / (4 * h * w))
+        few = partial(random_walk, cams, edges, log2_steps=4)  # terms of the sum, so that its buffers are there
+        peaks.append(peak_bytes(few) / (4 * h * w))
     with capsys.disabled():
         print(f"\n  peak {peaks[0]:.0f} and {peaks[1]:.0f} maps; 750 x 1000: {peaks[1] * 4 * 750e3 / 2**20:.0f} MiB")
     assert max(peaks) < 100

@@ -1,6 +1,5 @@
 """What pasting six windows of a face back costs, beside the published way: sampling them over the whole image."""
 
-import time
 from functools import partial
 
 import pytest
@@ -18,6 +17,7 @@ from structseg.lightning_modules.networks.spatial_transformer import (
 from structseg.lightning_modules.stn.face_windows import window_probabilities
 from structseg.lightning_modules.stn.padded_originals import pad_originals
 from structseg.lightning_modules.stn.stn_icnn import STNiCNN
+from tests.benchmarks.measure import lower_quartiles
 
 _ROUNDS = 20
 # brows, eyes, nose, mouth of a face that fills most of the image, as shares of its sides
@@ -51,18 +51,6 @@ def _published(parts: torch.Tensor, theta: torch.Tensor, side: int) -> torch.Ten
     return torch.cat((background, *foreground), 1)
 
 
-def _lower_quartiles(steps: dict, rounds: int = _ROUNDS) -> dict[str, float]:
-    """Milliseconds of each, run in turns, so that whatever else the machine does falls on all of them."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_ >= 1:
-                times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * sorted(values)[len(values) // 4] for name, values in times.items()}
-
-
 def _told(found: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f} ms" for name, value in found.items())
 
@@ -85,7 +73,7 @@ def test_beside_sampling_the_whole_image(benchmark, capsys, window):
         "crop_parts": lambda: crop_parts(image, theta, (window, window)),
     }
     benchmark.pedantic(steps["paste_labels"], rounds=3)
-    found = _lower_quartiles(steps)
+    found = lower_quartiles(steps, _ROUNDS)
     ratios = {
         "maps": found["published"] / found["paste_parts"],
         "labels": found["published, to labels"] / found["paste_labels"],
@@ -107,7 +95,7 @@ def test_cost_follows_the_windows_not_the_image(benchmark, capsys):
         steps[f"{window} in {side}, labels"] = lambda p=parts, t=theta, s=size: paste_labels(p, t, s, _TO)
     zeros = {side: (lambda s=side: torch.zeros(1, _CLASSES, s, s)) for side in (512, 1024, 2048)}
     benchmark.pedantic(steps["127 in 1024"], rounds=3)
-    found, empty = _lower_quartiles(steps), _lower_quartiles(zeros)
+    found, empty = lower_quartiles(steps, _ROUNDS), lower_quartiles(zeros, _ROUNDS)
     benchmark.extra_info.update(found)
     with capsys.disabled():
         print(f"\n  {_told(found)}; zeros alone: {_told(empty)}")
@@ -132,7 +120,7 @@ def test_with_gradients(benchmark, capsys):
         "paste_parts": step(lambda p, t: paste_parts(p, t, (side, side), _TO)),
     }
     benchmark.pedantic(steps["paste_parts"], rounds=3)
-    found = _lower_quartiles(steps)
+    found = lower_quartiles(steps, _ROUNDS)
     with capsys.disabled():
         print(f"\n  {_told(found)}; {found['published'] / found['paste_parts']:.1f} times faster")
 
@@ -165,7 +153,7 @@ def test_a_whole_face(benchmark, capsys, window, form, images):
     }
     with torch.no_grad():
         benchmark.pedantic(steps["whole"], rounds=1)
-        found = {name: value / images for name, value in _lower_quartiles(steps, rounds=4).items()}
+        found = {name: value / images for name, value in lower_quartiles(steps, rounds=4).items()}
     benchmark.extra_info.update(found)
     with capsys.disabled():
         ratio = found["with the published remapping"] / found["whole"]

@@ -1,26 +1,15 @@
 """How fast a core renders faces, beside a peer: decoding and shrinking a JPEG of 512 pixels from memory."""
 
 import io
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from structseg.datamodules.synthetic_faces.render import render_face
+from tests.benchmarks.measure import cpu_seconds
 
 _ROUNDS, _EACH = 5, 24
-
-
-def _seconds(work, count: int) -> float:
-    """CPU seconds of one call: the best of some rounds, so that others on the machine count little."""
-    rounds = []
-    for _ in range(_ROUNDS):
-        start = time.process_time()
-        for index in range(count):
-            work(index)
-        rounds.append((time.process_time() - start) / count)
-    return min(rounds)
 
 
 @pytest.mark.slow
@@ -30,15 +19,15 @@ def test_rendering_beside_reading_a_jpeg(benchmark, capsys):
     Image.fromarray(render_face(0, 0, (512, 512)).image).save(buffer, "JPEG", quality=90)
     jpeg = buffer.getvalue()
 
-    def read(_: int) -> np.ndarray:
+    def read() -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
 
-    def paint(index: int) -> np.ndarray:
-        return render_face(0, index, (128, 128)).image
+    def paint() -> list[np.ndarray]:
+        return [render_face(0, index, (128, 128)).image for index in range(_EACH)]
 
-    assert read(0).shape == paint(0).shape == (128, 128, 3)
-    benchmark.pedantic(lambda: [paint(index) for index in range(_EACH)], rounds=1)
-    ours, peer = _seconds(paint, _EACH), _seconds(read, _EACH)
+    assert read().shape == paint()[0].shape == (128, 128, 3)
+    benchmark.pedantic(paint, rounds=1)
+    ours, peer = cpu_seconds(paint, _ROUNDS) / _EACH, cpu_seconds(read, _ROUNDS, _EACH)
     report = {
         "images/s a core": round(1 / ours),
         "JPEG images/s a core": round(1 / peer),
