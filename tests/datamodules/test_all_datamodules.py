@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from structseg.command.parser import StructsegParser, import_rooms
+from structseg.command.class_index import import_all
+from structseg.command.parser import StructsegParser
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, COCO, HELEN
 from structseg.datamodules.wrappers.full_size import Originals
@@ -48,7 +49,7 @@ NAMES = sorted(DEFAULTS)
 
 @pytest.fixture(scope="module", autouse=True)
 def rooms():
-    import_rooms()
+    import_all()
 
 
 def parse(name, *options):
