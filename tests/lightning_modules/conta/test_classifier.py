@@ -7,12 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentError
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.checkpoints.card import read_card
+from structseg.lightning_modules.checkpoints.from_card import module_from_card
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
 from structseg.lightning_modules.conta.classifier import CONTAClassifier
 from structseg.lightning_modules.conta.settings import CAMSettings, ContextSettings, PoolingSettings
@@ -475,3 +477,18 @@ def test_random_weights_and_another_batch_are_noticed(tmp_path):
 def test_a_share_that_makes_no_sense(given, message):
     with pytest.raises(ValueError, match=message):
         _made(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "position"), [("sum", "sum", 4), ({"kind": "constant", "position": 3}, "constant", 3)]
+)
+def test_a_configuration_names_a_kind_or_all_settings(given, kind, position):
+    options = {"backbone": "test_resnet", "weights": "random", "context": given, "cam": {"scales": [2.0]}}
+    config = {"class_path": f"{CONTAClassifier.__module__}.CONTAClassifier", "init_args": options}
+    card = {"config": {"model": config}, "mean": [0.5] * 3, "std": [0.5] * 3}
+    module = module_from_card(CONTAClassifier, card, SPACE)
+    assert (module.context_kind, module.network.position) == (kind, position)
+    assert (module.cam.scales, module.cam.threshold) == ((2.0,), 0.3)
+    config["init_args"] = {**options, "context": {"position": 3}}
+    with pytest.raises(ArgumentError, match="kind"):
+        module_from_card(CONTAClassifier, card, SPACE)
