@@ -1,6 +1,7 @@
 """What every test may use: the real data and reference vectors, where they are, and a home of its own."""
 
 import os
+import signal
 
 import structseg  # noqa: F401  # isort: skip  # before torch: its threads, and torchvision's operators
 
@@ -70,6 +71,18 @@ def golden() -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRUCTSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+_SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+
+@pytest.fixture(autouse=True)
+def _plain_signals() -> Iterator[None]:
+    """A handler that a fit leaves behind holds its trainer, and the handlers before it: all fits of a worker."""
+    yield
+    for number, own in _SIGNALS.items():
+        if signal.getsignal(number) is not own:
+            signal.signal(number, own)
 
 
 @pytest.fixture(autouse=True)
