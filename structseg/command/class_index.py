@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import structseg
 from structseg.command.config_files import load_config
+from structseg.messages import UsageError
 
 _ROOMS = ("losses", "datamodules", "lightning_modules")
+_PATH = re.compile(rf"(?<![\w.])(structseg\.)?({'|'.join(_ROOMS)}|experiments)(\.\w+)+")
 _CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
+
+
+def _folder(room: str) -> Path:
+    """Where a room lies: in a checkout beside the package, in a wheel inside it; as it should be, where it is not."""
+    places = [Path(base).resolve() / room for base in structseg.__path__]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 @cache
@@ -21,7 +31,7 @@ def class_modules() -> dict[str, tuple[str, ...]]:
     """The modules of the rooms that define a class of each name; nothing is imported for it."""
     found: dict[str, tuple[str, ...]] = {}
     for room in _ROOMS:
-        folder = next(path for path in (Path(base) / room for base in structseg.__path__) if path.is_dir())
+        folder = _folder(room)
         for file in sorted(folder.rglob("*.py")):
             module = ".".join(["structseg", room, *file.relative_to(folder).with_suffix("").parts])
             for name in _CLASS.findall(file.read_text()):
@@ -41,10 +51,46 @@ def import_named(words: Iterable[str]) -> None:
     if any(word == "--help" or word.partition("=")[0].endswith(".help") for word in words):
         import_all()
         return
-    named = {name for text in _texts(words, Path(), set()) for name in re.findall(r"\w+", text)}
+    texts = list(_texts(words, Path(), set()))
+    refuse_moved(texts)
+    named = {name for text in texts for name in re.findall(r"\w+", text)}
     for name in sorted(named & class_modules().keys()):
         for module in class_modules()[name]:
             import_module(module)
+
+
+def refuse_moved(tree: Any, where: str = "") -> None:
+    """Refuses the path of a class that lies in another module now.
+
+    Args:
+        tree: a configuration, or words of one.
+        where: begins the message.
+
+    Raises:
+        UsageError: there is one; the message has the new path.
+    """
+    for text in strings(tree):
+        for found in _PATH.finditer(text):
+            old = found[0]
+            module, _, name = old.rpartition(".")
+            now = class_modules().get(name, ())
+            if now and module not in now and not _is_there(module, name):
+                raise UsageError(f"{where}{old} is now {now[0]}.{name}; write that, or {name} alone")
+
+
+def _is_there(module: str, name: str) -> bool:
+    """Whether a module has that name: one of the suite's, or one of the user's in a folder of the same name."""
+    root = importlib.util.find_spec(module.partition(".")[0])
+    if root is None or (not module.startswith("structseg") and str(_folder(root.name)) in map(str, _places(root))):
+        return False
+    try:
+        return hasattr(import_module(module), name)
+    except ImportError:
+        return False
+
+
+def _places(spec: ModuleSpec) -> list[Path]:
+    return [Path(place).resolve() for place in spec.submodule_search_locations or ()]
 
 
 def _texts(words: Iterable[str], folder: Path, seen: set[Path]) -> Iterator[str]:
@@ -59,15 +105,16 @@ def _texts(words: Iterable[str], folder: Path, seen: set[Path]) -> Iterator[str]
                     content = load_config(path)
                 except (OSError, ValueError):
                     continue  # the parser says what is wrong with it
-                yield from _texts(_strings(content), path.parent, seen)
+                yield from _texts(strings(content), path.parent, seen)
 
 
-def _strings(tree: Any) -> Iterator[str]:
+def strings(tree: Any) -> Iterator[str]:
+    """Every text in nested lists and mappings, keys included."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):
         for key, value in tree.items():
-            yield from (*_strings(key), *_strings(value))
+            yield from (*strings(key), *strings(value))
     elif isinstance(tree, list):
         for value in tree:
-            yield from _strings(value)
+            yield from strings(value)

@@ -27,7 +27,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from structseg.command.arguments import as_options
-from structseg.command.class_index import import_named
+from structseg.command.class_index import import_named, refuse_moved
 from structseg.command.freed_memory import keep_freed_memory
 from structseg.command.parser import StructsegParser
 from structseg.command.processes import alone
@@ -377,6 +377,7 @@ def _with_card(args: list[str]) -> list[str]:
     card = read_card(path)
     if not card["config"]:
         fail(f"{path} was not written by `structseg fit` and holds no configuration; give --config")
+    refuse_moved(card["config"], f"{path} was written before its classes moved: ")
     config = dict(card["config"])
     if args[0] == "predict":
         carried = {key: card[key] for key in ("label_space", "size", "mean", "std")}

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from structseg.command.class_index import class_modules, import_all
+from structseg.command.class_index import class_modules, import_all, import_named, refuse_moved
 from structseg.files import ROOT
+from structseg.messages import UsageError
 
 
 def test_the_index_has_the_classes_of_the_rooms():
@@ -66,3 +67,33 @@ def test_names_are_found_in_files_that_a_configuration_names_and_misspelt_ones_h
     line, modules = loaded("fit", "c.yaml", "--data.root", "x", "--model.loss", "ConsensusLos", cwd=tmp_path)
     assert "there is no class ConsensusLos (did you mean ConsensusLoss?)" in line
     assert "structseg.lightning_modules.networks.face_occ_net" in modules
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("datamodules.fasseg.FASSEGDataModule", "structseg.datamodules.fasseg.datamodule.FASSEGDataModule"),
+        ("lightning_modules.consensus.ConsensusSegmenter", "structseg.lightning_modules.consensus.ConsensusSegmenter"),
+        ("losses.ConsensusLoss", "structseg.losses.consensus.ConsensusLoss"),
+        ("structseg.losses.gone.ConsensusLoss", "structseg.losses.consensus.ConsensusLoss"),
+    ],
+)
+def test_an_old_path_of_a_class_names_the_new_one(tmp_path, old, new):
+    for where in ({"model": {"class_path": old}}, [f"--data={old}"]):
+        with pytest.raises(UsageError, match=f"a.ckpt: {old} is now {new}; write that, or"):
+            refuse_moved(where, "a.ckpt: ")
+    (tmp_path / "c.yaml").write_text(f"data: {{class_path: {old}}}")
+    with pytest.raises(UsageError, match=f"{old} is now {new}"):
+        import_named(["fit", "--config", str(tmp_path / "c.yaml")])
+
+
+def test_paths_that_are_right_pass(tmp_path, monkeypatch):
+    refuse_moved(
+        ["structseg.losses.ConsensusLoss", "structseg.losses.consensus.ConsensusLoss", "torch.nn.ReLU", "losses.Other"]
+    )
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "__init__.py").write_text("ConsensusLoss = 1")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "losses", raising=False)
+    refuse_moved(["losses.ConsensusLoss"])
+    monkeypatch.delitem(sys.modules, "losses", raising=False)
