@@ -30,8 +30,8 @@ from structseg.command.arguments import as_options
 from structseg.command.class_index import import_named, refuse_moved
 from structseg.command.freed_memory import keep_freed_memory
 from structseg.command.parser import StructsegParser
-from structseg.command.processes import alone
-from structseg.command.resume import check_id, id_of, is_finished, mark_finished, steps_of, where_to_go_on
+from structseg.command.processes import exclusive_lock
+from structseg.command.resume import check_id, find_resume_point, id_of, is_finished, mark_finished, steps_of
 from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
 from structseg.command.watched_keys import check_watched_keys
 from structseg.datamodules.base import SegmentationDataModule
@@ -196,7 +196,7 @@ class StructsegCLI(LightningCLI):
             _HELD.callback(leave_unused, self.folder.path.resolve())
         config["trainer"]["default_root_dir"] = str(self.folder.path)
         if auto and not config["trainer"]["fast_dev_run"]:
-            self._find_out(config)
+            self._resume(config)
         elif run_id is not None and self.folder.resumed:
             raise ValueError(f"{self.folder.path} has a run already; {_ANOTHER}")
         elif self.subcommand == "fit" and writes and not self.folder.resumed and _restarts():
@@ -215,7 +215,7 @@ class StructsegCLI(LightningCLI):
             if self.subcommand == "fit" and self.folder.resumed:
                 self.step = steps_of(path)
 
-    def _find_out(self, config: Any) -> None:
+    def _resume(self, config: Any) -> None:
         """For `--resume auto`: where the run in the folder is.
 
         Raises:
@@ -224,14 +224,14 @@ class StructsegCLI(LightningCLI):
             ValueError: there are checkpoints, and none is whole.
         """
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            _HELD.enter_context(alone(self.folder.path, _PATIENCE))
+            _HELD.enter_context(exclusive_lock(self.folder.path, _PATIENCE))
         if is_finished(self.folder.path, config):
             raise Finished(f"finished already: {self.folder.path}")
-        goes = where_to_go_on(self.folder.checkpoints)
-        self.step = goes.step
-        if goes.checkpoint is not None:
-            config["ckpt_path"] = str(goes.checkpoint)
-        rank_zero_info(str(goes))
+        resume_point = find_resume_point(self.folder.checkpoints)
+        self.step = resume_point.step
+        if resume_point.checkpoint is not None:
+            config["ckpt_path"] = str(resume_point.checkpoint)
+        rank_zero_info(str(resume_point))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Loggers in the run's folder, checkpoints written whole, loaders left to the datamodule."""
@@ -328,7 +328,7 @@ class StructsegCLI(LightningCLI):
         """
         if self.config.fit.resume == "auto" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return
-        _HELD.enter_context(alone(self.folder.path, _PATIENCE if self.folder.resumed else 0.0))
+        _HELD.enter_context(exclusive_lock(self.folder.path, _PATIENCE if self.folder.resumed else 0.0))
         if self.folder.config.is_file() and not self.folder.resumed:
             raise ValueError(f"{self.folder.path} has a run by now; {_ANOTHER}")
 

@@ -29,8 +29,8 @@ def child_environment() -> dict[str, str]:
 
 
 @contextmanager
-def alone(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
-    """Two at work in one folder would take each other's runs for their own.
+def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
+    """Holds the lock of a folder, as two at work in one folder would take each other's runs for their own.
 
     Args:
         folder: made if it is missing; the lock lies in it, and goes with the process that holds it.

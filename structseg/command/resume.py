@@ -23,7 +23,7 @@ _NOT_THE_RUN = ("config", "ckpt_path", "resume", "run_id", "memory", "runs_dir",
 _UNTIL = ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")
 
 
-class Goes(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a fit begins.
 
     Attributes:
@@ -68,7 +68,7 @@ def check_id(run_id: str) -> None:
         raise ValueError(f"--run_id {run_id!r} is no name of a folder; use letters, digits, '.', '_' and '-'")
 
 
-def where_to_go_on(checkpoints: Path) -> Goes:
+def find_resume_point(checkpoints: Path) -> ResumePoint:
     """The newest whole checkpoint of a run: `last.ckpt`, or the one before where that is damaged.
 
     Args:
@@ -87,14 +87,14 @@ def where_to_go_on(checkpoints: Path) -> Goes:
                 warnings.warn(f"{damaged[0]}; going on from {path.name}, the one before it", stacklevel=2)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-            return Goes(path, int(content["epoch"]) + over, int(content["global_step"]))
+            return ResumePoint(path, int(content["epoch"]) + over, int(content["global_step"]))
         damaged.append(problem)
     if damaged:
         raise ValueError(
             f"{' and '.join(damaged)}: no whole checkpoint to go on from; give --ckpt_path another, such as "
             f"{checkpoints / 'best.ckpt'}, or remove {checkpoints.parent} to begin anew"
         )
-    return Goes()
+    return ResumePoint()
 
 
 def steps_of(checkpoint: Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from structseg.command.configs import resolved_config
-from structseg.command.processes import alone, run_structseg
+from structseg.command.processes import exclusive_lock, run_structseg
 from structseg.command.run_folder import NOTICES_NAME
 from structseg.datamodules.round_files import ArtefactManifest
 from structseg.lightning_modules.checkpoints.card import read_card
@@ -208,7 +208,7 @@ class Session:
         if any(Path(made).name == "relation_labels" for stage in self.stages for made in stage.makes):
             require_pydensecrf()
         records: dict[str, Record] = {}
-        with alone(self.folder) as lock:
+        with exclusive_lock(self.folder) as lock:
             if not anew:
                 self.refuse_overwriting(configs)
             print_disk_need(self.pipeline, self.folder, [stage.name for stage in self.stages])

@@ -10,7 +10,7 @@ import yaml
 
 from structseg.command import lightning as cli
 from structseg.command.lightning import run
-from structseg.command.processes import alone
+from structseg.command.processes import exclusive_lock
 from structseg.command.run_folder import settle_run_folder
 from structseg.files import ROOT
 from tests.data.tiny import config_text
@@ -128,7 +128,7 @@ class TestFits:
     def test_two_at_once_with_one_id(self, config, monkeypatch):
         monkeypatch.setattr(cli, "_PATIENCE", 0.0)
         with (
-            alone(config.parent / "runs" / "tiny" / "mine"),
+            exclusive_lock(config.parent / "runs" / "tiny" / "mine"),
             pytest.raises(RuntimeError, match="another process is at"),
         ):
             fit(config, "--run_id", "mine")
@@ -138,7 +138,7 @@ class TestFits:
         monkeypatch.setattr(cli, "_PATIENCE", 0.0)
         first = fit(config)
         more = ("--ckpt_path", str(first.folder.checkpoints / "last.ckpt"), "--trainer.max_epochs", "2")
-        with alone(first.folder.path), pytest.raises(RuntimeError, match="another process is at work"):
+        with exclusive_lock(first.folder.path), pytest.raises(RuntimeError, match="another process is at work"):
             fit(config, *more)
         assert fit(config, *more).trainer.current_epoch == 2
 

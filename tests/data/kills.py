@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from structseg.command.lightning import run
-from structseg.command.resume import where_to_go_on
+from structseg.command.resume import find_resume_point
 
 EARLY, AFTER = 0.1, 1.0  # share of kills before a start has saved anything; most seconds after its first saving
 PATIENCE = 120.0
@@ -82,7 +82,7 @@ def main() -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                step = where_to_go_on(checkpoints).step
+                step = find_resume_point(checkpoints).step
         except (ValueError, UserWarning) as error:
             sys.stderr.write(f"{error}\n")
             continue

@@ -9,7 +9,7 @@ import torch
 
 from structseg.command import lightning as cli
 from structseg.command.lightning import run
-from structseg.command.resume import where_to_go_on
+from structseg.command.resume import find_resume_point
 from structseg.lightning_modules.callbacks.step_seed import StepSeed
 
 
@@ -63,7 +63,7 @@ def test_a_fit_on_a_full_disk(tiny_config, small_disk, tmp_path, monkeypatch):
         with pytest.raises(OSError, match=r"No space left|could not be written"):
             fit(tiny_config, small_disk)
     checkpoints = next(small_disk.glob("*/*/checkpoints"))
-    assert where_to_go_on(checkpoints).step == 3
+    assert find_resume_point(checkpoints).step == 3
     assert not list(checkpoints.glob("*.part"))
     (small_disk / "filler").unlink()
     fit(tiny_config, small_disk)

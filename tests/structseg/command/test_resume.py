@@ -16,8 +16,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from structseg.command import lightning as cli
 from structseg.command.lightning import run
 from structseg.command.main import main
-from structseg.command.processes import alone
-from structseg.command.resume import where_to_go_on
+from structseg.command.processes import exclusive_lock
+from structseg.command.resume import find_resume_point
 from structseg.lightning_modules.callbacks import interruption
 from structseg.lightning_modules.callbacks.step_seed import StepSeed
 
@@ -206,7 +206,7 @@ class TestOneCommand:
     def test_two_in_one_folder(self, config, tmp_path, monkeypatch):
         monkeypatch.setattr(cli, "_PATIENCE", 0.0)
         folder = fit(config, tmp_path, "--trainer.max_epochs", "1").folder.path
-        with alone(folder), pytest.raises(RuntimeError, match="another process is at work in"):
+        with exclusive_lock(folder), pytest.raises(RuntimeError, match="another process is at work in"):
             fit(config, tmp_path)
         assert fit(config, tmp_path).step == STEPS
 
@@ -281,7 +281,7 @@ class TestSignals:
         assert process.returncode == 143, said
         assert "structseg: error: terminated; a fit goes on" in said
         assert "Traceback" not in said
-        assert where_to_go_on(next(tmp_path.glob("*/*/checkpoints"))).step == last(tmp_path)["global_step"]
+        assert find_resume_point(next(tmp_path.glob("*/*/checkpoints"))).step == last(tmp_path)["global_step"]
 
 
 class TestDamage:
@@ -297,7 +297,7 @@ class TestDamage:
         for broken in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(2000) + whole[5000:]):
             path.write_bytes(broken)
             with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*going on from last.previous.ckpt"):
-                assert where_to_go_on(path.parent).step == STEPS
+                assert find_resume_point(path.parent).step == STEPS
         with pytest.warns(UserWarning, match="going on from last.previous"):
             assert fit(config, tmp_path).trainer.current_epoch == EPOCHS
 
