@@ -9,7 +9,16 @@ from structseg.files import ROOT
 
 ROOMS = ("structseg", "lightning_modules", "datamodules", "losses")
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
-GROUND = ("files", "messages", "metric_names", "provenance", "tables", "torchvision_fallback", "yaml_files")
+GROUND = (
+    "files",
+    "lazy_torchmetrics",
+    "messages",
+    "metric_names",
+    "provenance",
+    "tables",
+    "torchvision_fallback",
+    "yaml_files",
+)
 UPPER = ("command", "audit", "pipelines", "results", "cluster")
 # What a Lightning module takes of the data: the classes, the batch, the files of a CONTA round.
 FOR_MODULES = ("label_spaces", "batch", "round_files")

@@ -1,5 +1,8 @@
 """The command `structseg`."""
 
+from structseg import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
+from structseg import lazy_torchmetrics  # noqa: F401  # isort: skip  # before Lightning
+
 import inspect
 import os
 import re
