@@ -11,7 +11,8 @@ ROOMS = ("structseg", "lightning_modules", "datamodules", "losses")
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
 GROUND = (
     "files",
-    "lazy_torchmetrics",
+    "freed_memory",
+    "freed_memory",
     "messages",
     "metric_names",
     "provenance",

@@ -48,6 +48,7 @@ class BestAndLast(ModelCheckpoint):
         self.save_every_steps = save_every_steps
         self._last_step = 0  # optimiser steps in `last.ckpt`, of those that this process has written
         self._best_is_there = False  # when the fit began
+        self._fitting = True  # False in a test or prediction, where a best one found earlier means nothing
 
     @property
     def state_key(self) -> str:
@@ -57,6 +58,7 @@ class BestAndLast(ModelCheckpoint):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Settles the folder, and looks whether a best checkpoint is in it: before the state is loaded."""
         super().setup(trainer, pl_module, stage)
+        self._fitting = stage == "fit"
         there = trainer.is_global_zero and (Path(str(self.dirpath)) / BEST).is_file()
         self._best_is_there = bool(trainer.strategy.broadcast(there))  # all processes have to decide alike
 
@@ -72,7 +74,7 @@ class BestAndLast(ModelCheckpoint):
         """
         here = {name: str(Path(str(self.dirpath)) / name) for name in (BEST, LAST)}
         self.last_model_path = here[LAST] if state_dict["last_model_path"] else ""
-        if not state_dict["best_model_path"]:
+        if not state_dict["best_model_path"] or not self._fitting:
             return
         watched = (state_dict["monitor"], state_dict.get("mode", self.mode))
         if watched != (self.monitor, self.mode):

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from structseg.command.subcommands import ROOTS, check_options, check_subcommand
 from structseg.messages import UsageError
 
 _CONFIG = ("--config", "-c")
+_OTHER_DATA = (
+    "--data",
+    "--data.class_path",
+    "--print_config",
+    "--help",
+    "-h",
+)  # what leaves a config's data class aside
 _KEYWORDS = ("best", "last", "hpc")  # that Lightning takes for a checkpoint
 _SECTIONS = {"trainer", "checkpoint", "pictures"}
 
@@ -51,6 +60,34 @@ def as_options(args: Sequence[str]) -> list[str]:
         raise ValueError("predict needs images: give images, folders, a video or camera:0 after the checkpoint")
     first = [word for config in configs for word in ("--config", _config_path(config))]
     return [subcommand, *first, *_with_paths(options), *added]
+
+
+def check_data(args: Sequence[str]) -> None:
+    """Of data that lie in a folder: that it is given, and is there; the DataModule would say so seconds later.
+
+    Args:
+        args: as `as_options` gives them.
+
+    Raises:
+        UsageError: the configuration's data need `data.root`, which is missing.
+        FileNotFoundError: no such folder, and nothing is to be downloaded into it.
+    """
+    from structseg.command.class_index import required_arguments
+    from structseg.command.config_files import load_config
+
+    data: dict[str, Any] = {}
+    for option, value in pairwise(args):
+        if option in _CONFIG:
+            data = (load_config(Path(value)) or {}).get("data") or data
+    if not isinstance(data, dict) or any(word.partition("=")[0] in _OTHER_DATA for word in args):
+        return
+    settings = data.get("init_args") or {}
+    given = value_of("--data.root", args) or value_of("--data.init_args.root", args) or settings.get("root")
+    if given is None and "root" in required_arguments(str(data.get("class_path"))):
+        raise UsageError("data: missing root; give it on the command line or in --config: --data.root FOLDER")
+    download = value_of("--data.download", args) or settings.get("download")
+    if isinstance(given, str) and str(download).lower() != "true" and not Path(given).expanduser().is_dir():
+        raise FileNotFoundError(f"no folder {given}; give the folder of the data as --data.root")
 
 
 def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,19 @@ def class_modules() -> dict[str, tuple[str, ...]]:
             for name in _CLASS.findall(file.read_text()):
                 found[name] = (*found.get(name, ()), module.removesuffix(".__init__"))
     return found
+
+
+def required_arguments(name: str) -> set[str]:
+    """What a class of the rooms cannot be made without, by its own `__init__`; empty for a class of elsewhere."""
+    name = name.rpartition(".")[2]
+    for module in class_modules().get(name, ()):
+        _, room, *parts = module.split(".")
+        tree = ast.parse(_folder(room).joinpath(*parts).with_suffix(".py").read_text())
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                made = [f.args for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+                return {arg.arg for a in made for arg in a.args[1 : len(a.args) - len(a.defaults)]}
+    return set()
 
 
 def import_all() -> None:

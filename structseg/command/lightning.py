@@ -1,8 +1,5 @@
 """The command `structseg`."""
 
-from structseg import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
-from structseg import lazy_torchmetrics  # noqa: F401  # isort: skip  # before Lightning
-
 import inspect
 import os
 import re
@@ -31,14 +28,13 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from structseg.command.arguments import as_options
 from structseg.command.class_index import import_named, refuse_moved
-from structseg.command.freed_memory import keep_freed_memory
 from structseg.command.parser import StructsegParser
 from structseg.command.processes import exclusive_lock
 from structseg.command.resume import check_id, find_resume_point, id_of, is_finished, mark_finished, steps_of
 from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
-from structseg.command.watched_keys import check_watched_keys
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Split
+from structseg.freed_memory import keep_freed_memory
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
 from structseg.lightning_modules.callbacks.image_scores import ImageScores
@@ -49,6 +45,7 @@ from structseg.lightning_modules.callbacks.pictures import Pictures
 from structseg.lightning_modules.callbacks.prediction_writer import PredictionWriter
 from structseg.lightning_modules.callbacks.step_seed import StepSeed
 from structseg.lightning_modules.callbacks.tables import ScoreTables
+from structseg.lightning_modules.callbacks.watched_keys import check_watched_keys
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.messages import fail

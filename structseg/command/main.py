@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 import structseg
-from structseg.command.arguments import as_options
+from structseg.command.arguments import as_options, check_data
 from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, one_page, overview
 from structseg.messages import UsageError, fail
 
@@ -30,6 +30,7 @@ def main() -> None:
             return
         else:
             words = as_options(args)
+            check_data(words)
         import_module(SUBCOMMANDS[args[0]].module).main(words)
     except KeyboardInterrupt:
         fail("interrupted", 130)

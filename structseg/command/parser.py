@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from structseg import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
-from structseg import lazy_torchmetrics  # noqa: F401  # isort: skip  # before Lightning
-
 import dataclasses
 import inspect
 import os

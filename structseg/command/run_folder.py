@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from structseg import torchvision_fallback  # noqa: F401  # isort: skip  # before anything that imports torchvision
-
 import csv
 import errno
 import io

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from tests.structseg.command.test_freed_memory import plain_environment
+from tests.structseg.test_freed_memory import plain_environment
 
 _STEPS = """
 import json, resource, sys, time, torch
 from torch import nn
-from structseg.command.freed_memory import keep_freed_memory
+from structseg.freed_memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 torch.set_num_threads(1)
 network = nn.Sequential(

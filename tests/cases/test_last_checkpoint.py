@@ -263,3 +263,11 @@ class TestMoved:
         with pytest.warns(UserWarning, match=r"val/loss \(max\) was watched"):
             auto(config, tmp_path / "new", *FALLS[2:], *more, "--checkpoint.mode", "max")
         assert state_of(tmp_path / "new", "best")[:2] == (5, 5 * STEPS)
+
+    def test_a_test_of_its_checkpoint_says_nothing_of_it(self, moved):
+        checkpoint = moved / "checkpoints" / "best.ckpt"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(["test", "--config", str(moved / "experiment.yaml"), "--ckpt_path", str(checkpoint),
+                 "--checkpoint.monitor", "val/miou"])  # fmt: skip
+        assert not [str(one.message) for one in caught if "was watched" in str(one.message)]

@@ -68,6 +68,8 @@ def test_short_help_is_one_page(name):
     ("words", "message", "code"),
     [
         (["ft"], "ft is no subcommand; did you mean fit?", 2),
+        (["fit", "fasseg_v2"], "data: missing root; give it on the command line or in --config: --data.root FOLDER", 2),
+        (["test", "fasseg_v2", "--data.root=gone"], "no folder gone; give the folder of the data as --data.root", 1),
         (["train"], "did you mean fit?", 2),
         (["trian"], "did you mean fit?", 2),
         (["Evaluate"], "did you mean test?", 2),

@@ -11,7 +11,7 @@ from structseg.command.lightning import run
 
 _PAGES = """
 import resource, sys, torch
-from structseg.command.freed_memory import keep_freed_memory
+from structseg.freed_memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def tensors():
