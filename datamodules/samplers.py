@@ -30,7 +30,7 @@ class EvaluationSampler(DistributedSampler[Sample]):
         return iter(self.indices)
 
     def __len__(self) -> int:
-        """How many; 1 where there is none: of a loader of length 0 Lightning leaves out the end of the evaluation too.
+        """How many; at least 1: of a loader of length 0 Lightning leaves out the end of the evaluation too.
 
         The other processes would wait there for this one, to sum what all have counted.
         """

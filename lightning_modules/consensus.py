@@ -57,7 +57,7 @@ class ConsensusSegmenter(SegmentationModule):
         loss = loss or ConsensusLoss(ignore_index=label_space.ignore_index)
         super().__init__(network(len(label_space)), loss, label_space, **kwargs)
         if teacher == "soft" and teacher_ckpt is None:
-            raise ValueError("teacher is soft, but there is none; set --model.teacher_ckpt")
+            raise ValueError("teacher is soft, but no teacher is given; set --model.teacher_ckpt")
         if teacher == "soft" and not isinstance(loss, ConsensusLoss):
             raise ValueError(
                 f"a soft teacher needs ConsensusLoss, not {type(loss).__name__}; beta 0 leaves its label term alone"
@@ -72,7 +72,7 @@ class ConsensusSegmenter(SegmentationModule):
         """Reads the teacher.
 
         Raises:
-            ValueError: there is none for images without labels, or it is no checkpoint of this suite, or has other
+            ValueError: no teacher for images without labels, or it is no checkpoint of this suite, or has other
                 classes.
         """
         super().on_fit_start()

@@ -33,7 +33,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Picture:
-    """image: (H, W, 3) uint8. mask: (H, W) uint8, the class of the topmost object, 0 where there is none."""
+    """image: (H, W, 3) uint8. mask: (H, W) uint8, the class of the topmost object, 0 for the background."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]

@@ -17,7 +17,7 @@ CHUNK = 1 << 16  # bytes; a broken transfer loses one at most
 
 
 def download_file(url: str, to: Path, sha256: str | None = None, attempts: int = 3, timeout: float = 60.0) -> Path:
-    """Fetches a file; what has come so far waits in `TO.part`, where the next call goes on if the server allows it.
+    """Fetches a file; what has come so far waits in `TO.part`, where the next call continues if the server allows it.
 
     Args:
         url: http or https.
@@ -47,7 +47,7 @@ def download_file(url: str, to: Path, sha256: str | None = None, attempts: int =
                     so_far = part.stat().st_size if part.exists() else 0
                     reason = " ".join(str(error).split())
                     raise ConnectionError(
-                        f"{url} broke off after {so_far} bytes ({reason}); run again to go on from there"
+                        f"{url} broke off after {so_far} bytes ({reason}); run again to continue from there"
                     ) from None
             except requests.RequestException as error:
                 raise ConnectionError(f"{url} cannot be fetched ({error}); check the address and the network") from None

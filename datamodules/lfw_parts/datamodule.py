@@ -87,7 +87,7 @@ class LFWPartsDataModule(SegmentationDataModule):
             new = frozenset(name for name in test if person_of(name) not in seen)
             if self.unlabelled is not None:  # the teacher knew those, the student also knows these
                 if not self.unlabelled.is_dir():
-                    rank_zero_info(f"LFW test: no folder {self.unlabelled}, so who is new cannot be told")
+                    rank_zero_info(f"LFW test: no folder {self.unlabelled}, so it is unknown who is new")
                     return
                 others = {person_of(face.name) for face in self.faces("train")}
                 new = frozenset(name for name in new if person_of(name) not in others)
@@ -237,7 +237,7 @@ def read_label(path: Path) -> NDArray[np.uint8]:
 
 
 def _classes_of(colours: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """The class of each colour, as red + 256 green + 65536 blue; 255 where it is none of the published ones."""
+    """The class of each colour, as red + 256 green + 65536 blue; 255 for any other colour."""
     classes = np.full(colours.shape, 255, dtype=np.uint8)
     for index, colour in enumerate(_COLOURS):
         classes -= (colours == colour) * np.uint8(255 - index)  # without branches: a quarter of the time of a mask

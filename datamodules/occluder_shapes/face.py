@@ -75,7 +75,7 @@ class _Points:
 
 
 def find_face(mask: NDArray[np.integer]) -> FacePlace | None:
-    """The face in a label (H, W) of CELEBAMASK_HQ, values to 255; None where there is none.
+    """The face in a label (H, W) of CELEBAMASK_HQ, values to 255; None if the label has no face.
 
     Parts that are missing are put where a face of usual shape has them, by its other parts or by the box of its skin.
     """

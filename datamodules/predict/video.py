@@ -43,7 +43,7 @@ def load_av() -> ModuleType:
 class PredictFrames(IterableDataset[Sample]):
     """The frames of a video, upright and in order. Sound is not read.
 
-    A camera goes on until Ctrl-C, which finishes the current frame first; a second Ctrl-C interrupts as usual.
+    A camera runs until Ctrl-C, which finishes the current frame first; a second Ctrl-C interrupts as usual.
 
     Args:
         source: a video file, or `camera:N` with N from 0.

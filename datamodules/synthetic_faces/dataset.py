@@ -30,7 +30,7 @@ class SyntheticFacesDataset(DecodedDataset):
             before the face, which the others call background.
         split: number of the split; two splits share no sample.
         occluder: index that hands and things before the face get in the mask; default: that of the class `occluder`,
-            and of the background where there is none.
+            or of the background in a space without that class.
         original_size: (h, w), each 32..1024, that faces are drawn at and given as `original`; None gives only `image`.
         memory_bytes: how many of the originals to keep in memory: drawn once, they are read many times.
 

@@ -90,7 +90,7 @@ class ImageScores(Callback):
         try:
             write_table(path, [image_columns(space.classes), *once])
         except OSError as error:
-            rank_zero_warn(f"the scores of each image could not be written ({error}); the run goes on")
+            rank_zero_warn(f"the scores of each image could not be written ({error}); the run continues")
 
 
 def gathered(value: Any, processes: int) -> list[Any]:

@@ -25,8 +25,9 @@ class Interruption(Callback):
     """Saves `last.ckpt` at the end of the step in which a signal came, and stops there.
 
     SIGTERM (`scancel`, pre-emption, a shutdown): saves and stops; to requeue the job is SLURM's. SIGUSR1: saves, and
-    under SLURM requeues the job and stops; elsewhere the fit goes on. With accumulated batches the step is that of the
-    optimiser. A signal after an epoch's last step waits for validation: the epoch's own checkpoint is the one to keep.
+    under SLURM requeues the job and stops; elsewhere the fit continues. With accumulated batches the step is that of
+    the optimiser. A signal after an epoch's last step waits for validation: the epoch's own checkpoint is the one to
+    keep.
 
     All processes stop at the same step, however late a signal reaches some of them: they ask each other at each step.
 
@@ -85,7 +86,7 @@ class Interruption(Callback):
             self._log(trainer)
         step = trainer.global_step
         if number == REQUEUE and job_id() is None:
-            rank_zero_info(f"saved at step {step}; this is no SLURM job, so the fit goes on")
+            rank_zero_info(f"saved at step {step}; this is no SLURM job, so the fit continues")
             return
         rank_zero_info(f"{signal.Signals(number).name}: stopped at step {step}")
         if number == REQUEUE:

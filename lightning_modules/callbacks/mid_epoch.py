@@ -1,4 +1,4 @@
-"""A fit that goes on in the middle of an epoch: with the images that are left of it, and its means so far."""
+"""A fit that resumes in the middle of an epoch: with the images that are left of it, and its means so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEY = "epoch_means"
 class MidEpoch(Callback):
     """What Lightning leaves out of a checkpoint that is written in the middle of an epoch.
 
-    The loader goes on with the batch after the last one seen: its sampler knows it by an attribute `seen` of (epoch,
+    The loader continues with the batch after the last one seen: its sampler knows it by an attribute `seen` of (epoch,
     samples). Lightning would begin the epoch's order again. `train/loss_epoch` is that of the whole epoch; Lightning's
     would be that of its second part.
     """

@@ -150,4 +150,4 @@ def _folder(trainer: Trainer) -> Path:
 
 
 def _warn(name: str, error: OSError) -> None:
-    rank_zero_warn(f"pictures/{name} could not be written ({error}); the run goes on")
+    rank_zero_warn(f"pictures/{name} could not be written ({error}); the run continues")

@@ -118,7 +118,7 @@ class ScoreTables(Callback):
             try:
                 write_files(Path(trainer.default_root_dir), key.replace("/", "_"), scores)
             except OSError as error:
-                rank_zero_warn(f"the score tables could not be written ({error}); the run goes on")
+                rank_zero_warn(f"the score tables could not be written ({error}); the run continues")
             rows = [
                 [
                     name,

@@ -82,7 +82,7 @@ class WindowPictures(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             draw_views(views, space).save(path)
         except OSError as error:
-            rank_zero_warn(f"{path.name} could not be written ({error}); the run goes on")
+            rank_zero_warn(f"{path.name} could not be written ({error}); the run continues")
 
 
 def draw_views(views: list[WindowView], space: LabelSpace) -> Image.Image:

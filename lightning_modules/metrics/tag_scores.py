@@ -15,7 +15,7 @@ class TagScores(Metric):
     """Average precision of each class over all images, and its mean.
 
     - `ap/CLASS`: sum over the ranks of (recall gained) * precision; nan for a class that no image has.
-    - `map`: the mean over the classes that some image has; nan where there are none.
+    - `map`: the mean over the classes that some image has; nan if no image has any.
     - `absent_classes`: the number of the others.
 
     Args:

@@ -42,7 +42,7 @@ def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace
 
 
 def _positional(parser: StructsegParser, args: Sequence[str]) -> str:
-    """The first argument that is neither an option nor the value of one; "" where there is none."""
+    """The first argument that is neither an option nor the value of one; "" if all are."""
     flags = {option for action in parser._actions if action.nargs == 0 for option in action.option_strings}
     for before, arg in pairwise(["", *args]):
         if not arg.startswith("-") and (not before.startswith("-") or before in flags or "=" in before):

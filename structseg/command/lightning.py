@@ -57,17 +57,19 @@ _KNOWN_WARNINGS = (
     ".*does not have many workers",
     ".*The number of training batches",
     ".*module\\(s\\) in eval mode at the start of training",  # those that a stage leaves as they are
-    "The `srun` command is available",  # a fit on the login node is none of SLURM's
+    "The `srun` command is available",  # a fit on the login node is no SLURM job
     "Total length of `list`",  # nothing is held out, and that is said
     "You're resuming from a checkpoint that ended before the epoch",  # the sampler leaves out what has been seen
-    "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+    "Checkpoint directory .* exists and is not empty",  # a resumed run continues in its folder
 )
 
 
-_RESUME_HELP = "auto: the same command goes on where its run was, whatever ended it, and ends at once when it is done"
+_RESUME_HELP = "auto: the same command resumes its own run, whatever ended it, and ends at once where it is finished"
 _MEMORY_HELP = "keep: on a CPU freed memory serves the next step (faster); return: it goes back to the system"
 _RUN_ID_HELP = "Name of the run's folder; default: a new one, or, with --resume auto, one that stands for the settings"
-_GOES_ON = "a fit goes on with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt, one of --resume auto by its own command"
+_RESUME_HINT = (
+    "resume a fit with --ckpt_path RUN_FOLDER/checkpoints/last.ckpt, one of --resume auto with the same command"
+)
 _ANOTHER = "add --resume auto, or give another --run_id"
 _HELD = ExitStack()  # the lock of the run's folder, until the command ends
 _WANDB_SECONDS = 5
@@ -87,9 +89,9 @@ def ended_in_one_line() -> Iterator[None]:
         rank_zero_only(print)(done)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
-            fail(f"interrupted; {_GOES_ON}", 130)
+            fail(f"interrupted; {_RESUME_HINT}", 130)
         if isinstance(stop, SIGTERMException):
-            sys.stderr.write(f"structseg: error: terminated; {_GOES_ON}\n")
+            sys.stderr.write(f"structseg: error: terminated; {_RESUME_HINT}\n")
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(143)  # what libraries do at exit could outlast the grace that is left
@@ -182,7 +184,7 @@ class StructsegCLI(LightningCLI):
         if name == Path(CONFIG_NAME).stem:
             name = Path(str(files[0])).absolute().parent.parent.name
         name = name or config["model"]["class_path"].rsplit(".", 1)[-1].lower()
-        self.step: int | None = None  # that the run goes on from, if it does
+        self.step: int | None = None  # that the run resumes from, if it does
         auto, run_id = config.get("resume") == "auto", config.get("run_id")
         if run_id is not None:
             check_id(run_id)
@@ -202,7 +204,7 @@ class StructsegCLI(LightningCLI):
         elif self.subcommand == "fit" and writes and not self.folder.resumed and _restarts():
             rank_zero_warn(
                 f"job {job_id()} was requeued, and this fit begins anew, in {self.folder.path}; what it had done is "
-                "left as it was; with --resume auto a requeued job goes on"
+                "left as it was; with --resume auto a requeued job continues"
             )
         if not auto and config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
             path = Path(config["ckpt_path"])
@@ -307,7 +309,7 @@ class StructsegCLI(LightningCLI):
             self.folder.notices.write_text("".join(f"{notice}\n" for notice in notices))
 
     def _begin(self, *splits: Split) -> None:
-        if not self.datamodule.download:  # what is yet to be fetched cannot be looked at
+        if not self.datamodule.download:  # what is not downloaded yet cannot be checked
             for split in splits:
                 self.datamodule.dataset(split)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it writes nothing
@@ -418,7 +420,7 @@ def run(args: list[str]) -> StructsegCLI:
 
 
 def _finish_wandb(stopped: bool) -> None:
-    """A second run in this process would go on in the first one's W&B run.
+    """A second run in this process would continue the first one's W&B run.
 
     A job that is cancelled loses W&B's own process too: nothing is to wait for an answer from it.
     """

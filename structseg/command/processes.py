@@ -111,7 +111,7 @@ def run_structseg(what: str, args: Sequence[str], keeps: int) -> float:
             process.kill()
             process.wait()
     if code is None:
-        fail(f"{what} was interrupted; the same call goes on", 130)
+        fail(f"{what} was interrupted; the same command continues", 130)
     if code:
-        raise RuntimeError(f"{what} failed (exit code {code}); the same call goes on: {command_line(args)}")
+        raise RuntimeError(f"{what} failed (exit code {code}); the same command continues: {command_line(args)}")
     return time.perf_counter() - start

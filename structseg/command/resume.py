@@ -1,4 +1,4 @@
-"""`--resume auto`: where a fit goes on, whatever ended it: nothing, a requeue, a crash, a node's death, or its end."""
+"""`--resume auto`: where a fit resumes, whatever ended it: nothing, a requeue, a crash, a node's death, or its end."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ResumePoint(NamedTuple):
     """Where a fit begins.
 
     Attributes:
-        checkpoint: what it goes on from; None: from scratch.
-        epoch: the epoch that it goes on in, counted from 0.
+        checkpoint: what it resumes from; None: from scratch.
+        epoch: the epoch that it resumes in, counted from 0.
         step: optimiser steps that are done.
     """
 
@@ -47,13 +47,13 @@ def id_of(config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that stand for a configuration, its seed included.
 
     What only says where it runs (devices, nodes, folders) is left out, so that the same command finds its own run in
-    any job on any node; and so is how long it trains, so that a longer one goes on with it.
+    any job on any node; and so is how long it trains, so that a longer one resumes it.
     """
     trainer = {k: v for k, v in config["trainer"].items() if k not in (*_WHERE, *_SHOWN, *_UNTIL)}
     data = {k: v for k, v in (config["data"].get("init_args") or {}).items() if k != "num_workers"}
-    told = {k: v for k, v in config.items() if k not in _NOT_THE_RUN}
+    kept = {k: v for k, v in config.items() if k not in _NOT_THE_RUN}
     text = json.dumps(
-        {**told, "trainer": trainer, "data": [config["data"]["class_path"], data]}, sort_keys=True, default=str
+        {**kept, "trainer": trainer, "data": [config["data"]["class_path"], data]}, sort_keys=True, default=str
     )
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -91,7 +91,7 @@ def find_resume_point(checkpoints: Path) -> ResumePoint:
         damaged.append(problem)
     if damaged:
         raise ValueError(
-            f"{' and '.join(damaged)}: no whole checkpoint to go on from; give --ckpt_path another, such as "
+            f"{' and '.join(damaged)}: no whole checkpoint to resume from; give --ckpt_path another, such as "
             f"{checkpoints / 'best.ckpt'}, or remove {checkpoints.parent} to begin anew"
         )
     return ResumePoint()

@@ -72,7 +72,7 @@ class RunFolder:
 def settle_run_folder(
     root: Path, experiment: str, ckpt_path: str | None, run_id: str | None = None, writes: bool = True
 ) -> RunFolder:
-    """The folder that a run uses: that of its id, that of the checkpoint which it goes on from, or a new one.
+    """The folder that a run uses: that of its id, that of the checkpoint that it resumes from, or a new one.
 
     A new one has no run in it. Its name is eight hexadecimal digits; under SLURM the number of the job, JOB or
     ARRAY_TASK, and from the second run of a job on JOB_2, JOB_3: see `_claim`.
@@ -189,7 +189,7 @@ def make_loggers(folder: RunFolder, step: int | None = None) -> list[Logger]:
 
     Args:
         folder: the run's.
-        step: that the fit goes on from, for `MetricsCSV`.
+        step: that the fit resumes from, for `MetricsCSV`.
     """
     mode = wandb_mode()
     if mode == "disabled":
@@ -207,7 +207,7 @@ def make_loggers(folder: RunFolder, step: int | None = None) -> list[Logger]:
 
 
 class _WandB(WandbLogger):
-    """WandbLogger, but that a fit goes on without W&B where it cannot start, as beside what a dead node left of it."""
+    """Like WandbLogger, but the fit continues without W&B where that cannot start, as after the death of a node."""
 
     @property
     @rank_zero_experiment
@@ -224,11 +224,11 @@ class _WandB(WandbLogger):
 
 
 class MetricsCSV(CSVLogger):
-    """`metrics.csv` in the run's folder; a resumed run goes on below the rows that are there.
+    """`metrics.csv` in the run's folder; a resumed run adds to the rows that are there.
 
     Args:
         folder: the run's.
-        step: optimiser steps that are done where the fit goes on. Rows of later ones are left out, as these steps will
+        step: optimiser steps that are done where the fit resumes. Rows of later ones are left out, as these steps will
             be taken again; those of a test stay. None: all rows stay.
     """
 

@@ -88,7 +88,7 @@ _OTHER_NAMES = {
 _SCORING, _FIT, _PREDICT = ("validate", "test"), ("fit",), ("predict",)
 OPTIONS = (
     Option("--config", "CONFIG", "an experiment, by path or name; structseg configs lists them"),
-    Option("--ckpt_path", "FILE", "the checkpoint; in fit the one to go on from"),
+    Option("--ckpt_path", "FILE", "the checkpoint; in fit the one to resume from"),
     Option("--data.root", "FOLDER", "where the data set lies", only=("fit", *_SCORING)),
     Option("--data.predict_dir", "PATH", "an image, a folder, a video, or camera:0", only=_PREDICT),
     Option("--data.predict_out", "FOLDER", "where label images, overlays and summary.csv go", "predictions", _PREDICT),
@@ -100,7 +100,7 @@ OPTIONS = (
     Option("--trainer.devices", "N", "GPUs, or processes on a CPU", "auto"),
     Option("--trainer.precision", "P", "32, bf16-mixed or 16-mixed; default: 32"),
     Option("--seed_everything", "N", "of weights, order and augmentation", "0", _FIT),
-    Option("--resume", "auto", "the same command goes on where its run was", "never", _FIT),
+    Option("--resume", "auto", "the same command resumes its own run", "never", _FIT),
     Option("--run_id", "NAME", "of the run's folder", only=_FIT),
     Option("--experiment", "NAME", "default: the configuration's file name"),
     Option("--runs_dir", "FOLDER", "of all runs", "runs"),
@@ -202,7 +202,7 @@ def check_subcommand(name: str) -> None:
     """Refuses a subcommand that does not exist.
 
     Raises:
-        UsageError: there is none of this name; the message has the nearest one.
+        UsageError: no subcommand has this name; the message has the nearest one.
     """
     if name in SUBCOMMANDS:
         return

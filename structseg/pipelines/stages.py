@@ -9,7 +9,7 @@ from pathlib import Path
 
 from structseg.messages import nearest
 
-RUN_ID = "RUN_ID"  # stands for the id of a run that is yet to come
+RUN_ID = "RUN_ID"  # stands for the id of a run that does not exist yet
 BEFORE = "before."  # {before.NAME}: of the round before
 PLACE = re.compile(r"\{([\w./-]+)\}")
 _ROUND = re.compile(r"round_(\d+)(?:_([\w-]+))?")
@@ -34,7 +34,7 @@ class Stage:
         predicts: the fit whose checkpoint predicts; None = this is a fit itself.
         makes: what a prediction leaves, by path in the folder of the pipeline; the first is `name`.
         makers: the stage that makes it, for each place that the arguments name.
-        round: number of the round, 0 where there are none.
+        round: number of the round, 0 without rounds.
     """
 
     name: str

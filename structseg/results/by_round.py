@@ -104,7 +104,7 @@ def measured_of(row: Row, results: Sequence[Result]) -> list[Result]:
     """The results of a row's seeds.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the row has no results.
     """
     own = [result for result in results if result.row == row.name and result.seed in row.seeds]
     if not own:

@@ -284,6 +284,6 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 
 
 def _nanmean(values: Floats, axis: int) -> Floats:
-    """Mean of the finite values; nan where there are none, without a warning."""
+    """Mean of the finite values; nan without any, and no warning."""
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0).sum(axis), known.sum(axis))

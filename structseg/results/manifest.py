@@ -213,7 +213,7 @@ def find_row(rows: Mapping[str, Row], name: str) -> Row:
     """The row of that name.
 
     Raises:
-        ValueError: there is none; the message has the nearest name.
+        ValueError: no such row; the message has the nearest name.
     """
     if name not in rows:
         hint = nearest(name, rows) or f"; there are {', '.join(rows)}"

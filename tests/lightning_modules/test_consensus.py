@@ -151,5 +151,5 @@ class TestTeacher:
         data.unlabelled = "faces"
         with pytest.raises(ValueError, match="training images without labels need a teacher"):
             make_trainer(tmp_path, []).fit(make_module(), datamodule=data)
-        with pytest.raises(ValueError, match="teacher is soft, but there is none"):
+        with pytest.raises(ValueError, match="teacher is soft, but no teacher is given"):
             make_module(teacher="soft")

@@ -105,7 +105,7 @@ def test_broken_transfer_starts_anew_where_the_server_has_no_ranges(server: Serv
 
 def test_giving_up_keeps_what_came_for_the_next_call(server: Server, tmp_path: Path) -> None:
     server.break_after = 3000
-    with pytest.raises(ConnectionError, match=r"broke off after 3000 bytes \(.*\); run again to go on from there$"):
+    with pytest.raises(ConnectionError, match=r"broke off after 3000 bytes \(.*\); run again to continue from there$"):
         download_file(server.url, tmp_path / "data.zip", attempts=1)
     assert only(tmp_path) == ["data.zip.part"]
     download_file(server.url, tmp_path / "data.zip", hashlib.sha256(CONTENT).hexdigest())

@@ -7,7 +7,7 @@ from tests.data.tiny import TinyDataModule
 
 
 class Told(list):
-    """Samples that are told the epoch."""
+    """Samples that learn the epoch."""
 
     epoch = None
 

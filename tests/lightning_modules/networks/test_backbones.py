@@ -3,7 +3,9 @@
 import copy
 import urllib.error
 
+import huggingface_hub.constants as hub
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -116,7 +118,7 @@ def test_ddp_takes_it(tmp_path):
 
 def test_packaged_weights_are_those_of_the_package_and_dilate_with_same_padding():
     backbone = Backbone("tf_efficientnet_lite0", 16, "packaged").eval()
-    reference = module.timm.create_model("tf_efficientnet_lite0", features_only=True)
+    reference = timm.create_model("tf_efficientnet_lite0", features_only=True)
     load_packaged(reference, "tf_efficientnet_lite0")
     image = torch.randn(1, 3, 97, 64)
     with torch.no_grad():
@@ -166,11 +168,11 @@ def test_weights_that_cannot_be_had_are_one_line(name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    before = module.hub.HF_HUB_OFFLINE
+    before = hub.HF_HUB_OFFLINE
     with pytest.raises(FileNotFoundError, match=f"weights of {name} are neither .* weights: packaged") as caught:
         Backbone(name)
     assert "\n" not in str(caught.value)
-    assert before == module.hub.HF_HUB_OFFLINE
+    assert before == hub.HF_HUB_OFFLINE
 
 
 def test_pretrained_weights_bring_their_normalisation(monkeypatch):

@@ -279,7 +279,7 @@ class TestSignals:
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 143, said
-        assert "structseg: error: terminated; a fit goes on" in said
+        assert "structseg: error: terminated; resume a fit" in said
         assert "Traceback" not in said
         assert find_resume_point(next(tmp_path.glob("*/*/checkpoints"))).step == last(tmp_path)["global_step"]
 
@@ -304,7 +304,7 @@ class TestDamage:
     def test_none_whole(self, config, tmp_path, run_folder):
         for name in ("last.ckpt", "last.previous.ckpt"):
             (run_folder / "checkpoints" / name).write_bytes(b"PK")
-        with pytest.raises(ValueError, match="no whole checkpoint to go on from; give --ckpt_path another"):
+        with pytest.raises(ValueError, match="no whole checkpoint to resume from; give --ckpt_path another"):
             fit(config, tmp_path)
 
     def test_what_a_kill_leaves_behind_is_no_matter(self, config, tmp_path, run_folder):

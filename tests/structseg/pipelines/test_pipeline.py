@@ -500,7 +500,7 @@ class TestProcesses:
         self.become(monkeypatch, "raise SystemExit(3)")
         with (tmp_path / "lock").open("w") as lock, pytest.raises(RuntimeError) as error:
             run_structseg("stage a", ["fit", "--x", "b c"], lock.fileno())
-        assert str(error.value) == ("stage a failed (exit code 3); the same call goes on: structseg fit --x 'b c'")
+        assert str(error.value) == ("stage a failed (exit code 3); the same command continues: structseg fit --x 'b c'")
 
     @pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
     def test_an_end_from_outside_ends_it_too(self, monkeypatch, tmp_path, capsys, sent):
@@ -515,7 +515,7 @@ class TestProcesses:
             run_structseg("stage a", ["fit"], lock.fileno())
         assert (end.value.code, end.value.__context__) == (130, None)
         assert time.monotonic() - start < 9, "it is asked to end, not left to the grace"
-        assert capsys.readouterr().err == ("structseg: error: stage a was interrupted; the same call goes on\n")
+        assert capsys.readouterr().err == ("structseg: error: stage a was interrupted; the same command continues\n")
         assert signal.getsignal(signal.SIGTERM) is handler
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
