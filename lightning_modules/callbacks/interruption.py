@@ -39,12 +39,16 @@ class Interruption(Callback):
         self._received = 0
         self._before: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remembers the handlers that were there before Lightning's, for `teardown`."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+
     def _install(self) -> None:
         """Takes the place of Lightning's handlers, which save amid a step, or let SIGTERM pass."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                before = signal.signal(number, self._receive)
-                self._before.setdefault(number, before)
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self._received != signal.SIGTERM:  # the stronger one
@@ -115,10 +119,11 @@ class Interruption(Callback):
         return int(_SIGNALS[int(flag) - 1]) if int(flag) else 0
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Puts the earlier handlers back."""
+        """Puts the handlers back that were there before the fit."""
         if threading.current_thread() is threading.main_thread():
             for number, before in self._before.items():
-                signal.signal(number, before)
+                if before is not None:  # of another language than Python: it cannot be put back
+                    signal.signal(number, before)
         self._before = {}
 
 

@@ -236,6 +236,18 @@ class TestOneCommand:
 
 
 class TestSignals:
+    def test_after_a_fit_the_handlers_are_those_of_before(self, config, tmp_path, monkeypatch):
+        def own(number, frame):
+            raise AssertionError
+
+        before = [signal.signal(number, own) for number in (signal.SIGTERM, signal.SIGUSR1)]
+        try:
+            cli.run(["fit", "--config", str(config), "--runs_dir", str(tmp_path), "--trainer.max_epochs", "1"])
+            assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == [own, own]
+        finally:
+            for number, handler in zip((signal.SIGTERM, signal.SIGUSR1), before, strict=True):
+                signal.signal(number, handler)
+
     def test_usr1_requeues_the_job(self, config, tmp_path, monkeypatch):
         told = tmp_path / "told"
         (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {told}\n")
