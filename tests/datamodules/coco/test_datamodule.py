@@ -112,5 +112,8 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 def test_without_pycocotools_there_is_a_plain_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
-    with pytest.raises(ValueError, match=r"000009: COCO's masks are decoded by pycocotools, which is missing; pip "):
+    with pytest.raises(
+        ValueError,
+        match=r"000009: COCO's masks need pycocotools, which is not installed; pip install 'structseg\[coco\]'",
+    ):
         data_of(tmp_path, masks="truth").dataset("train")[0]

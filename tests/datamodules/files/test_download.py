@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from structseg.datamodules.files import download as archives
 from structseg.datamodules.files.download import download_file, file_sha256, unpack
@@ -134,7 +135,7 @@ def test_a_server_that_tells_no_length_will_do(server: Server, tmp_path: Path) -
 
 def test_short_answers_are_broken_transfers(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Older HTTP layers end an answer that breaks off as if it were whole.
-    monkeypatch.setattr(archives.requests.Response, "iter_content", lambda *_: iter([b"abc"]))
+    monkeypatch.setattr(requests.Response, "iter_content", lambda *_: iter([b"abc"]))
     with pytest.raises(ConnectionError, match=r"broke off after 3 bytes \(3 of 10240 bytes came\)"):
         download_file(server.url, tmp_path / "data.zip", attempts=1)
     assert only(tmp_path) == ["data.zip.part"]

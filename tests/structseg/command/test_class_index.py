@@ -64,7 +64,7 @@ def test_a_fit_imports_what_its_configuration_names_and_nothing_heavy_before_its
 def test_names_are_found_in_files_that_a_configuration_names_and_misspelt_ones_have_a_neighbour(tmp_path):
     (tmp_path / "network.yaml").write_text("class_path: FaceOccNet")
     (tmp_path / "c.yaml").write_text("base: fasseg_v2\nmodel: {init_args: {network: network.yaml}}")
-    line, modules = loaded("fit", "c.yaml", "--data.root", "x", "--model.loss", "ConsensusLos", cwd=tmp_path)
+    line, modules = loaded("fit", "c.yaml", "--data.root", str(tmp_path), "--model.loss", "ConsensusLos", cwd=tmp_path)
     assert "there is no class ConsensusLos (did you mean ConsensusLoss?)" in line
     assert "structseg.lightning_modules.networks.face_occ_net" in modules
 
