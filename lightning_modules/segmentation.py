@@ -37,6 +37,7 @@ class SegmentationModule(TrainedModule):
         network: nn.Module,
         loss: nn.Module,
         label_space: LabelSpace,
+        *,
         flip_test: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -15,7 +15,7 @@ def make_module(data, lr=0.03):
     torch.manual_seed(0)
     loss = nn.CrossEntropyLoss(ignore_index=255)
     space = data.label_space
-    return SegmentationModule(TinyNetwork(len(space)), loss, space, partial(torch.optim.Adam, lr=lr))
+    return SegmentationModule(TinyNetwork(len(space)), loss, space, optimizer=partial(torch.optim.Adam, lr=lr))
 
 
 def make_trainer(folder, callbacks, loggers=False, **settings):
