@@ -77,6 +77,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
     def __init__(
         self,
         label_space: str = "voc",
+        *,
         batch_size: int = 16,
         masks: str | None = None,
         cams: str | None = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from structseg.command.subcommands import ROOTS, check_options, check_subcommand
-from structseg.messages import UsageError
+from structseg.messages import UsageError, nearest
 
 _CONFIG = ("--config", "-c")
 _OTHER_DATA = (
@@ -83,7 +83,9 @@ def check_data(args: Sequence[str]) -> None:
         return
     settings = data.get("init_args") or {}
     given = value_of("--data.root", args) or value_of("--data.init_args.root", args) or settings.get("root")
-    if given is None and "root" in required_arguments(str(data.get("class_path"))):
+    names = [word[len("--data.") :].partition("=")[0] for word in args if word.startswith("--data.")]
+    misspelt = any(nearest(name, ["root"]) for name in names)  # the parser says which
+    if given is None and not misspelt and "root" in required_arguments(str(data.get("class_path"))):
         raise UsageError("data: missing root; give it on the command line or in --config: --data.root FOLDER")
     download = value_of("--data.download", args) or settings.get("download")
     if isinstance(given, str) and str(download).lower() != "true" and not Path(given).expanduser().is_dir():

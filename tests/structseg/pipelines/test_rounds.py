@@ -291,7 +291,7 @@ class Two(WeaklySupervisedDataModule):
     masks_by_name = {}  # noqa: RUF012
 
     def __init__(self):
-        super().__init__("voc[cat,dog]", (64, 64))
+        super().__init__("voc[cat,dog]", size=(64, 64))
         whole, corner = np.ones((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
         whole[:, 32:] = 255
         corner[0, 0] = 1
