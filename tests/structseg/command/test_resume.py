@@ -200,8 +200,9 @@ class TestOneCommand:
                 fit(config, tmp_path, "--run_id", bad)
 
     def test_a_checkpoint_beside_it_is_refused(self, config, tmp_path):
+        (tmp_path / "last.ckpt").touch()
         with pytest.raises(ValueError, match="drop --ckpt_path, or --resume"):
-            fit(config, tmp_path, "--ckpt_path", "last.ckpt")
+            fit(config, tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt"))
 
     def test_two_in_one_folder(self, config, tmp_path, monkeypatch):
         monkeypatch.setattr(cli, "_PATIENCE", 0.0)

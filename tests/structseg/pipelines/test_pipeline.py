@@ -471,10 +471,7 @@ class TestRunning:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (
-            ["p.yaml", "--trainer.max_epochs", "1"],
-            "unrecognized arguments: --trainer.max_epochs 1; arguments of the stag",
-        ),
+        (["p.yaml", "--sed", "1"], "unrecognized arguments: --sed 1"),
         (["p.yaml", "--seed", "-1"], "--seed is -1; expected a whole number from 0"),
         ([], "the following arguments are required: FILE"),
     ],

@@ -743,7 +743,7 @@ def test_a_row_end_to_end(tmp_path, capsys, monkeypatch):
 def test_rows_that_are_stages_of_a_pipeline_share_them(tmp_path, monkeypatch):
     make_fasseg(tmp_path / "data" / "fasseg", train=4, test=3)
     data = {"class_path": "FASSEGDataModule", "init_args": {"size": [32, 32], "fold": 0, "folds": 2}}
-    student = {"args": ["--model.teacher_ckpt", "{teacher}", "--data.size", "[24, 24]"]}
+    student = {"model": {"teacher_ckpt": "{teacher}"}, "data": {"size": [24, 24]}}
     file = write_pipeline(
         tmp_path, {"teacher": {}, "aside": {}, "student": student}, yaml.safe_dump({**TINY, "data": data})
     )
