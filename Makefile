@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz cluster bench check links install clean
+.PHONY: demo test fuzz cluster bench check types links install clean
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
@@ -29,10 +29,12 @@ links:
 	rm -rf build/links && mkdir -p build/links/structseg
 	ln -s $(CURDIR)/structseg/* $(CURDIR)/losses $(CURDIR)/datamodules $(CURDIR)/lightning_modules build/links/structseg/
 
-check: install links
+types: install links
+	$(BIN)/mypy
+
+check: install types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 PYTEST := $(BIN)/python -m pytest -m ''
 
