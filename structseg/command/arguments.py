@@ -73,15 +73,16 @@ def check_data(args: Sequence[str]) -> None:
         FileNotFoundError: no such folder, and nothing is to be downloaded into it.
     """
     from structseg.command.class_index import required_arguments
-    from structseg.command.config_files import load_config
+    from structseg.command.config_files import load_config, merge
 
-    data: dict[str, Any] = {}
+    whole: Any = {}
     for option, value in pairwise(args):
         if option in _CONFIG:
-            data = (load_config(Path(value)) or {}).get("data") or data
-    if not isinstance(data, dict) or any(word.partition("=")[0] in _OTHER_DATA for word in args):
+            whole = merge(whole, load_config(Path(value)) or {})
+    data = whole.get("data")
+    settings = (data.get("init_args") or {}) if isinstance(data, dict) else None
+    if not isinstance(settings, dict) or any(word.partition("=")[0] in _OTHER_DATA for word in args):
         return
-    settings = data.get("init_args") or {}
     given = value_of("--data.root", args) or value_of("--data.init_args.root", args) or settings.get("root")
     names = [word[len("--data.") :].partition("=")[0] for word in args if word.startswith("--data.")]
     misspelt = any(nearest(name, ["root"]) for name in names)  # the parser says which
@@ -114,8 +115,8 @@ def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], l
 
 
 def value_of(option: str, args: Sequence[str]) -> str | None:
-    """The value of an option among words; None where it is not there, or has none."""
-    for number, word in enumerate(args):
+    """The value of an option among words, of several the last, as the parser takes it; None without any."""
+    for number, word in reversed(list(enumerate(args))):
         name, equals, value = word.partition("=")
         if name == option:
             return value if equals else next(iter(args[number + 1 : number + 2]), None)

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from structseg.command.arguments import as_options, split_further
+from structseg.command.arguments import as_options, check_data, split_further
 from structseg.command.config_files import find_config
 from structseg.command.configs import _parser
 from structseg.command.subcommands import LIGHTNING, ROOTS, options_of
@@ -99,3 +99,14 @@ def test_the_tables_agree_with_the_parsers(name):
 )  # fmt: skip
 def test_what_is_handed_on_needs_no_dashes_before_it(args, own, further):
     assert split_further(args, ["--seed", "--runs_dir", "--dry-run"]) == (own, further)
+
+
+def test_of_several_roots_the_last_counts_and_later_configurations_come_on_top(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(f"data: {{class_path: FASSEGDataModule, init_args: {{root: {tmp_path}}}}}")
+    second.write_text("data: {class_path: FASSEGDataModule, init_args: {size: [32, 32]}}")
+    both = ["fit", "--config", str(first), "--config", str(second)]
+    check_data(both)
+    check_data([*both, "--data.root", "gone", "--data.root", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="no folder gone"):
+        check_data([*both, "--data.root", str(tmp_path), "--data.root", "gone"])
