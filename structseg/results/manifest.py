@@ -54,6 +54,7 @@ class Row:
         stage: the stage of the pipeline that the row scores.
         data_option: the option that takes the folder of the data.
         shown: whether the overview of all methods shows it.
+        decides: what the row decides, and which outcome decides it either way: a sentence from before it was run.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Row:
     stage: str | None = None
     data_option: str = "--data.root"
     shown: bool = False
+    decides: str = ""
 
     @property
     def method(self) -> str:
@@ -135,7 +137,7 @@ def _faults(name: str, content: Any) -> Iterable[str]:
             yield f"unknown key {key}{nearest(str(key), known)}"
     needed = [key for key, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
     yield from (f"no {key}" for key in needed if key not in (*content, "config"))
-    for key in ("what", "config", "pipeline", "stage", "data", "data_option", "headline"):
+    for key in ("what", "config", "pipeline", "stage", "data", "data_option", "headline", "decides"):
         if key in content and not (isinstance(content[key], str) and content[key]):
             yield f"{key} is {content[key]!r}, not a text"
     yield from _source_faults(content)
