@@ -103,6 +103,10 @@ class DataSettings(Protocol):
         """The names of a split's images, where they are known before any is read."""
         return ()
 
+    def train_tags(self) -> Tensor:
+        """(N, K - 1) of 0 and 1: the tags of all training images; none where there are no tags."""
+        return torch.zeros(0, 0)
+
 
 class _Defaults(DataSettings):
     """No datamodule: loaders that were given to the trainer."""

@@ -18,6 +18,8 @@ from structseg.lightning_modules.checkpoints.warm_start import load_trained_part
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
 from structseg.lightning_modules.conta.previous_round import check_origin, global_mean_cams, listed, load_confounders
 from structseg.lightning_modules.conta.settings import (
+    AdjustmentKind,
+    AdjustmentSettings,
     CAMSettings,
     ContextKind,
     ContextSettings,
@@ -35,6 +37,7 @@ from structseg.lightning_modules.networks.cam_classifier import (
 )
 from structseg.lightning_modules.networks.context import seen_through
 from structseg.lightning_modules.networks.mask_pooling import mask_pooled
+from structseg.losses.company_offset import CompanyOffsetLoss
 
 _ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round a kind of context needs
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
@@ -59,9 +62,10 @@ class CONTAClassifier(TrainedModule):
         batch_norm: `train`: statistics follow each device's batches. `frozen`: they stay; scales and shifts learn.
         frozen_stages: how many of the backbone's five stages, from the first, do not learn; a map that joins one does.
         context: kind of context map, or all of its settings.
+        adjustment: what the training's loss knows of an image's other tags: a kind, or all of its settings.
         pooling: how a logit is averaged over positions: a kind, or all of its settings.
         cam: how activation maps are computed.
-        loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin.
+        loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin, or the adjustment's.
         confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
         global_cams: folder of an earlier round's `cams`, for a fit with `pooling: c2am`; a checkpoint carries their
             mean.
@@ -89,6 +93,7 @@ class CONTAClassifier(TrainedModule):
         batch_norm: Literal["train", "frozen"] = "train",
         frozen_stages: int = 0,
         context: ContextSettings | ContextKind = "none",
+        adjustment: AdjustmentSettings | AdjustmentKind = "none",
         pooling: PoolingSettings | PoolingKind = "mean",
         cam: CAMSettings = _CAM,
         loss: nn.Module | None = None,
@@ -100,6 +105,7 @@ class CONTAClassifier(TrainedModule):
         **kwargs: Any,
     ) -> None:
         context = ContextSettings(context) if isinstance(context, str) else context
+        adjustment = AdjustmentSettings(adjustment) if isinstance(adjustment, str) else adjustment
         pooling = PoolingSettings(pooling) if isinstance(pooling, str) else pooling
         problems = cam.faults()
         if len(label_space) < 2:
@@ -116,6 +122,10 @@ class CONTAClassifier(TrainedModule):
             problems.append(f"pooling=masks with context={context.kind} (one of them at a time)")
         if confounders and context.kind not in _ASK_MASKS:
             problems.append(f"confounders with context={context.kind} (only for sum and placebo)")
+        if adjustment.kind not in get_args(AdjustmentKind):
+            problems.append(f"adjustment={adjustment.kind} (none or tag_offset)")
+        if adjustment.kind != "none" and loss is not None:
+            problems.append(f"loss={type(loss).__name__} with adjustment={adjustment.kind}, which is a loss of its own")
         if global_cams and pooling.kind != "c2am":
             problems.append(f"global_cams with pooling={pooling.kind} (only for c2am)")
         if problems:
@@ -133,6 +143,9 @@ class CONTAClassifier(TrainedModule):
         freeze_stages(network.backbone, frozen_stages)
         super().__init__(network, label_space, **kwargs)
         self.loss = loss or nn.MultiLabelSoftMarginLoss()
+        if adjustment.kind == "tag_offset":
+            settings = (adjustment.signed, adjustment.offset_of, adjustment.cap, adjustment.ridge)
+            self.loss = CompanyOffsetLoss(len(self.classes), *settings)
         self.batch_norm = batch_norm
         self.train()  # the trainer leaves each part in the mode in which it finds it
         self.context_kind, self.pooling, self.cam = context.kind, pooling, cam
@@ -146,6 +159,7 @@ class CONTAClassifier(TrainedModule):
             "context.size": [int(side) for side in context.size],
             "context.scale": context.scale,
             "pooling": "c2am" if pooling.kind == "c2am" else "mean",
+            "adjustment": adjustment.kind,
         }
         self.confounders, self.global_cams, self.init_from = confounders, global_cams, init_from
         self.pairs = checked_pairs(pairs or (), label_space.classes)
@@ -186,6 +200,8 @@ class CONTAClassifier(TrainedModule):
             self.network.global_cams.copy_(maps)
             if absent:
                 self.notice(f"no image of {self.global_cams} has a map of {listed(absent)}: c2am does not teach it")
+        if isinstance(self.loss, CompanyOffsetLoss):
+            self.loss.fit(data_of(self._trainer).train_tags())
         if self.init_from is not None:
             own = self.make_card()
             expected = {key: own[key] for key in ("method", "classes", "mean", "std")}
@@ -351,11 +367,21 @@ class CONTAClassifier(TrainedModule):
         sizes = [(original.shape[-2], original.shape[-1]) for original in batch["original"]]
         return [classes_at(scores[i : i + 1], size)[0] for i, size in enumerate(sizes)]
 
+    def about(self) -> dict[str, float]:
+        """What a round's report says of the classifier besides its scores: `company/TAG/CLASS` of a tag offset."""
+        if not isinstance(self.loss, CompanyOffsetLoss):
+            return {}
+        explained = self.loss.explained(self.classes)
+        return {f"company/{tag}/{name}": value for tag, own in explained.items() for name, value in own.items()}
+
     # Checkpoints
 
     def make_card(self) -> dict[str, Any]:
-        """Also the settings that a checkpoint's weights depend on."""
-        return {**super().make_card(), "trained": list(_TRAINED), "classifier": self.settings}
+        """Also the settings that a checkpoint's weights depend on, and which class's company explains which tag."""
+        made = {**super().make_card(), "trained": list(_TRAINED), "classifier": self.settings}
+        if isinstance(self.loss, CompanyOffsetLoss):
+            made["company"] = {"ridge": float(self.loss.used_ridge), "explains": self.loss.explained(self.classes)}
+        return made
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another method, of other classes, or of other settings of the network.
@@ -364,7 +390,7 @@ class CONTAClassifier(TrainedModule):
             ValueError: it does not fit; the message says how.
         """
         super().on_load_checkpoint(checkpoint)
-        found = checkpoint[card.KEY].get("classifier", {})
+        found = {"adjustment": "none", **checkpoint[card.KEY].get("classifier", {})}
         wrong = [key for key, value in self.settings.items() if found.get(key) != value]
         if wrong:
             differences = ", ".join(f"{key} {found.get(key)}, not {self.settings[key]}" for key in wrong)

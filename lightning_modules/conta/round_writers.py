@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,7 +47,8 @@ class CAMWriter(ArtefactWriter):
     """`cams/` and `relation_labels/`: the maps, and the seeds that two thresholds and a CRF make of them.
 
     The CRF runs in worker processes while the next batches are predicted. Scores: `cam_miou` at the best
-    `cam_threshold`, `cam_iou/CLASS`; `relation_precision`, `relation_coverage` and the others of `RelationLabelScores`.
+    `cam_threshold`, `cam_iou/CLASS`; `relation_precision`, `relation_coverage` and the others of `RelationLabelScores`;
+    with a tag offset `company/TAG/CLASS`, by how much a class's company explains a tag.
 
     An image without tags, or whose every map is empty, is background in its relation labels, as in the published code;
     both are noticed by name.
@@ -83,6 +84,7 @@ class CAMWriter(ArtefactWriter):
         self.metrics = {"cam": CAMThresholds(classes, ignored), "relation": RelationLabelScores(classes, ignored)}
         self._stack = ExitStack()
         self._under_way: deque[_Seeds] = deque()
+        self._about: Callable[[], dict[str, float]] = dict
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the folders, and starts the CRF's processes.
@@ -90,6 +92,7 @@ class CAMWriter(ArtefactWriter):
         Raises:
             ValueError: no package for the CRF; nothing is made then.
         """
+        self._about = getattr(pl_module, "about", dict)
         pool = CRFPool(self.crf, workers_here(self.workers, trainer.num_devices))
         self._stack, self._under_way = ExitStack(), deque()
         super().on_predict_start(trainer, pl_module)
@@ -131,8 +134,8 @@ class CAMWriter(ArtefactWriter):
         super().on_exception(trainer, pl_module, exception)
 
     def measured(self, has_truth: bool) -> dict[str, float]:
-        """The scores, and the faults of the maps at their best threshold."""
-        scores = super().measured(has_truth)
+        """The scores, the faults of the maps at their best threshold, and what the classifier says of itself."""
+        scores = super().measured(has_truth) | self._about()
         if has_truth:
             confusion = self.metrics["cam"].compute()["confusion"]
             faults = fault_scores(confusion, self.label_space.classes, self.pairs)

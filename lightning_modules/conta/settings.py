@@ -1,4 +1,4 @@
-"""The settings of CONTA's classifier, as groups that a configuration names: context, pooling and activation maps."""
+"""The settings of CONTA's classifier, as groups that a configuration names: adjustment, context, pooling, maps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from structseg.lightning_modules.networks.context import ContextQuery
+from structseg.losses.company_offset import OffsetOf
 
+AdjustmentKind = Literal["none", "tag_offset"]
 ContextKind = Literal["none", "sum", "constant", "placebo"]
 PoolingKind = Literal["mean", "masks", "c2am"]
 
@@ -29,6 +31,25 @@ class ContextSettings:
     query: ContextQuery = "foreground"
     size: tuple[int, int] = (32, 32)
     scale: bool = True
+
+
+@dataclass(frozen=True)
+class AdjustmentSettings:
+    """What the training's loss knows of an image's other tags; `adjustment: tag_offset` is short for the kind alone.
+
+    Args:
+        kind: `none`, or `tag_offset`: `CompanyOffsetLoss`, in training only, fitted to the tags of the training images.
+        signed: of its coefficients, see there.
+        offset_of: whose offset an image gets: `own`, or that of `another`, the placebo.
+        cap: of an offset, see there.
+        ridge: of the regression; None: by the cross-validated likelihood of the tags.
+    """
+
+    kind: AdjustmentKind
+    signed: bool = False
+    offset_of: OffsetOf = "own"
+    cap: float = 4.0
+    ridge: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ stages:                       # each is an ordinary fit with further settings
   last: {inputs: [masks]}     # what earlier stages made, as the option of `INPUTS` that takes it
 table: [miou, iou/face]       # what is compared at the end
 
-With `rounds: N` the stages are run N times more, once for each of the `arms`, which add settings:
+With `rounds: N` the stages are run N times more, once for each of the `arms`, which add settings; with `rounds: 0` the
+arms that take nothing of a round before differ from round 0 on:
 
 arms:                         # `inputs` that no earlier stage of a round makes are those of the round before
   none: {}
@@ -129,13 +130,16 @@ def _stage(tree: Mapping[str, Any], name: str, content: dict[str, Any] | None) -
 
 
 def _arms(tree: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, ...]]]:
-    return {
+    arms = {
         arm: {
             name: tuple(_args(content or {}, _places_before(name, tree["stages"])))
             for name, content in (more or {}).items()
         }
         for arm, more in (tree.get("arms") or {"": {}}).items()
     }
+    if tree["rounds"]:
+        return arms
+    return {arm: more for arm, more in arms.items() if f"{{{BEFORE}" not in str(more)} or {"": {}}
 
 
 def _args(content: Mapping[str, Any], before: Collection[str]) -> list[str]:

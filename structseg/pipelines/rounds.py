@@ -22,7 +22,6 @@ from structseg.tables import TextTable
 if TYPE_CHECKING:
     from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 
-_CLASSIFIER = Path("round_0", "classifier")  # its configuration names the images
 # The columns that predictions fill: title, key of the score, digits.
 _BEFORE_TEST = (
     ("cam\nmIoU", "cam_miou", 4),
@@ -110,7 +109,7 @@ def find_rounds(folder: Path, only: Sequence[str] | None = None) -> list[Path]:
     keys = {path: round_and_arm(path.name) for path in folder.iterdir() if path.is_dir()}
     order = {path: (key[0] > 0, key[1], key[0]) for path, key in keys.items() if key}
     found = {path.name: path for path in sorted(order, key=lambda path: order[path])}
-    if "round_0" not in found:
+    if not any(name.startswith("round_0") for name in found):
         near = next((path.parent for path in sorted(folder.glob("*/round_0"))), "runs/PIPELINE/SEED")
         raise ValueError(f"{folder} is not a run of a pipeline with rounds: it has no round_0; give {near}")
     for name in only or ():
@@ -135,12 +134,11 @@ def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDat
     from structseg.command.run_folder import CONFIG_NAME
     from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 
-    record = read_record(folder / _CLASSIFIER)
-    paths = _by_age((folder / _CLASSIFIER).glob(f"{record.run if record else '*'}/{CONFIG_NAME}"))
+    first = next(iter(sorted(folder.glob("round_0*/classifier"))), folder / "round_0" / "classifier")
+    record = read_record(first)
+    paths = _by_age(first.glob(f"{record.run if record else '*'}/{CONFIG_NAME}"))
     if not paths:
-        raise FileNotFoundError(
-            f"no RUN_ID/{CONFIG_NAME} in {folder / _CLASSIFIER}, whose configuration names the images"
-        )
+        raise FileNotFoundError(f"no RUN_ID/{CONFIG_NAME} in {first}, whose configuration names the images")
     config = yaml.safe_load(paths[-1].read_text())
     if root is not None:
         if "root" not in config["data"]["init_args"]:

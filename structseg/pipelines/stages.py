@@ -132,6 +132,8 @@ def unroll(
 ) -> dict[str, tuple[Stage, ...]]:
     """The stages of `round_0`, which all arms share, and of `round_1` to `round_ROUNDS` of each arm.
 
+    With 0 rounds, arms that have names differ from round 0 on: `round_0_ARM`.
+
     Args:
         stages: of one round.
         rounds: how many follow on round 0.
@@ -140,10 +142,13 @@ def unroll(
     Returns:
         By folder: `round_0`, `round_1_ARM`, ...; each stage is named `FOLDER/STAGE`.
     """
+    of_arms = {arm: [replace(s, args=_with(s, stages, more)) for s in stages.values()] for arm, more in arms.items()}
+    if not rounds and set(arms) != {""}:
+        folders = {f"round_0_{arm}": own for arm, own in of_arms.items()}
+        return {folder: tuple(_in_round(stage, folder, "", 0) for stage in own) for folder, own in folders.items()}
     found = {"round_0": tuple(_in_round(stage, "round_0", "", 0) for stage in stages.values())}
-    for arm, more in arms.items():
+    for arm, own in of_arms.items():
         before = "round_0"
-        own = [replace(stage, args=_with(stage, stages, more)) for stage in stages.values()]
         for number in range(1, rounds + 1):
             folder = f"round_{number}_{arm}" if arm else f"round_{number}"
             found[folder] = tuple(_in_round(stage, folder, before, number) for stage in own)

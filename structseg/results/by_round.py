@@ -80,6 +80,8 @@ def round_0_mismatch(measured: Sequence[tuple[Row, Result]]) -> str:
     firsts: dict[tuple[str, int], Result] = {}
     sentences = []
     for row, result in measured:
+        if (row.stage or "").startswith(f"{ROUND}_0_"):
+            continue  # the arms differ from round 0 on
         first = firsts.setdefault((row.source, result.seed), result)
         start, other = _start(first), _start(result)
         if any(start[key] != other[key] for key in start.keys() & other.keys()):

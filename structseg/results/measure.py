@@ -146,7 +146,8 @@ def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_di
     session = Session(load_pipeline(row.path), seed, Path(runs_dir), more, row.stage)
     records = session.run(tests=bool(session.pipeline.rounds), anew=True)
     rounds, scored = _rounds(session, records)
-    best = session.checkpoint(str(row.stage))
+    stage = session.pipeline.stages[str(row.stage)]
+    best = session.checkpoint(stage.predicts or stage.name)  # of a prediction, the checkpoint that made it is tested
     card, config = read_card(best), yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())
     images: Any = make_datamodule(config).dataset("train")
     return Trained(

@@ -1,9 +1,11 @@
 """The regression of each tag on the others: against counted frequencies, extremes, wrong tags."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
-from structseg.losses import tag_regression
+from structseg.losses import cross_validated_ridge, tag_regression
 
 # 100 images: horse and person together 30, horse alone 10, person alone 20, neither 40.
 TABLE = torch.tensor([[1.0, 1.0]] * 30 + [[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 20 + [[0.0, 0.0]] * 40)
@@ -33,6 +35,46 @@ def test_tags_that_determine_each_other_and_one_that_never_comes_stay_finite():
     assert ((EVERY_THREE @ coefficients + bias).sigmoid()[:, 2] < 0.01).all()
     weaker, _ = tag_regression(always, ridge=1.0)
     assert 0 < weaker[0, 1] < coefficients[0, 1]
+
+
+def _drawn(images, company, seed=0):
+    """Four tags: the second follows the first with probability `company`, the third shuns it, the last is alone."""
+    random = np.random.default_rng(seed)
+    first, last = random.random((2, images)) < 0.5
+    second = np.where(random.random(images) < company, first, random.random(images) < 0.5)
+    third = ~first & (random.random(images) < 0.5)
+    return torch.from_numpy(np.stack([first, second, third, last], 1)).float()
+
+
+def test_against_scikit_learn():
+    tags, ridge = _drawn(200, 0.8), 0.01
+    coefficients, bias = tag_regression(tags, ridge)
+    for k in range(4):
+        rest = [j for j in range(4) if j != k]
+        model = LogisticRegression(C=1 / (2 * ridge * len(tags)), tol=1e-10, max_iter=1000)
+        model.fit(tags[:, rest].numpy(), tags[:, k].numpy())
+        np.testing.assert_allclose(coefficients[rest, k], model.coef_[0], atol=1e-3)
+        np.testing.assert_allclose(bias[k], model.intercept_[0], atol=1e-3)
+
+
+def test_coefficients_of_0_or_more_are_those_of_the_company_that_speaks_for_a_tag():
+    tags, ridge = _drawn(200, 0.8), 0.01
+    signed, _ = tag_regression(tags, ridge)
+    coefficients, _ = tag_regression(tags, ridge, signed=False)
+    assert (signed < -0.1).any()
+    assert (coefficients >= 0).all()
+    assert coefficients[0, 2] == coefficients[2, 0] == 0
+    assert coefficients[3, 0] == 0
+    alone = LogisticRegression(C=1 / (2 * ridge * len(tags)), tol=1e-10, max_iter=1000)
+    alone.fit(tags[:, [1]].numpy(), tags[:, 0].numpy())  # what the others say is held at 0
+    np.testing.assert_allclose(coefficients[1, 0], alone.coef_[0, 0], atol=1e-3)
+
+
+def test_the_ridge_follows_what_the_tags_tell():
+    strong, nothing = cross_validated_ridge(_drawn(300, 0.95)), cross_validated_ridge(EVERY_THREE.repeat(20, 1))
+    assert strong < 0.01
+    assert nothing == 1
+    assert cross_validated_ridge(_drawn(300, 0.95)) == strong
 
 
 def test_wrong_tags_and_ridge():

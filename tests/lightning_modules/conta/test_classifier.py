@@ -17,7 +17,7 @@ from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.checkpoints.from_card import module_from_card
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
 from structseg.lightning_modules.conta.classifier import CONTAClassifier
-from structseg.lightning_modules.conta.settings import CAMSettings, ContextSettings, PoolingSettings
+from structseg.lightning_modules.conta.settings import AdjustmentSettings, CAMSettings, ContextSettings, PoolingSettings
 from structseg.lightning_modules.metrics.tag_scores import TagScores
 from structseg.lightning_modules.networks.context import seen_through
 from structseg.lightning_modules.networks.mask_pooling import mask_pooled
@@ -45,6 +45,11 @@ def _made(context="none", **options):
     return CONTAClassifier(SPACE, context=context, **{**given, **options})
 
 
+def _class(**options):
+    given = {"backbone": "test_resnet", "weights": "random", "cam": {"scales": [1.0, 0.5]}}
+    return {"class_path": f"{CONTAClassifier.__module__}.CONTAClassifier", "init_args": {**given, **options}}
+
+
 def _batch(count=2, context=False, **more):
     generator = torch.Generator().manual_seed(3)
     batch = {
@@ -62,6 +67,9 @@ class _Data(LightningDataModule):
     def __init__(self, batch, context_of="own", queries=None):
         super().__init__()
         self.batch, self.context_of, self.queries, self.batch_size = batch, context_of, queries, 2
+
+    def train_tags(self):
+        return torch.tensor([[1.0, 1.0, 0.0]] * 6 + [[0.0, 0.0, 1.0]] * 3 + [[0.0, 0.0, 0.0]])
 
     def _loader(self):
         return DataLoader([self.batch], batch_size=None)
@@ -88,6 +96,36 @@ def test_the_loss_is_the_multi_label_soft_margin():
     expected = -(tags * torch.log(logits.sigmoid()) + (1 - tags) * torch.log(1 - logits.sigmoid())).mean()
     module.log = lambda *args, **kwargs: None
     torch.testing.assert_close(module.training_step(batch, 0)["loss"].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["own", "another"])
+def test_a_tag_offset_is_for_the_training_alone_and_travels_in_the_checkpoint(of, tmp_path):
+    adjustment = AdjustmentSettings("tag_offset", offset_of=of, ridge=0.01)
+    module, batch = _made(adjustment=adjustment), _batch()
+    path = _saved(module, tmp_path, _Data(batch))
+    card = read_card(path)
+    assert card["company"]["ridge"] == pytest.approx(0.01)
+    assert card["company"]["explains"]["cat"] == {"dog": pytest.approx(float(module.loss.coefficients[1, 0]), abs=1e-4)}
+    assert card["company"]["explains"]["cow"] == {}
+    assert module.about()["company/cat/dog"] == card["company"]["explains"]["cat"]["dog"]
+    again = module_from_card(CONTAClassifier, {**card, "config": {"model": _class(adjustment=vars(adjustment))}}, SPACE)
+    again.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    assert torch.equal(again.loss.coefficients, module.loss.coefficients)
+    again.eval()
+    plain = _made().eval()
+    plain.load_state_dict({key: value for key, value in again.state_dict().items() if not key.startswith("loss.")})
+    for one, other in zip(again.predict_step(batch, 0)["cams"], plain.predict_step(batch, 0)["cams"], strict=True):
+        assert torch.equal(one, other)
+    again.log = lambda *args, **kwargs: None
+    logits = plain(batch["image"]).detach()
+    soft = torch.nn.functional.multilabel_soft_margin_loss
+    assert torch.equal(again.validation_step(batch, 0)["loss"], soft(logits, batch["tags"]))
+    offsets = again.loss.offsets(batch["tags"])[[0, 1] if of == "own" else [1, 0]]
+    torch.testing.assert_close(again.training_step(batch, 0)["loss"], soft(logits + offsets, batch["tags"]))
+    with pytest.raises(ValueError, match=r"has adjustment tag_offset, not none; set --model\.adjustment"):
+        _made().on_load_checkpoint({"structseg": card})
+    card["classifier"].pop("adjustment")
+    _made().on_load_checkpoint({"structseg": card})  # from before there was one
 
 
 def test_tag_scores_by_hand():
@@ -312,6 +350,9 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         ({"context": ContextSettings("sum", position=7)}, "context_position is 7"),
         ({"batch_norm": "off"}, "batch_norm=off .train or frozen"),
         ({"frozen_stages": 6}, "frozen_stages=6 .0 to 5"),
+        ({"adjustment": "offset"}, "adjustment=offset .none or tag_offset"),
+        ({"adjustment": AdjustmentSettings("tag_offset", cap=0)}, "cap=0 .above 0"),
+        ({"adjustment": "tag_offset", "loss": torch.nn.BCEWithLogitsLoss()}, "loss=BCE.* with adjustment=tag_offset"),
     ],
 )
 def test_wrong_settings(given, message):

@@ -83,6 +83,20 @@ class TestFile:
         with pytest.raises(ValueError, match="it has no arms"):
             load_pipeline(write(tmp_path, arms=None)).of_arm("sum")
 
+    def test_with_rounds_0_the_arms_that_take_nothing_of_a_round_before_are_rounds_0(self, tmp_path):
+        arms = {
+            "plain": {},
+            "x": {"classifier": {"data": {"x": 2}}},
+            "sum": {"classifier": {"model": {"x": "{before.masks}"}}},
+        }
+        found = load_pipeline(write(tmp_path, arms=arms, rounds=0))
+        assert list(found.rounds) == ["round_0_plain", "round_0_x"]
+        assert found.stages["round_0_x/cams"].predicts == "round_0_x/classifier"
+        assert found.stages["round_0_x/classifier"].args == ("--model", "C", "--data.x", "2")
+        assert [stage.name for stage in found.needed("round_0_x/cams")] == ["round_0_x/classifier", "round_0_x/cams"]
+        assert list(found.of_arm("x").rounds) == ["round_0_x"]
+        assert list(load_pipeline(write(tmp_path, arms={"sum": arms["sum"]}, rounds=0)).rounds) == ["round_0"]
+
     def test_arguments_of_every_stage(self, tmp_path):
         stages = load_pipeline(write(tmp_path, data={"seed": 1})).stages
         assert {stage.args[:2] for stage in stages.values()} == {("--data.seed", "1")}
