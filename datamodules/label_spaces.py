@@ -156,6 +156,15 @@ HELEN = LabelSpace(
 # The order of the STN-iCNN paper's coarse network: HELEN without skin and hair.
 _STN = ("background", *_HELEN[2:10])
 STN = LabelSpace("stn", _STN, ((0, 0, 0), *_PART_COLOURS), _pairs(_STN, *_SIDES), _groups(_STN, **_PARTS))
+# The windows of STN-iCNN, in their order, and the classes of `STN` that each one holds.
+FACE_PARTS = {
+    "left_brow": (1,),
+    "right_brow": (2,),
+    "left_eye": (3,),
+    "right_eye": (4,),
+    "nose": (5,),
+    "mouth": (6, 7, 8),
+}
 
 PARTS = LabelSpace("parts", ("background", "face", "hair"), ((0, 0, 255), (0, 255, 0), (255, 0, 0)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def require_finite(logits: Tensor, batch: dict[str, Any]) -> Tensor:
+def require_finite(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """The logits of a batch in evaluation, each pixel of which has a largest one.
 
     Args:

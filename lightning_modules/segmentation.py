@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import Split, StepOutput, TrainedModule
-from structseg.lightning_modules.logits import classes_at, require_finite, resize_logits
+from structseg.lightning_modules.inference import Inference
+from structseg.lightning_modules.logits import resize_logits
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 from structseg.losses.cross_entropy import CrossEntropyLoss
 
 
-class SegmentationModule(TrainedModule):
+class SegmentationModule(Inference, TrainedModule):
     """A network that labels pixels, trained with a loss, scored by one confusion matrix over each data set.
 
     Args:
@@ -30,8 +29,6 @@ class SegmentationModule(TrainedModule):
 
     scores_class: type[SegmentationMetrics] = SegmentationMetrics  # a child may ask for one that counts more
 
-    mirrored_classes: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -43,15 +40,13 @@ class SegmentationModule(TrainedModule):
     ) -> None:
         super().__init__(network, label_space, **kwargs)
         self.loss = CrossEntropyLoss.like(loss) if type(loss) is nn.CrossEntropyLoss else loss
-        self.flip_test = flip_test
+        self.set_flip(flip_test)
         ignored = getattr(loss, "ignore_index", label_space.ignore_index)
         if ignored != label_space.ignore_index:
             raise ValueError(
                 f"{type(loss).__name__} ignores {ignored}, the labels' unlabelled pixels are "
                 f"{label_space.ignore_index}; set --model.loss.ignore_index {label_space.ignore_index}"
             )
-        mirrored = label_space.flip_lookup()[: len(label_space)]
-        self.register_buffer("mirrored_classes", mirrored, persistent=False)
         self.val_scores, self.test_scores = self._scores(), self._scores()
         self.subset_scores = nn.ModuleDict()
         self._subsets: dict[str, frozenset[str]] = {}
@@ -73,27 +68,6 @@ class SegmentationModule(TrainedModule):
                 f"{type(self.loss).__name__} sees the batch of each of {self.trainer.world_size} processes by itself: "
                 "where it divides by what a batch holds, or is no mean over images, one process learns another thing"
             )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""
-        logits: Tensor = self.network(self.normalized(image))
-        return logits
-
-    def evaluate(self, image: Tensor) -> Tensor:
-        """As `forward`, in float32; with `flip_test`, log-probabilities of the image and its mirror image, averaged."""
-        logits: Tensor = self(image).float()
-        if not self.flip_test:
-            return logits
-        mirrored = self(image.flip(-1)).float().flip(-1)[:, self.mirrored_classes]
-        return torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
-
-    def evaluated(self, batch: dict[str, Any]) -> Tensor:
-        """`evaluate` of a batch's images.
-
-        Raises:
-            ValueError: logits are nan or infinite, which would pass for a class; the message names the images.
-        """
-        return require_finite(self.evaluate(batch["image"]), batch)
 
     def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         loss: Tensor = self.loss(logits, batch["mask"])
@@ -122,11 +96,14 @@ class SegmentationModule(TrainedModule):
                     self.subset_scores[subset].update(prediction[inside], mask[inside])  # type: ignore[operator]
         return {"loss": loss, "prediction": prediction}
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+    def on_predict_start(self) -> None:
+        """Refuses to predict as the method is set."""
+        self.check_prediction()
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
-        logits = self.evaluated(batch)
         sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]
-        return [classes_at(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+        return [one.classes() for one in self.label(batch, sizes)]
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss` and every score as `val/...`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from structseg.datamodules.label_spaces import LabelSpace
 
@@ -50,7 +51,12 @@ def describe_space(space: LabelSpace) -> dict[str, Any]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a checkpoint file, with `epoch`, the last one that it has seen; nothing in the file is run.
+    """The card of a checkpoint file, with `epoch`, the last one that it has seen; raises as `read_checkpoint`."""
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The card of a checkpoint file, as `read_card` gives it, and its weights; nothing in the file is run.
 
     Raises:
         FileNotFoundError: no such file.
@@ -75,7 +81,7 @@ def read_card(path: Path) -> dict[str, Any]:
         fault = fault or f"epoch {epoch!r}, or weights that are not tensors"
     if fault:
         raise ValueError(f"{path} has a damaged card ({' '.join(fault.split())[:200]}); use another checkpoint")
-    return {**card, "epoch": epoch}
+    return {**card, "epoch": epoch}, state
 
 
 def _refuse_bombs(path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -18,8 +17,8 @@ from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.base import NO_TRUTH, Split, StepOutput
 from structseg.lightning_modules.conta.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
-from structseg.lightning_modules.drawing.label_sheets import as_pixels
-from structseg.lightning_modules.logits import classes_at, resize_logits
+from structseg.lightning_modules.conta.inference import CONTAInference
+from structseg.lightning_modules.logits import resize_logits
 from structseg.lightning_modules.metrics.faults import FaultMetrics, checked_pairs
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 from structseg.lightning_modules.networks.deeplab_v2 import RESNET101, SCALES, DeepLabV2, MultiScale
@@ -29,10 +28,8 @@ from structseg.losses.multi_scale import MultiScaleCrossEntropy
 QUERY_SIZE = (32, 32)  # (h, w) of the class probabilities that the next round's classifier is given
 AVERAGED_STEPS = 20
 
-_NEGLIGIBLE = 1e-3  # probability below which, at every pixel, a class is left out of the CRF
 
-
-class CONTASegmenter(SegmentationModule):
+class CONTASegmenter(CONTAInference, SegmentationModule):
     """DeepLab-v2 on masks: pseudo-masks or true ones, as `--data.masks` says.
 
     The loss is the sum of the cross-entropies at full size, at each of `scales` and of their maximum, each on labels at
@@ -43,8 +40,7 @@ class CONTASegmenter(SegmentationModule):
     A test with `crf` scores the masks after the CRF as `test/...` and, from the same pass, those before it as
     `test/without_crf/...`; `test/crf` is 1 then, else 0. Validation is always before it.
 
-    Prediction of photographs gives class maps at their own sizes. Prediction of a split gives what the next round
-    starts from, `masks` and `queries`.
+    Prediction of a split gives what the next round starts from, `masks` and `queries`.
 
     Sources: Chen et al., "DeepLab", TPAMI 2018; Zhang et al., "Causal Intervention for Weakly-Supervised Semantic
     Segmentation", NeurIPS 2020, with the settings of deeplab-pytorch.
@@ -99,14 +95,12 @@ class CONTASegmenter(SegmentationModule):
             raise ValueError(f"confounders_from is {confounders_from!r}; expected masks or pseudo_masks")
         if any(not 0 < scale < 1 for scale in scales):
             raise ValueError(f"scales are {tuple(scales)}; each is above 0 and below 1, or none is given: []")
-        if not test_scales or min(test_scales) <= 0:
-            raise ValueError(f"test_scales are {tuple(test_scales)}; give one factor or more, each above 0")
         self.pairs = checked_pairs(pairs or (), label_space.classes)  # the parent makes the scores
         network = MultiScale(DeepLabV2(len(label_space), backbone, weights, output_stride), tuple(scales))
         loss = MultiScaleCrossEntropy(label_space.ignore_index)
         super().__init__(network, loss, label_space, **kwargs)
         self.batch_norm = batch_norm
-        self.test_scales = tuple(test_scales)
+        self.set_scales(test_scales)
         self.crf, self.crf_workers, self.use_tags = crf, crf_workers, use_tags
         self.confounders_from = confounders_from
         self.scores_without_crf = self._scores()
@@ -116,7 +110,6 @@ class CONTASegmenter(SegmentationModule):
         self.train()  # the trainer leaves each part in the mode in which it finds it
         self._resumed = False  # whether the weights are a checkpoint's
         self._foreground = False  # whether a prediction has found any
-        self._photographs = 0  # that were predicted
         self._losses: list[Tensor] = []  # of the batches since the last optimiser step
         self._last_losses: deque[Tensor] = deque(maxlen=AVERAGED_STEPS)
         self._open = ExitStack()
@@ -195,24 +188,6 @@ class CONTASegmenter(SegmentationModule):
 
     # Evaluation
 
-    def evaluate(self, image: Tensor) -> Tensor:
-        """Logits; with several scales or flips log-probabilities (N, K, H, W) at the image's size, averaged."""
-        if self.test_scales == (1.0,) and not self.flip_test:
-            return super().evaluate(image)
-        height, width = image.shape[-2:]
-        found: Tensor | None = None
-        for scale in self.test_scales:
-            size = (max(1, round(scale * height)), max(1, round(scale * width)))
-            scaled = resize_logits(image, size)
-            for mirrored in (False, True) if self.flip_test else (False,):
-                seen = self(scaled.flip(-1) if mirrored else scaled).float()
-                logs = resize_logits(seen, (height, width)).log_softmax(1)
-                if mirrored:
-                    logs = logs.flip(-1)[:, self.mirrored_classes]
-                found = logs if found is None else torch.logaddexp(found, logs)
-        assert found is not None
-        return found - math.log(len(self.test_scales) * (1 + self.flip_test))
-
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if "mask" not in batch:
             remedy = "set --data.masks to the folder of pseudo_masks, or to truth" if split == "train" else NO_TRUTH
@@ -224,7 +199,7 @@ class CONTASegmenter(SegmentationModule):
         logits = resize_logits(self.evaluated(batch), size)
         self.scores_without_crf.update(logits.argmax(1), mask)
         images = resize_logits(batch["image"], size)
-        prediction = torch.stack([one.argmax(0) for one in self._refined(images, list(logits.softmax(1)))])
+        prediction = torch.stack([one.argmax(0) for one in self.refined(images, list(logits.softmax(1)))])
         return self._count(split, self._loss(logits, batch), prediction, batch)
 
     def on_test_start(self) -> None:
@@ -261,34 +236,24 @@ class CONTASegmenter(SegmentationModule):
 
     def on_predict_start(self) -> None:
         """Starts from nothing."""
-        self._foreground, self._photographs = False, 0
+        self._foreground = False
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """The classes of photographs, or what the next round starts from.
+        """What the next round starts from.
 
         Returns:
-            With `original` in the batch: an (h, w) uint8 class map at each photograph's size. Without: `masks`, (H, W)
-            uint8 at the size that is evaluated, and `queries`, (K, 32, 32) float32 class probabilities, area averages.
-            Both are after the CRF where there is one.
+            `masks`, (H, W) uint8 at the size that is evaluated, and `queries`, (K, 32, 32) float32 class probabilities,
+            area averages. Both are after the CRF where there is one.
         """
-        logits = self.evaluated(batch)
         if "original" in batch:
-            originals: Sequence[Tensor] = batch["original"]
-            sizes = [(image.shape[-2], image.shape[-1]) for image in originals]
-            if self.crf:
-                each = [resize_logits(one[None], size)[0].softmax(0) for one, size in zip(logits, sizes, strict=True)]
-                shown = [one.argmax(0).to(torch.uint8) for one in self._refined(originals, each)]
-            else:
-                shown = [classes_at(one[None], size)[0] for one, size in zip(logits, sizes, strict=True)]
-            self._photographs += len(shown)
-            self._foreground = self._foreground or any(bool(one.any()) for one in shown)
-            return shown
+            return super().predict_step(batch, batch_idx)
+        logits = self.evaluated(batch)
         height, width = batch.get("mask", batch["image"]).shape[-2:]
         allowed = self._allowed(batch)
         logits = resize_logits(logits, (height, width))
         each = [one[classes].softmax(0) for one, classes in zip(logits, allowed, strict=True)]
         if self.crf:
-            each = self._refined(resize_logits(batch["image"], (height, width)), each)
+            each = self.refined(resize_logits(batch["image"], (height, width)), each)
         whole = torch.zeros_like(logits)
         for one, classes, probabilities in zip(whole, allowed, each, strict=True):
             one[classes] = probabilities
@@ -307,33 +272,16 @@ class CONTASegmenter(SegmentationModule):
     def on_predict_epoch_end(self) -> None:
         """Says where nothing but background was found."""
         strategy = self.trainer.strategy
-        single = self._photographs == 1 and self.trainer.world_size == 1  # it may well show none of the classes
-        if not strategy.reduce_boolean_decision(self._foreground, all=False) and not single:
-            what = "all photographs" if self._photographs else "the whole split"
-            self.notice(f"the prediction finds background alone in {what}; look at the training and its masks")
+        if not strategy.reduce_boolean_decision(self._foreground, all=False):
+            self.notice("the prediction finds background alone in the whole split; look at the training and its masks")
 
-    def _refined(self, images: Sequence[Tensor] | Tensor, probabilities: list[Tensor]) -> list[Tensor]:
-        """(k, H, W) probabilities, background first, after the CRF on images (3, H, W) in 0..1.
-
-        Its time goes with the number of classes: those that are nowhere likely are left out, and 0 in what it gives.
-        """
+    def crf_pool(self) -> CRFPool:
+        """That of this device, with its processes."""
         if self._crf_pool is None:
             devices = 1 if self._trainer is None else self._trainer.num_devices
             pool = CRFPool(DenseCRF.deeplab(), workers_here(self.crf_workers, devices))
             self._crf_pool = self._open.enter_context(pool)
-        kept, jobs = [], []
-        for image, one in zip(images, probabilities, strict=True):
-            likely = one.amax((1, 2)) >= _NEGLIGIBLE
-            likely[0] = True
-            kept.append(likely)
-            chances = one[likely].float()
-            jobs.append((as_pixels(image), (chances / chances.sum(0)).cpu().numpy()))
-        found = []
-        for likely, refined in zip(kept, self._crf_pool.probabilities(jobs), strict=True):
-            whole = torch.zeros(len(likely), *refined.shape[1:], device=self.device)
-            whole[likely] = torch.from_numpy(refined).to(self.device)
-            found.append(whole)
-        return found
+        return self._crf_pool
 
     def teardown(self, stage: str) -> None:
         """Ends the processes of the CRF."""

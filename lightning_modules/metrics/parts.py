@@ -6,16 +6,6 @@ from torch import Tensor
 
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 
-# The windows of STN-iCNN, in their order, and the classes of the label space `stn` that each one holds.
-FACE_PARTS = {
-    "left_brow": (1,),
-    "right_brow": (2,),
-    "left_eye": (3,),
-    "right_eye": (4,),
-    "nose": (5,),
-    "mouth": (6, 7, 8),
-}
-
 
 class PartMetrics(SegmentationMetrics):
     """`SegmentationMetrics` and `published_overall_f1`, the figure that the published training code prints.

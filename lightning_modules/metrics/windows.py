@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from structseg.lightning_modules.metrics.parts import FACE_PARTS
+from structseg.datamodules.label_spaces import FACE_PARTS
 from structseg.lightning_modules.networks.spatial_transformer import label_centers
 
 # Sums of distances are whole numbers of billionths of a pixel: the same in any batch order and number of processes.

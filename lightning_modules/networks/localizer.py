@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,6 +87,8 @@ class ResNetLocalizer(nn.Module):
     """
 
     def __init__(self, classes: int = 9, parts: int = 6, start: tuple[tuple[float, float], ...] = MEAN_FACE) -> None:
+        import timm  # takes seconds, and the nine layers do without
+
         super().__init__()
         self.network = timm.create_model("resnet18", in_chans=classes, num_classes=4 * parts, zero_init_last=False)
         self.classes, self.parts = classes, parts

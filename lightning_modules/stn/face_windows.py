@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from structseg.datamodules.label_spaces import STN
-from structseg.lightning_modules.metrics.parts import FACE_PARTS
+from structseg.datamodules.label_spaces import FACE_PARTS, STN
 from structseg.lightning_modules.networks.spatial_transformer import label_centers, part_centers
 
 # Network: the parts that go through it. The second goes through mirrored, and back.

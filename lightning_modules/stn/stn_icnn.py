@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,13 @@ from pytorch_lightning.cli import LRSchedulerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
-from structseg.datamodules.label_spaces import STN, LabelSpace
+from structseg.datamodules.label_spaces import FACE_PARTS, STN, LabelSpace
 from structseg.lightning_modules.base import Split, StepOutput
 from structseg.lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
 from structseg.lightning_modules.checkpoints.card import KEY as CARD
 from structseg.lightning_modules.checkpoints.warm_start import load_trained_parts
-from structseg.lightning_modules.logits import classes_at, require_finite
-from structseg.lightning_modules.metrics.parts import FACE_PARTS, PartMetrics
+from structseg.lightning_modules.logits import require_finite
+from structseg.lightning_modules.metrics.parts import PartMetrics
 from structseg.lightning_modules.metrics.windows import WindowError
 from structseg.lightning_modules.networks.icnn import ICNN
 from structseg.lightning_modules.networks.localizer import Localizer
@@ -35,17 +34,13 @@ from structseg.lightning_modules.networks.spatial_transformer import (
 )
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.lightning_modules.stn.face_windows import (
-    NETWORKS,
-    class_count,
-    paste_channels,
-    soft_centers,
     true_centers,
     window_labels,
     window_probabilities,
     with_background,
 )
+from structseg.lightning_modules.stn.inference import NEEDS, NETWORK_NAMES, Cropper, Stage, STNInference
 from structseg.lightning_modules.stn.padded_originals import (
-    Size,
     classes_at_mask_size,
     logits_at_mask_size,
     pad_labels,
@@ -56,17 +51,11 @@ from structseg.lightning_modules.stn.padded_originals import (
 from structseg.losses.ranks import ranks_of, total_over_ranks
 from structseg.losses.windows import pasted_loss, theta_loss
 
-Stage = Literal["coarse", "localizer", "parts", "end_to_end"]
-Cropper = Literal["stn", "baseline", "true"]
-
-NETWORK_NAMES = ("network", "localizer", "parts")  # of the state: coarse network, localizer, part networks
 _TRAINS: dict[str, tuple[str, ...]] = {"coarse": ("network",), "localizer": ("localizer",), "parts": ("parts",)}
 TRUE_WINDOWS = "true_windows"  # the scores at the true windows, beside those at the cropper's
-_MOST_ZOOM = math.log(2)  # the localizer's windows are half to twice as large
-_NEEDS: dict[str, tuple[str, ...]] = {"stn": ("network", "localizer"), "baseline": ("network",), "true": ()}
 
 
-class STNiCNN(SegmentationModule):
+class STNiCNN(STNInference, SegmentationModule):
     """Face parsing in two stages that a spatial transformer joins; one stage of its training a fit.
 
     The coarse network labels the image at `--data.size`; the localizer turns its soft mask into six windows; they are
@@ -150,14 +139,12 @@ class STNiCNN(SegmentationModule):
             problems.append("cropper=true with stage localizer (its own windows are scored: stn or baseline)")
         if problems:
             raise ValueError("model: " + ", ".join(problems))
-        self.localizer = localizer(len(label_space), len(FACE_PARTS))
-        self.parts = nn.ModuleDict({name: network(class_count(name)) for name in NETWORKS})
-        self.parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stage: Stage = stage
+        self.make_parts(network, localizer, len(label_space))
+        self.stage = stage
         self.init_from = [Path(path) for path in init_from or ()]
         self.window = (int(window[0]), int(window[1]))
         self.loss_on, self.theta_weight, self.train_on, self.zoom = loss_on, theta_weight, train_on, zoom
-        self.cropper: Cropper = cropper
+        self.cropper = cropper
         self.learning_rates = {
             name: lr for name, lr in learning_rates.items() if name in _TRAINS.get(stage, NETWORK_NAMES) and lr > 0
         }
@@ -165,11 +152,10 @@ class STNiCNN(SegmentationModule):
             raise ValueError(
                 f"stage {stage} has no learning rate above 0; set --model.lr_parts, or that of what it trains"
             )
-        self.sides: tuple[int, int] | None = None  # shortest and longest longer side of the training photographs
+        self.sides = None
         self._resumed = False  # whether the weights are a checkpoint's
-        self.trained: set[str] = set()  # names of the networks that some stage has trained
+        self.trained = set()
         self.register_buffer("window_labels", window_labels(), persistent=False)
-        self.paste_to = paste_channels()  # read as whole numbers: kept on the CPU
         self.val_windows, self.test_windows = WindowError(FACE_PARTS), WindowError(FACE_PARTS)
 
     # The networks, and which of them learn
@@ -199,19 +185,10 @@ class STNiCNN(SegmentationModule):
         self.trained |= load_trained_parts(networks, self.init_from, expected)
         needed = set(NETWORK_NAMES if self.stage == "end_to_end" else ())
         if self.stage == "localizer" or (self.stage == "parts" and self.train_on == "stn"):
-            needed |= set(_NEEDS["stn"])
+            needed |= set(NEEDS["stn"])
         if self.stage != "coarse":
-            needed |= set(_NEEDS[self.cropper])
-        self._require(needed - set(_TRAINS.get(self.stage, ())), f"stage {self.stage}", "--model.init_from")
-
-    def _require(self, needed: set[str], what: str, option: str) -> None:
-        missing = [name for name in NETWORK_NAMES if name in needed - self.trained]
-        if missing:
-            words = {"network": "coarse network", "localizer": "localizer", "parts": "part networks"}
-            raise ValueError(
-                f"{what} needs a trained {' and '.join(words[name] for name in missing)}; give {option} a checkpoint "
-                "of the stage that trains it"
-            )
+            needed |= set(NEEDS[self.cropper])
+        self.require_trained(needed - set(_TRAINS.get(self.stage, ())), f"stage {self.stage}", "--model.init_from")
 
     def train(self, mode: bool = True) -> STNiCNN:
         """Like `train()`, but what does not learn stays in evaluation mode, its batch statistics with it."""
@@ -254,46 +231,6 @@ class STNiCNN(SegmentationModule):
             )
         self._resumed, self.trained = True, set(card["trained"])
         self.sides = (card["sides"][0], card["sides"][1]) if card.get("sides") else None
-
-    # From an image to its windows
-
-    def _stn_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
-        """The localizer's windows from coarse logits, (N, 6, 2, 3) in a frame of `size` (equation 15).
-
-        It speaks of each image's own extent: centres in -1..1 over the outermost pixels, and the zoom, 1 where a
-        window's pixel is a pixel of the image.
-        """
-        with torch.autocast(coarse.device.type, enabled=False):  # bf16 would place windows by the pixel
-            found = self.localizer(coarse.float().softmax(1)).float()
-        centers = (found[..., :2] + 1) / 2 * (sizes.flip(1)[:, None] - 1)
-        theta = theta_from_centers(centers, self.window, size)
-        if not self.zoom:
-            return theta
-        zoom = found[..., 2:].clamp(-_MOST_ZOOM, _MOST_ZOOM).exp()
-        return torch.cat([theta[..., :2] * zoom[..., None], theta[..., 2:]], -1)
-
-    def _baseline_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
-        """The windows that `integer_crop` cuts around the coarse mask's soft centres."""
-        small = torch.tensor([coarse.shape[-1], coarse.shape[-2]], device=coarse.device)
-        centers = (soft_centers(coarse.softmax(1)) + 0.5) * sizes.flip(1)[:, None] / small - 0.5
-        even = torch.tensor([side % 2 == 0 for side in self.window[::-1]], device=coarse.device)
-        return theta_from_centers(centers.round() - even / 2, self.window, size)
-
-    def _found_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
-        """The windows of a cropper that needs no labels."""
-        find = self._baseline_theta if self.cropper == "baseline" else self._stn_theta
-        return find(coarse, sizes, size)
-
-    def _label(self, frame: Tensor, theta: Tensor) -> list[Tensor]:
-        """The logits of the six windows, (N, 2, h, w), and (N, 4, h, w) of the mouth."""
-        crops = (crop_parts(frame, theta, self.window) - self.mean) / self.std
-        logits: list[Tensor] = []
-        for name, members in NETWORKS.items():
-            sides = [crops[:, part].flip(-1) if at else crops[:, part] for at, part in enumerate(members)]
-            stacked = torch.cat(sides).to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
-            found = self.parts[name](stacked)
-            logits += [side.flip(-1) if at else side for at, side in enumerate(found.chunk(len(members)))]
-        return logits
 
     # Losses
 
@@ -345,11 +282,11 @@ class STNiCNN(SegmentationModule):
         absent = (~present).sum().float()
         self.log("train/absent_parts", absent, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
         if self.stage == "parts" and self.train_on == "true":
-            return self._parts_loss(self._label(frame, truth), labels, truth, present)
-        theta = self._stn_theta(self(batch["image"]), sizes, size_of(frame))
+            return self._parts_loss(self.label_windows(frame, truth), labels, truth, present)
+        theta = self.stn_theta(self(batch["image"]), sizes, size_of(frame))
         if self.stage == "localizer":
             return self._theta_loss(theta, truth, present, sizes, frame)
-        logits = self._label(frame, theta)
+        logits = self.label_windows(frame, theta)
         loss = (self._parts_loss if self.loss_on == "parts" else self._pasted_loss)(logits, labels, theta)
         if self.theta_weight:
             loss = loss + self.theta_weight * self._theta_loss(theta, truth, present, sizes, frame)
@@ -372,7 +309,7 @@ class STNiCNN(SegmentationModule):
             scores, loss = self._parse(batch, frame, truth, labels, present)
             return self._count(split, loss, logits_at_mask_size(scores, batch).argmax(1), batch)
         coarse = self.evaluated(batch)
-        theta = self._found_theta(coarse, sizes, size_of(frame))
+        theta = self.found_theta(coarse, sizes, size_of(frame))
         (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
         if self.stage == "localizer":
             loss = self._theta_loss(theta, truth, present, sizes, frame)
@@ -387,7 +324,7 @@ class STNiCNN(SegmentationModule):
         self, batch: dict[str, Any], frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The class scores (N, 9, H, W) of the frame, and the windows' loss; without those not `counted` (N, 6)."""
-        logits = [require_finite(one, batch) for one in self._label(frame, theta)]
+        logits = [require_finite(one, batch) for one in self.label_windows(frame, theta)]
         windows = window_probabilities(logits)
         if counted is not None:
             windows = windows * counted[..., None, None, None]
@@ -398,31 +335,15 @@ class STNiCNN(SegmentationModule):
         """Refuses to score what was never trained."""
         super().on_validation_start()
         if self.trainer.state.fn != "fit":  # that has looked when it began
-            self._require_all("validation")
+            self.require_all("validation")
 
     def on_test_start(self) -> None:
         """Refuses to score what was never trained; starts from nothing, with scores at the true windows beside."""
-        self._require_all("test")
+        self.require_all("test")
         super().on_test_start()
         self.test_windows.reset()
-        if self._parses and self.cropper != "true":
+        if self.parses and self.cropper != "true":
             self.subset_scores[TRUE_WINDOWS] = self._scores().to(self.device)
-
-    def on_predict_start(self) -> None:
-        """Refuses to predict with what was never trained, or with windows that only labels give."""
-        self._require_all("prediction")
-        if self._parses and self.cropper == "true":
-            raise ValueError("there are no true windows without labels; set --model.cropper stn or baseline")
-
-    @property
-    def _parses(self) -> bool:
-        """Whether this stage's masks come from windows."""
-        return self.stage in ("parts", "end_to_end")
-
-    def _require_all(self, what: str) -> None:
-        needed = {"network"} if self.stage == "coarse" else set(_NEEDS[self.cropper])
-        needed |= {"parts"} if self._parses else set()
-        self._require(needed, what, "--ckpt_path")
 
     def on_validation_epoch_end(self) -> None:
         """Logs every score, and those of the windows, as `val/...`."""
@@ -437,7 +358,7 @@ class STNiCNN(SegmentationModule):
     def _log_windows(self, prefix: str, windows: WindowError) -> None:
         if self.stage != "coarse" and self.cropper != "true":
             for key, value in windows.compute().items():
-                self.log(prefix + key, value.float(), prog_bar=key == "center_error" and not self._parses)
+                self.log(prefix + key, value.float(), prog_bar=key == "center_error" and not self.parses)
         windows.reset()
 
     def logged_keys(self) -> set[str]:
@@ -453,7 +374,7 @@ class STNiCNN(SegmentationModule):
     def configure_callbacks(self) -> list[Callback]:
         """Pictures of a test's first faces, step by step."""
         name = "windows_test" if self.cropper == "stn" else f"windows_test_{self.cropper}"
-        return [WindowPictures(name=name)] if self._parses else []
+        return [WindowPictures(name=name)] if self.parses else []
 
     @torch.no_grad()
     def views(self, batch: dict[str, Any]) -> list[WindowView]:
@@ -461,8 +382,8 @@ class STNiCNN(SegmentationModule):
         frame, sizes = pad_originals(batch, self.window)
         size = size_of(frame)
         coarse = self(batch["image"]).float()
-        theta = self._framed(batch)[3] if self.cropper == "true" else self._found_theta(coarse, sizes, size)
-        logits = self._label(frame, theta)
+        theta = self._framed(batch)[3] if self.cropper == "true" else self.found_theta(coarse, sizes, size)
+        logits = self.label_windows(frame, theta)
         mask = paste_labels(window_probabilities(logits), theta, size, self.paste_to)
         own = [F.pad(self.paste_to[part, 1:], (1, 0)).to(frame.device) for part in range(len(FACE_PARTS))]
         parts = torch.stack([classes[part.argmax(1)] for classes, part in zip(own, logits, strict=True)], 1)
@@ -477,28 +398,3 @@ class STNiCNN(SegmentationModule):
             )
             for i, image in enumerate(batch["original"])
         ]
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
-        """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
-        if not self._parses:
-            return super().predict_step(batch, batch_idx)
-        own = [size_of(image) for image in batch["original"]]
-        batch = {**batch, "original": [self._at_scale(image) for image in batch["original"]]}
-        frame, sizes = pad_originals(batch, self.window)
-        theta = self._found_theta(self.evaluated(batch), sizes, size_of(frame))
-        windows = window_probabilities([require_finite(one, batch) for one in self._label(frame, theta)])
-        if [size_of(image) for image in batch["original"]] == own:
-            classes = paste_labels(windows, theta, size_of(frame), self.paste_to)
-            return [one[:height, :width].byte() for one, (height, width) in zip(classes, own, strict=True)]
-        scores = with_background(paste_parts(windows, theta, size_of(frame), self.paste_to))
-        shown = [one[None, :, :height, :width] for one, (height, width) in zip(scores, sizes.tolist(), strict=True)]
-        return [classes_at(one, size)[0] for one, size in zip(shown, own, strict=True)]
-
-    def _at_scale(self, image: Tensor) -> Tensor:
-        """A photograph (3, h, w) whose longer side is as long as in training: the windows know parts of that size."""
-        height, width = size_of(image)
-        if self.sides is None or self.sides[0] <= max(height, width) <= self.sides[1]:
-            return image
-        factor = min(max(max(height, width), self.sides[0]), self.sides[1]) / max(height, width)
-        size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -136,19 +136,19 @@ def test_a_whole_face(benchmark, capsys, window, form, images):
     frame, sizes = pad_originals(batch, stn.window)
     size = (side, side)
     coarse = stn(small)
-    theta = stn._found_theta(coarse, sizes, size)
-    windows = window_probabilities(stn._label(frame, theta))
+    theta = stn.found_theta(coarse, sizes, size)
+    windows = window_probabilities(stn.label_windows(frame, theta))
 
     def published() -> None:
-        found = stn._found_theta(stn(small), sizes, size)
-        _published(window_probabilities(stn._label(frame, found)), found, side).argmax(1)
+        found = stn.found_theta(stn(small), sizes, size)
+        _published(window_probabilities(stn.label_windows(frame, found)), found, side).argmax(1)
 
     steps = {
         "with the published remapping": published,
-        "whole": lambda: stn.predict_step(batch, 0),
+        "whole": lambda: [one.classes() for one in stn.label(batch, [(side, side)] * images)],
         "coarse": lambda: stn(small),
-        "localizer": lambda: stn._found_theta(coarse, sizes, size),
-        "windows": lambda: window_probabilities(stn._label(frame, theta)),
+        "localizer": lambda: stn.found_theta(coarse, sizes, size),
+        "windows": lambda: window_probabilities(stn.label_windows(frame, theta)),
         "remapping": lambda: paste_labels(windows, theta, (side, side), stn.paste_to),
     }
     with torch.no_grad():

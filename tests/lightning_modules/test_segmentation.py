@@ -100,7 +100,7 @@ class TestFiniteLogits:
         if verb == "predict":
             batch = {"image": torch.rand(1, 3, 8, 8), "original": [torch.rand(3, 8, 8)], "name": ["photo"]}
             with pytest.raises(ValueError, match=r"^the logits of photo are not finite"):
-                diverged.eval().predict_step(batch, 0)
+                diverged.eval().label(batch, [(8, 8)])
             return
         with pytest.raises(ValueError, match=r"^the logits of (val|test)_.* are not finite"):
             getattr(trainer(tmp_path), verb)(diverged, data, verbose=False)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
-from torch.utils.data import DataLoader
 
 from structseg.datamodules.label_spaces import HELEN, PARTS, VOC
 from structseg.lightning_modules.conta import dense_crf
@@ -374,12 +373,14 @@ class TestPrediction:
     def test_of_photographs_is_at_their_sizes(self, module):
         image = batch_of(2)["image"]
         originals = [torch.rand(3, 50, 30), torch.rand(3, 16, 20)]
-        found = module.predict_step({"image": image, "original": originals, "name": ["a", "b"]}, 0)
+        found = module.label({"image": image, "name": ["a", "b"]}, [original.shape[1:] for original in originals])
         logits = module(image)
         for i, original in enumerate(originals):
-            expected = F.interpolate(logits[i : i + 1], original.shape[1:], mode="bilinear").argmax(1)[0]
-            assert found[i].dtype == torch.uint8
-            assert torch.equal(found[i].long(), expected)
+            expected = F.interpolate(logits[i : i + 1], original.shape[1:], mode="bilinear").softmax(1)[0]
+            (chances,) = found[i].probabilities()
+            torch.testing.assert_close(chances, expected)
+            assert found[i].classes().dtype == torch.uint8
+            assert torch.equal(found[i].classes().long(), expected.argmax(0))
 
     @pytest.mark.parametrize("crf", [False, True])
     def test_logits_that_are_no_numbers_are_no_background(self, module, crf):
@@ -390,20 +391,25 @@ class TestPrediction:
         module.network, module.crf = Diverged(), crf
         batch = batch_of(2)
         photograph = {"image": batch["image"], "original": [*batch["image"]], "name": ["0", "1"]}
-        for step, given in ((module.predict_step, batch), (module.predict_step, photograph), (module.test_step, batch)):
+        steps = (
+            (module.predict_step, batch, 0),
+            (module.label, photograph, [(8, 8)] * 2),
+            (module.test_step, batch, 0),
+        )
+        for step, *given in steps:
             with pytest.raises(ValueError, match=r"^the logits of 0, 1 are not finite"):
-                step(given, 0)
+                step(*given)
 
     def test_the_crf_works_on_the_photograph(self, module):
         pytest.importorskip("pydensecrf")
         module.crf = True
         image = batch_of(1, (32, 32))["image"]
         original = F.interpolate(image, (48, 40), mode="bilinear")[0]
-        (found,) = module.predict_step({"image": image, "original": [original], "name": ["a"]}, 0)
+        (found,) = module.label({"image": image, "original": [original], "name": ["a"]}, [(48, 40)])
         chances = F.interpolate(module(image), (48, 40), mode="bilinear", align_corners=False).softmax(1)[0].numpy()
         pixels = (original * 255).round().byte().permute(1, 2, 0).numpy()
         expected = DenseCRF.deeplab().probabilities(pixels, chances).argmax(0)
-        assert np.array_equal(found.numpy(), expected)
+        assert np.array_equal(found.classes().numpy(), expected)
         assert not np.array_equal(expected, chances.argmax(0))
 
     def test_masks_and_queries_are_after_the_crf(self, module):
@@ -435,7 +441,7 @@ class TestPrediction:
                 return [DenseCRF.deeplab().probabilities(*job) for job in jobs]
 
         module._crf_pool = Pool()
-        found, other = module._refined([image[0]] * 2, [chances, torch.eye(7)[0][:, None, None].expand(7, 24, 32)])
+        found, other = module.refined([image[0]] * 2, [chances, torch.eye(7)[0][:, None, None].expand(7, 24, 32)])
         (pixels, kept), (_, alone) = asked
         assert (len(kept), len(alone)) == (4, 1)
         np.testing.assert_allclose(kept.sum(0), 1, atol=1e-6)
@@ -481,19 +487,6 @@ class TestPrediction:
         module.notices.clear()
         trainer.predict(module, dataloaders=data.test_dataloader())
         assert module.notices == []
-
-    @pytest.mark.parametrize(("count", "crf", "said"), [(1, False, False), (2, False, True), (2, True, True)])
-    def test_photographs_of_background_alone_are_noticed_unless_it_is_one(self, tmp_path, count, crf, said):
-        if crf:
-            pytest.importorskip("pydensecrf")
-        module = make(crf=crf, crf_workers=0)
-        module.network = MultiScale(nn.Conv2d(3, 3, 1))
-        nn.init.zeros_(module.network.network.weight)
-        module.network.network.bias.data = torch.tensor([9.0, 0.0, 0.0])
-        image = batch_of(count)["image"]
-        batch = {"image": image, "original": [*image], "name": ["a", "b"][:count]}
-        make_trainer(tmp_path, []).predict(module, DataLoader([batch], batch_size=None))
-        assert any("background alone in all photographs" in text for text in module.notices) is said
 
     def test_the_pool_is_closed(self, tmp_path):
         pytest.importorskip("pydensecrf")

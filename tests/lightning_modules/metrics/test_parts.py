@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from structseg.datamodules.label_spaces import STN
-from structseg.lightning_modules.metrics.parts import FACE_PARTS, PartMetrics
+from structseg.datamodules.label_spaces import FACE_PARTS, STN
+from structseg.lightning_modules.metrics.parts import PartMetrics
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 
 

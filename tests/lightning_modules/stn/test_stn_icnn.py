@@ -180,7 +180,7 @@ def test_what_is_on_the_right_goes_through_mirrored() -> None:
     stn.parts["brow"] = LeftHalf()
     frame = torch.stack([face()[0]])
     centers, _ = true_centers(face()[1][None])
-    left, right = stn._label(frame, theta_from_centers(centers, (21, 25), (72, 72)))[:2]
+    left, right = stn.label_windows(frame, theta_from_centers(centers, (21, 25), (72, 72)))[:2]
     assert (left[0, 1, :, :12] > 0).all()
     assert (left[0, 1, :, 12:] < 0).all()
     assert (right[0, 1, :, -12:] > 0).all()
@@ -202,7 +202,7 @@ def test_the_localizer_speaks_of_the_images_own_size() -> None:
     """The same answer means another pixel in a wider image: centres in -1..1 of each."""
     stn = module()
     frame, sizes = pad_originals(collate([sample(), sample("b", height=100, width=141)]), stn.window)
-    theta = stn._stn_theta(torch.zeros(2, 9, 64, 64), sizes, size_of(frame))
+    theta = stn.stn_theta(torch.zeros(2, 9, 64, 64), sizes, size_of(frame))
     centers = (theta[..., 2] + 1) / 2 * torch.tensor([140, 99])
     assert centers[0, 4].tolist() == pytest.approx([35, 42], abs=1e-4)
     assert centers[1, 4].tolist() == pytest.approx([35 / 71 * 140, 42 / 71 * 99], abs=1e-4)
@@ -214,7 +214,7 @@ def test_zoom_scales_the_window_unless_it_is_off() -> None:
         stn = module(zoom=on)
         stn.localizer = Points(torch.zeros(6, 2), zoom)
         frame, sizes = pad_originals(collate([sample()]), stn.window)
-        theta = stn._stn_theta(torch.zeros(1, 9, 64, 64), sizes, size_of(frame))
+        theta = stn.stn_theta(torch.zeros(1, 9, 64, 64), sizes, size_of(frame))
         assert theta[0, 0, 0, 0].item() == pytest.approx(factor * 24 / 71, rel=1e-4)
         assert theta[0, 0, 1, 1].item() == pytest.approx(factor * 20 / 71, rel=1e-4)
         assert theta[0, 0, 0, 1] == theta[0, 0, 1, 0] == 0
@@ -281,7 +281,7 @@ def test_pasted_loss_is_0_where_all_is_right_and_leaves_out_ignored_pixels() -> 
     stn = module(loss_on="pasted").eval()
     frame, labels = face()[0][None], face()[1][None]
     theta = theta_from_centers(true_centers(labels)[0].round(), (21, 25), (72, 72))
-    logits = [part * 3 for part in stn._label(frame, theta)]
+    logits = [part * 3 for part in stn.label_windows(frame, theta)]
     assert stn._pasted_loss(logits, labels, theta).item() == pytest.approx(0, abs=1e-4)
     wrong = labels.clone()
     wrong[0, 0, 0] = 5
@@ -495,28 +495,33 @@ def test_a_test_scores_found_and_true_windows(stages: dict[str, str], tmp_path: 
     assert set(nested["all"]["part_center_error"]) == set(FACE_PARTS)
 
 
-def test_prediction_has_the_images_own_size(stages: dict[str, str], tmp_path: Path) -> None:
-    one = sample(height=83, width=77)
-    del one["mask"]
+def test_prediction_needs_trained_networks_and_windows_of_its_own(stages: dict[str, str]) -> None:
     stn = STNiCNN(STN, "parts", window=(21, 25), network=conv)
-    data = DataLoader([one], collate_fn=collate)  # type: ignore[arg-type]
-    found = trainer(tmp_path).predict(stn, data, ckpt_path=stages["parts"])
-    assert found is not None
-    mask: Any = found[0][0]
-    assert mask.shape == (83, 77)
-    assert mask.dtype == torch.uint8
-    stn = STNiCNN(STN, "parts", window=(21, 25), network=conv, cropper="true")
+    with pytest.raises(ValueError, match="prediction needs a trained coarse network and localizer and part networks"):
+        stn.check_prediction()
+    stn.on_load_checkpoint(torch.load(stages["parts"], weights_only=True))
+    stn.check_prediction()
+    stn.cropper = "true"
     with pytest.raises(ValueError, match="no true windows without labels"):
-        trainer(tmp_path).predict(stn, data, ckpt_path=stages["parts"])
+        stn.check_prediction()
+
+
+def labelled(stn: STNiCNN, batch: Batch) -> list[Tensor]:
+    """The classes that a prediction finds, (h, w) each."""
+    with torch.no_grad():
+        found = stn.label(batch, [size_of(image) for image in batch["original"]])
+        for one in found:
+            (chances,) = one.probabilities()
+            assert torch.equal(chances.argmax(0).byte(), one.classes())
+            torch.testing.assert_close(chances.sum(0), torch.ones(chances.shape[1:]))
+    return [one.classes() for one in found]
 
 
 def test_prediction_is_the_evaluations() -> None:
     """The lean way of prediction labels every pixel as the scored one does."""
     batch = collate([sample(), sample("b", shift=4)])
     stn = module().eval()
-    with torch.no_grad():
-        lean = stn.predict_step(dict(batch), 0)
-    assert torch.equal(torch.stack(lean).long(), evaluated(stn, batch)["prediction"])
+    assert torch.equal(torch.stack(labelled(stn, batch)).long(), evaluated(stn, batch)["prediction"])
 
 
 @pytest.mark.parametrize("broken", ["network", "parts"])
@@ -525,7 +530,7 @@ def test_logits_that_are_no_numbers_are_no_background(broken: str) -> None:
     stn = module().eval()
     weight: Any = stn.network.weight if broken == "network" else stn.parts["nose"].weight
     weight.data.fill_(torch.nan)
-    for step in (lambda: stn.predict_step(dict(batch), 0), lambda: evaluated(stn, batch)):
+    for step in (lambda: labelled(stn, batch), lambda: evaluated(stn, batch)):
         with torch.no_grad(), pytest.raises(ValueError, match=r"^the logits of a, b are not finite"):
             step()
 
@@ -608,8 +613,7 @@ def test_prediction_brings_photographs_to_the_scale_of_training() -> None:
     stn.sides = (72, 72)
     one = sample()
     one["original"] = F.interpolate(one["original"][None], (216, 216), mode="nearest-exact")[0]
-    with torch.no_grad():
-        mask = stn.predict_step(dict(collate([{**one, "mask": torch.zeros(216, 216, dtype=torch.int64)}])), 0)[0]
+    (mask,) = labelled(stn, collate([{**one, "mask": torch.zeros(216, 216, dtype=torch.int64)}]))
     whole = F.interpolate(face()[1][None, None].float(), (216, 216), mode="nearest-exact")[0, 0]
     assert mask.shape == (216, 216)
     assert (mask == whole).float().mean() > 0.98
@@ -624,9 +628,9 @@ def test_the_localizers_windows_are_float32_under_autocast() -> None:
     stn.localizer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(24), nn.Unflatten(1, (6, 4)))
     frame, sizes = pad_originals(collate([sample()]), stn.window)
     coarse = torch.randn(1, 9, 64, 64)
-    plain = stn._stn_theta(coarse, sizes, size_of(frame))
+    plain = stn.stn_theta(coarse, sizes, size_of(frame))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(stn._stn_theta(coarse, sizes, size_of(frame)), plain)
+        assert torch.equal(stn.stn_theta(coarse, sizes, size_of(frame)), plain)
 
 
 def test_the_localizer_is_not_watched_by_masks_that_stand_still(stages: dict[str, str]) -> None:
