@@ -12,7 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
-from structseg.datamodules.batch import Batch, DataSettings, Sample, Split, collate, pad_masks
+from structseg.datamodules.batch import Batch, DataSettings, MaskFilter, Sample, Split, collate, pad_masks
 from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.label_spaces import label_space as find_label_space
@@ -39,6 +39,8 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         std: deviation of each channel, on images in 0..1, that the module divides by.
         score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
         seed: of the data: splits and made images. The order and the augmentation follow `--seed_everything`.
+        mask_filter: how masks are resized. `nearest` moves them by up to half a pixel of the file to the left and up;
+            `majority` gives each pixel the label that covers most of it.
         blobs: regions that a loss asks to agree, made in the workers: the labels, their connected components, or
             superpixels cut by the labels; None makes none.
         predict_dir: for `predict`: an image, a folder of images, a list of these, a video file, or `camera:N`.
@@ -63,6 +65,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         predict_dir: list[str] | str | None = None,
         predict_out: str = "predictions",
         blobs: BlobKind | None = None,
+        mask_filter: MaskFilter = "nearest",
     ) -> None:
         super().__init__()
         problems: list[str] = []
@@ -83,6 +86,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         self.score_at = score_at
         self.seed = seed
         self.blobs: BlobKind | None = blobs
+        self.mask_filter: MaskFilter = mask_filter
         self.predict_dir, self.predict_out = predict_dir, predict_out
         self.pipeline = AugmentationPipeline(augmentation, self.label_space)
         self._datasets: dict[Split, Dataset[Sample]] = {}
@@ -101,6 +105,13 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
             made = self.make_dataset(split)
             if made is None or len(made) == 0:  # type: ignore[arg-type]
                 raise ValueError(f"{type(self).__name__} has no {split} images; choose settings or data that have some")
+            if self.mask_filter != "nearest":
+                if not hasattr(made, "mask_filter"):
+                    raise ValueError(
+                        f"mask_filter={self.mask_filter}, but {type(self).__name__} has no masks here that it resizes "
+                        "so; leave it out"
+                    )
+                made.mask_filter = self.mask_filter
             if self.blobs is not None:
                 made = BlobDataset(made, self.blobs)
             if split != "train" and self.originals is not None and self.originals.hide_parts:

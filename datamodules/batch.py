@@ -58,6 +58,7 @@ class Batch(TypedDict, total=False):
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+MaskFilter = Literal["nearest", "majority"]
 
 
 class DataSettings(Protocol):
@@ -75,6 +76,7 @@ class DataSettings(Protocol):
         queries: folder of the last round's class probabilities.
         context_of: whose context each image gets.
         tests_superpixels: whether test blobs are published superpixels, on which accuracy is reported.
+        mask_filter: how labels are resized: by `nearest`, or by `majority` (`shrink_by_majority`).
     """
 
     label_space: LabelSpace
@@ -88,6 +90,7 @@ class DataSettings(Protocol):
     queries: str | None = None
     context_of: str = "own"
     tests_superpixels: bool = False
+    mask_filter: MaskFilter = "nearest"
 
     @property
     def has_validation(self) -> bool:
@@ -142,6 +145,35 @@ def image_tensor(image: Image.Image) -> Tensor:
 def mask_tensor(mask: NDArray[np.integer]) -> Tensor:
     """(H, W) int64 from an index mask."""
     return torch.from_numpy(np.array(mask, dtype=np.int64))
+
+
+def shrink_by_majority(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label maps at another size: each new pixel takes the label that covers most of its area.
+
+    The nearest pixel's label, in its place, moves everything by up to half an old pixel to the left and up. Of a tie
+    the fields of a chess board take the lower and the higher label in turn, so that no label grows.
+
+    Args:
+        labels: (N, H, W) int64; any value, 255 too, is a label like the others.
+        size: (h, w) in pixels, also larger than (H, W).
+
+    Returns:
+        (N, h, w) int64.
+
+    >>> shrink_by_majority(torch.tensor([[[0, 1, 1], [0, 0, 1]]]), (1, 2))  # 2.5 of 3 pixels, both
+    tensor([[[0, 1]]])
+    """
+    covers = []
+    for old, new in zip(labels.shape[-2:], size, strict=True):
+        ends = torch.arange(new + 1, device=labels.device, dtype=torch.float64) * old / new
+        pixels = torch.arange(old, device=labels.device)
+        overlap = torch.minimum(ends[1:, None], pixels + 1) - torch.maximum(ends[:-1, None], pixels)
+        covers.append(overlap.clamp(min=0))
+    found = labels.unique()
+    area = torch.stack([covers[0] @ (labels == label).double() @ covers[1].T for label in found], -1)
+    rows, columns = (torch.arange(length, device=labels.device) for length in size)
+    higher = ((rows[:, None] + columns) % 2 * 2 - 1)[..., None] * torch.arange(len(found), device=labels.device)
+    return found[(area + 1e-9 * higher).argmax(-1)]
 
 
 def pad_masks(masks: Sequence[Tensor], ignore_index: int = 255) -> Tensor:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, TiffImageFile
 
+from structseg.datamodules.batch import MaskFilter, mask_tensor, shrink_by_majority
+
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
     ".webp",
@@ -189,9 +191,11 @@ def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The index mask resized to (H, W) with the nearest filter; no class is made that was not there."""
+def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int], by: MaskFilter = "nearest") -> NDArray[np.uint8]:
+    """The index mask resized to (H, W), with the nearest filter or by majority; no class is made that was not there."""
     height, width = size
     if mask.shape == (height, width):
         return mask
+    if by == "majority":
+        return shrink_by_majority(mask_tensor(mask)[None], size)[0].numpy().astype(np.uint8)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.batch import MaskFilter, Sample, image_tensor, mask_tensor
 from structseg.datamodules.images import resize_image, resize_mask
 from structseg.datamodules.wrappers.full_size import Originals, sample_with_original
 
@@ -24,7 +24,12 @@ class DecodedDataset(Dataset[Sample]):
         native_mask: keep masks at the size of their files.
         originals: give each photograph also at its full size, as `original`, with a mask of that size.
         memory_bytes: how much of what is decoded to keep in memory, in each process.
+
+    Attributes:
+        mask_filter: how masks are resized; set before the first sample is read.
     """
+
+    mask_filter: MaskFilter = "nearest"
 
     def __init__(
         self,
@@ -67,8 +72,9 @@ class DecodedDataset(Dataset[Sample]):
         photograph, label = self.photograph(index), self.label(index)
         self.check(index, photograph, label)
         if self.originals is not None:
-            return self.originals.shrink(photograph, label, self.native_mask)
-        return resize_image(photograph, self.size), label if self.native_mask else resize_mask(label, self.size)
+            return self.originals.shrink(photograph, label, self.native_mask, self.mask_filter)
+        mask = label if self.native_mask else resize_mask(label, self.size, self.mask_filter)
+        return resize_image(photograph, self.size), mask
 
     def decoded(self, index: int) -> tuple[Any, ...]:
         """As `decode`, from memory where they are kept."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from structseg.datamodules.batch import Sample, Split, image_tensor, mask_tensor
+from structseg.datamodules.batch import MaskFilter, Sample, Split, image_tensor, mask_tensor
 from structseg.datamodules.faces import FaceDataModule
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.helen.files import LISTS, Face, check_sizes, find_faces, find_home, read_label, read_lists
@@ -134,6 +134,7 @@ class HelenDataset(Dataset[Sample]):
         self.classes = classes.numpy().astype(np.uint8)
         self.originals = originals
         self.native_mask = native_mask
+        self.mask_filter: MaskFilter = "nearest"  # as in `DecodedDataset`
         self.memory_left = memory_bytes
         self._memory: dict[int, bytes] = {}
 
@@ -146,11 +147,11 @@ class HelenDataset(Dataset[Sample]):
         photograph = read_image(face.image)
         mask = self._label(index, photograph.size)
         if self.originals is not None:
-            original, mask = self.originals.shrink(photograph, mask, self.native_mask)
+            original, mask = self.originals.shrink(photograph, mask, self.native_mask, self.mask_filter)
             return sample_with_original(original, mask, self.size, face.name)
         return {
             "image": image_tensor(resize_image(photograph, self.size)),
-            "mask": mask_tensor(mask if self.native_mask else resize_mask(mask, self.size)),
+            "mask": mask_tensor(mask if self.native_mask else resize_mask(mask, self.size, self.mask_filter)),
             "name": face.name,
         }
 

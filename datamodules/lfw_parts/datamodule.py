@@ -192,7 +192,7 @@ class LFWPartsDataset(DecodedDataset):
         mask = superpixels = None
         if face.label is not None:
             native = self.classes[read_label(face.label)]
-            mask = native if self.native_mask else resize_mask(native, self.size)
+            mask = native if self.native_mask else resize_mask(native, self.size, self.mask_filter)
             if face.superpixels is not None and self.superpixels:
                 numbers = read_superpixels(face.superpixels)
                 if numbers.shape != native.shape:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from structseg.datamodules.batch import Sample, image_tensor, mask_tensor
+from structseg.datamodules.batch import MaskFilter, Sample, image_tensor, mask_tensor
 from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.images import resize_image, resize_mask
 from structseg.datamodules.label_spaces import LabelSpace
@@ -45,17 +45,23 @@ class Originals:
         return max(1, round(size[0] * self.max_side / longer)), max(1, round(size[1] * self.max_side / longer))
 
     def shrink(
-        self, photograph: Image.Image, mask: NDArray[np.uint8], native_mask: bool = False
+        self,
+        photograph: Image.Image,
+        mask: NDArray[np.uint8],
+        native_mask: bool = False,
+        mask_filter: MaskFilter = "nearest",
     ) -> tuple[Image.Image, NDArray[np.uint8]]:
-        """The photograph at most `max_side` long, and its index mask resized with it (nearest filter).
+        """The photograph at most `max_side` long, and its index mask resized with it.
 
         Args:
             photograph: RGB, of any size.
             mask: (h, w) of any size; both show the whole picture.
             native_mask: leave the mask as it is.
+            mask_filter: how it is resized.
         """
         original = resize_image(photograph, self.size_of((photograph.height, photograph.width)))
-        return original, mask if native_mask else resize_mask(mask, (original.height, original.width))
+        size = (original.height, original.width)
+        return original, mask if native_mask else resize_mask(mask, size, mask_filter)
 
 
 def originals_problems(

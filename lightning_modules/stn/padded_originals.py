@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from structseg.datamodules.batch import MaskFilter, shrink_by_majority
 from structseg.lightning_modules.logits import resize_logits
 
 Size = tuple[int, int]
@@ -50,26 +51,27 @@ def pad_originals(batch: Mapping[str, Any], least: Size) -> tuple[Tensor, Tensor
     return torch.stack([pad(image, size) for image in images]), sizes
 
 
-def pad_labels(batch: Mapping[str, Any], size: Size, ignore_index: int) -> Tensor:
-    """The labels (N, H, W) of a frame's pixels; a mask of another size than its image is resized, nearest."""
+def _resized(mask: Tensor, size: Size, by: MaskFilter) -> Tensor:
+    """Labels (N, H, W) at another size."""
+    if by == "majority":
+        return shrink_by_majority(mask, size)
+    return F.interpolate(mask[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+
+
+def pad_labels(batch: Mapping[str, Any], size: Size, ignore_index: int, by: MaskFilter = "nearest") -> Tensor:
+    """The labels (N, H, W) of a frame's pixels; a mask of another size than its image is resized."""
     mask: Tensor = batch["mask"]
     own = _largest(batch)
-    if size_of(mask) != own:
-        mask = F.interpolate(mask[:, None].float(), own, mode="nearest-exact")[:, 0].long()
-    return pad(mask, size, ignore_index)
+    return pad(mask if size_of(mask) == own else _resized(mask, own, by), size, ignore_index)
 
 
-def small_labels(batch: Mapping[str, Any]) -> Tensor:
-    """The labels (N, H, W) at the size of the small images, nearest."""
+def small_labels(batch: Mapping[str, Any], by: MaskFilter = "nearest") -> Tensor:
+    """The labels (N, H, W) at the size of the small images."""
     mask, size = batch["mask"], size_of(batch["image"])
     own = [size_of(image) for image in batch.get("original", ())]
     if len(set(own)) < 2:
         own = [size_of(mask)] * len(mask)
-    small = [
-        F.interpolate(one[None, None, :h, :w].float(), size, mode="nearest-exact")[0, 0]
-        for one, (h, w) in zip(mask, own, strict=True)
-    ]
-    return torch.stack(small).long()
+    return torch.cat([_resized(one[None, :h, :w], size, by) for one, (h, w) in zip(mask, own, strict=True)])
 
 
 def classes_at_mask_size(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from pytorch_lightning import Callback
 from pytorch_lightning.cli import LRSchedulerCallable
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import StepLR
 
+from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import FACE_PARTS, STN, LabelSpace
 from structseg.lightning_modules.base import Split, StepOutput
 from structseg.lightning_modules.callbacks.window_pictures import WindowPictures, WindowView
@@ -80,6 +83,9 @@ class STNiCNN(STNInference, SegmentationModule):
             by negative log-likelihood whatever `loss` is.
         theta_weight: end to end, of smooth L1 between the windows and the true ones, added to the loss.
         train_on: stage `parts` cuts the `true` windows (published) or those of the localizer (`stn`).
+        jitter: stage `parts` moves the true windows: by normal noise, by so many pixels on average; or by the
+            `localizer`'s own error on the batch's next image, that is as far as it errs, but not where it errs.
+        batch_norm: `frozen` keeps the statistics that earlier stages measured in every batch norm, for small batches.
         cropper: whose windows evaluation and prediction cut. `stn`: the localizer's. `baseline`: around the centres of
             the coarse mask's parts, in whole pixels. `true`: around the true centres; needs labels.
         zoom: whether the localizer may also scale its windows (equation 15), to half or double; false leaves them as
@@ -110,6 +116,8 @@ class STNiCNN(STNInference, SegmentationModule):
         loss_on: Literal["parts", "pasted"] = "parts",
         theta_weight: float = 0.0,
         train_on: Literal["true", "stn"] = "true",
+        jitter: float | Literal["localizer"] = 0.0,
+        batch_norm: Literal["train", "frozen"] = "train",
         cropper: Cropper = "stn",
         zoom: bool = True,
         lr_coarse: float = 1e-3,
@@ -131,8 +139,13 @@ class STNiCNN(STNInference, SegmentationModule):
             problems.append(f"theta_weight={theta_weight} (0 or more)")
         if stage != "end_to_end" and (theta_weight or loss_on != "parts"):
             problems.append(f"theta_weight={theta_weight}, loss_on={loss_on} with stage {stage} (for end_to_end alone)")
-        if stage != "parts" and train_on != "true":
-            problems.append(f"train_on={train_on} with stage {stage} (for parts alone)")
+        for key, value, usual in (("train_on", train_on, "true"), ("jitter", jitter, 0)):
+            if stage != "parts" and value != usual:
+                problems.append(f"{key}={value} with stage {stage} (for parts alone)")
+        if train_on == "stn" and jitter:
+            problems.append(f"jitter={jitter} with train_on=stn (it moves true windows)")
+        if jitter != "localizer" and not 0 <= jitter < math.inf:
+            problems.append(f"jitter={jitter} (pixels, 0 or more, or localizer)")
         if theta_weight and not (lr_coarse or lr_localizer):
             problems.append(f"theta_weight={theta_weight} with lr_coarse=lr_localizer=0 (nothing could follow it)")
         if stage == "localizer" and cropper == "true":
@@ -144,6 +157,7 @@ class STNiCNN(STNInference, SegmentationModule):
         self.init_from = [Path(path) for path in init_from or ()]
         self.window = (int(window[0]), int(window[1]))
         self.loss_on, self.theta_weight, self.train_on, self.zoom = loss_on, theta_weight, train_on, zoom
+        self.jitter, self.batch_norm = jitter, batch_norm
         self.cropper = cropper
         self.learning_rates = {
             name: lr for name, lr in learning_rates.items() if name in _TRAINS.get(stage, NETWORK_NAMES) and lr > 0
@@ -184,11 +198,14 @@ class STNiCNN(STNInference, SegmentationModule):
         networks = {name: getattr(self, name) for name in NETWORK_NAMES}
         self.trained |= load_trained_parts(networks, self.init_from, expected)
         needed = set(NETWORK_NAMES if self.stage == "end_to_end" else ())
-        if self.stage == "localizer" or (self.stage == "parts" and self.train_on == "stn"):
+        if self.stage == "localizer" or self.train_on == "stn" or self.jitter == "localizer":
             needed |= set(NEEDS["stn"])
         if self.stage != "coarse":
             needed |= set(NEEDS[self.cropper])
-        self.require_trained(needed - set(_TRAINS.get(self.stage, ())), f"stage {self.stage}", "--model.init_from")
+        learned_anew = set() if self.batch_norm == "frozen" else set(_TRAINS.get(self.stage, ()))
+        if self.batch_norm == "frozen":
+            needed |= set(self.learning_rates)
+        self.require_trained(needed - learned_anew, f"stage {self.stage}", "--model.init_from")
 
     def train(self, mode: bool = True) -> STNiCNN:
         """Like `train()`, but what does not learn stays in evaluation mode, its batch statistics with it."""
@@ -196,6 +213,11 @@ class STNiCNN(STNInference, SegmentationModule):
         for name in set(NETWORK_NAMES) - set(self.learning_rates):
             getattr(self, name).eval()
         return self
+
+    def norms(self) -> Iterator[nn.Module]:
+        """The batch norms of all networks."""
+        modules = (module for name in NETWORK_NAMES for module in getattr(self, name).modules())
+        return (module for module in modules if isinstance(module, _BatchNorm))
 
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
         return (
@@ -275,14 +297,15 @@ class STNiCNN(STNInference, SegmentationModule):
 
     def _training_loss(self, batch: dict[str, Any]) -> Tensor:
         if self.stage == "coarse":
-            return self._labelled_loss(self(batch["image"]), small_labels(batch))
+            return self._labelled_loss(self(batch["image"]), small_labels(batch, data_of(self._trainer).mask_filter))
         frame, labels, sizes, truth, present = self._framed(batch)
         longer = [max(size_of(image)) for image in batch["original"]] + list(self.sides or ())
         self.sides = (min(longer), max(longer))
         absent = (~present).sum().float()
         self.log("train/absent_parts", absent, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
         if self.stage == "parts" and self.train_on == "true":
-            return self._parts_loss(self.label_windows(frame, truth), labels, truth, present)
+            theta = self._jittered(batch, truth, present, sizes, size_of(frame)) if self.jitter else truth
+            return self._parts_loss(self.label_windows(frame, theta), labels, theta, present)
         theta = self.stn_theta(self(batch["image"]), sizes, size_of(frame))
         if self.stage == "localizer":
             return self._theta_loss(theta, truth, present, sizes, frame)
@@ -292,17 +315,31 @@ class STNiCNN(STNInference, SegmentationModule):
             loss = loss + self.theta_weight * self._theta_loss(theta, truth, present, sizes, frame)
         return loss
 
+    def _jittered(
+        self, batch: dict[str, Any], truth: Tensor, present: Tensor, sizes: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """The true windows (N, 6, 2, 3), moved as `jitter` says; those of absent parts stay."""
+        centers = centers_from_theta(truth, size)
+        if self.jitter == "localizer":
+            with torch.no_grad():
+                found = centers_from_theta(self.stn_theta(self(batch["image"]), sizes, size), size)
+            moves = ((found - centers) * present[..., None]).roll(1, 0)
+        else:  # the mean length of a pair of standard normal numbers is sqrt(pi / 2)
+            moves = torch.randn_like(centers) * (self.jitter / math.sqrt(math.pi / 2))
+        return theta_from_centers(centers + moves * present[..., None], self.window, size)
+
     def _framed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The frame, its labels, the images' own sizes, the true windows, and which of their parts are there."""
         frame, sizes = pad_originals(batch, self.window)
-        labels = pad_labels(batch, size_of(frame), self.label_space.ignore_index)
+        by = data_of(self._trainer).mask_filter
+        labels = pad_labels(batch, size_of(frame), self.label_space.ignore_index, by)
         centers, present = true_centers(labels, sizes)
         return frame, labels, sizes, theta_from_centers(centers, self.window, size_of(frame)), present
 
     def _evaluate_batch(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if self.stage == "coarse":
             coarse = self.evaluated(batch)
-            loss = self._labelled_loss(coarse, small_labels(batch))
+            loss = self._labelled_loss(coarse, small_labels(batch, data_of(self._trainer).mask_filter))
             return self._count(split, loss, classes_at_mask_size(coarse, batch), batch)
         frame, labels, sizes, truth, present = self._framed(batch)
         if self.cropper == "true":

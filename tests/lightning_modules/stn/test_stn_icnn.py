@@ -15,7 +15,12 @@ from torch.utils.data import DataLoader
 
 from structseg.datamodules.batch import Batch, Sample, collate
 from structseg.datamodules.label_spaces import FASSEG, STN
-from structseg.lightning_modules.networks.spatial_transformer import crop_parts, integer_crop, theta_from_centers
+from structseg.lightning_modules.networks.spatial_transformer import (
+    centers_from_theta,
+    crop_parts,
+    integer_crop,
+    theta_from_centers,
+)
 from structseg.lightning_modules.stn.face_windows import (
     FACE_PARTS,
     NETWORKS,
@@ -27,7 +32,7 @@ from structseg.lightning_modules.stn.face_windows import (
     window_probabilities,
     with_background,
 )
-from structseg.lightning_modules.stn.padded_originals import pad_originals, size_of, small_labels
+from structseg.lightning_modules.stn.padded_originals import pad_labels, pad_originals, size_of, small_labels
 from structseg.lightning_modules.stn.stn_icnn import STNiCNN
 from structseg.losses.one_hot_binary_cross_entropy import OneHotBCELoss
 from structseg.metric_names import nest_metrics
@@ -427,6 +432,62 @@ def test_end_to_end_all_three_move_each_at_its_rate(stages: dict[str, str], tmp_
     assert sorted(stn.make_card()["trained"]) == ["localizer", "network", "parts"]
 
 
+@pytest.mark.parametrize("settings", [{"stage": "end_to_end"}, {"stage": "parts", "jitter": "localizer"}])
+def test_frozen_batch_norm_keeps_what_earlier_stages_measured(
+    stages: dict[str, str], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Weights learn, statistics stay; a network that no stage has trained has none to keep."""
+    _, path = fitted(tmp_path, init_from=[stages["parts"]], batch_norm="frozen", **settings)
+    before, after = (state(checkpoint, "parts") for checkpoint in (stages["parts"], path))
+    assert not same(before, after)
+    for name in ("network", "localizer", "parts"):
+        before, after = (state(checkpoint, name) for checkpoint in (stages["parts"], path))
+        assert all(torch.equal(before[key], after[key]) for key in before if "running" in key), name
+    with pytest.raises(ValueError, match="needs a trained part networks"):
+        fitted(tmp_path, init_from=[stages["localizer"]], batch_norm="frozen", **settings)
+
+
+def test_jitter_by_the_localizers_own_error() -> None:
+    """A localizer that errs by (3, -2) on the first face alone moves the second face's windows by that, and not the first's."""
+    stn = module("parts", jitter="localizer")
+    batch = dict(collate([sample(), sample("b", without=(5,))]))
+    frame, _, sizes, truth, present = stn._framed(batch)
+
+    class Errs(nn.Module):
+        def forward(self, mask: Tensor) -> Tensor:
+            centers = torch.stack([true_centers(one[None])[0][0] for one in batch["mask"]])
+            centers[0] += torch.tensor([3.0, -2.0])
+            centers[1, 4] = 0  # of the nose that is not there: no error
+            return torch.cat([centers * 2 / 71 - 1, torch.zeros_like(centers)], -1)
+
+    stn.localizer = Errs()
+    moved = stn._jittered(batch, truth, present, sizes, size_of(frame))
+    moves = centers_from_theta(moved, size_of(frame)) - centers_from_theta(truth, size_of(frame))
+    assert moves[0].abs().max().item() == pytest.approx(0, abs=1e-4)
+    assert moves[1, 0].tolist() == pytest.approx([3, -2], abs=1e-4)
+    assert moves[1, 4].tolist() == [0, 0], "the absent nose stays"
+
+
+def test_jitter_in_pixels_is_the_mean_distance() -> None:
+    stn = module("parts", jitter=4.0)
+    batch = dict(collate([sample()] * 500))
+    frame, _, sizes, truth, present = stn._framed(batch)
+    torch.manual_seed(0)
+    moved = stn._jittered(batch, truth, present, sizes, size_of(frame))
+    moves = centers_from_theta(moved, size_of(frame)) - centers_from_theta(truth, size_of(frame))
+    assert moves.norm(dim=-1).mean().item() == pytest.approx(4, rel=0.03)
+    assert moves.mean((0, 1)).tolist() == pytest.approx([0, 0], abs=0.2)
+
+
+def test_labels_are_shrunk_as_the_data_say() -> None:
+    """Four pixels in one: the most frequent label, where nearest takes the last."""
+    batch = {"image": torch.zeros(1, 3, 1, 1), "mask": torch.tensor([[[5, 5], [5, 2]]])}
+    assert small_labels(batch).item() == 2
+    assert small_labels(batch, "majority").item() == 5
+    framed = {**batch, "original": [torch.zeros(3, 1, 1)]}
+    assert pad_labels(framed, (1, 1), 255, "majority").item() == 5
+
+
 def test_rates_are_halved_every_5_epochs() -> None:
     stn = STNiCNN(STN, "coarse", network=conv, lr_coarse=0.008)
     configured: Any = stn.configure_optimizers()
@@ -539,6 +600,12 @@ def test_logits_that_are_no_numbers_are_no_background(broken: str) -> None:
     ("settings", "message"),
     [
         ({"stage": "coarse", "loss_on": "pasted"}, "loss_on=pasted with stage coarse"),
+        ({"stage": "end_to_end", "jitter": 2.0}, r"jitter=2.0 with stage end_to_end \(for parts alone\)"),
+        ({"stage": "parts", "jitter": -1.0}, r"jitter=-1.0 \(pixels, 0 or more, or localizer\)"),
+        (
+            {"stage": "parts", "jitter": 2.0, "train_on": "stn"},
+            r"jitter=2.0 with train_on=stn \(it moves true windows\)",
+        ),
         ({"stage": "parts", "theta_weight": 0.1}, "theta_weight=0.1, loss_on=parts with stage parts"),
         ({"stage": "end_to_end", "theta_weight": -1.0}, "theta_weight=-1"),
         ({"stage": "end_to_end", "theta_weight": 1.0, "lr_coarse": 0, "lr_localizer": 0}, "nothing could follow it"),
