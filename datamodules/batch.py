@@ -106,6 +106,10 @@ class DataSettings(Protocol):
         """The names of a split's images, where they are known before any is read."""
         return ()
 
+    def train_samples(self, most: int) -> list[Sample]:  # noqa: ARG002  # for children
+        """Up to so many training samples, evenly spread over the set, in order; none where there is no set."""
+        return []
+
     def train_tags(self) -> Tensor:
         """(N, K - 1) of 0 and 1: the tags of all training images; none where there are no tags."""
         return torch.zeros(0, 0)

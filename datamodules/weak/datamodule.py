@@ -160,6 +160,11 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         found = [self.tag_vector(self.tags_of(name) or frozenset(), name) for name in names]
         return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, len(self.label_space) - 1)
 
+    def train_samples(self, most: int) -> list[Sample]:
+        """Up to so many training samples, as they are in the first epoch, evenly spread over the set, in order."""
+        data, count = self.dataset("train"), len(self.names("train"))
+        return [data[index * count // min(most, count)] for index in range(min(most, count))]
+
     def names(self, split: Split) -> tuple[str, ...]:
         """The images of a split that are used, in order.
 

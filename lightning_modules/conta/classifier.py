@@ -40,7 +40,9 @@ from structseg.lightning_modules.networks.mask_pooling import mask_pooled
 from structseg.losses.company_offset import CompanyOffsetLoss
 
 _ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round a kind of context needs
+_ASK_CONFOUNDERS = (*_ASK_MASKS, "mean")
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
+_STARTED_ON = 256  # images
 _CAM = CAMSettings()
 
 
@@ -71,8 +73,9 @@ class CONTAClassifier(TrainedModule):
             mean.
         init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
         pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
-        head_lr_factor: learning rate of W1, W2 and the head, as a multiple of the optimiser's. The layer that joins the
-            map to the features has the backbone's learning rate: it starts as the identity on them.
+        head_lr_factor: learning rate of W1, W2, the head and the map's column in the layer that joins it to the
+            features, as a multiple of the optimiser's. The rest of that layer has the backbone's learning rate: it
+            starts as the identity on the features.
         **kwargs: settings of `TrainedModule`.
 
     Raises:
@@ -120,8 +123,8 @@ class CONTAClassifier(TrainedModule):
             problems.append(f"pooling={pooling.kind}, share {pooling.share} (mean, masks or c2am; a share from 0 to 1)")
         if pooling.kind == "masks" and context.kind != "none":
             problems.append(f"pooling=masks with context={context.kind} (one of them at a time)")
-        if confounders and context.kind not in _ASK_MASKS:
-            problems.append(f"confounders with context={context.kind} (only for sum and placebo)")
+        if confounders and context.kind not in _ASK_CONFOUNDERS:
+            problems.append(f"confounders with context={context.kind} (only for sum, mean and placebo)")
         if adjustment.kind not in get_args(AdjustmentKind):
             problems.append(f"adjustment={adjustment.kind} (none or tag_offset)")
         if adjustment.kind != "none" and loss is not None:
@@ -137,7 +140,6 @@ class CONTAClassifier(TrainedModule):
             context.position,
             context.query,
             context.size,
-            context.scale,
             pooling.kind == "c2am",
         )
         freeze_stages(network.backbone, frozen_stages)
@@ -148,7 +150,8 @@ class CONTAClassifier(TrainedModule):
             self.loss = CompanyOffsetLoss(len(self.classes), *settings)
         self.batch_norm = batch_norm
         self.train()  # the trainer leaves each part in the mode in which it finds it
-        self.context_kind, self.pooling, self.cam = context.kind, pooling, cam
+        self.context_kind, self.context_query, self.pooling, self.cam = context.kind, context.query, pooling, cam
+        self._last_context: Tensor | None = None  # of the last image that was predicted
         # Those that a checkpoint's weights depend on, by the name of their option.
         self.settings: dict[str, Any] = {
             "backbone": backbone,
@@ -157,7 +160,6 @@ class CONTAClassifier(TrainedModule):
             "context.position": context.position,
             "context.query": context.query,
             "context.size": [int(side) for side in context.size],
-            "context.scale": context.scale,
             "pooling": "c2am" if pooling.kind == "c2am" else "mean",
             "adjustment": adjustment.kind,
         }
@@ -182,7 +184,7 @@ class CONTAClassifier(TrainedModule):
         """
         if stage != "fit":
             return
-        if self.network.context is not None and self.context_kind in _ASK_MASKS:
+        if self.network.context is not None and self.context_kind in _ASK_CONFOUNDERS:
             if self.confounders is None:
                 raise ValueError(
                     f"context {self.context_kind} needs the confounders of the last round; set --model.confounders to "
@@ -208,11 +210,28 @@ class CONTAClassifier(TrainedModule):
             networks = {name: self.get_submodule(name) for name in _TRAINED}
             load_trained_parts(networks, [Path(self.init_from)], expected)
             self.network.initial_weights = f"checkpoint {self.init_from}"
+        if self.network.context is not None:
+            self._start_context()
+
+    def _start_context(self) -> None:
+        samples = data_of(self._trainer).train_samples(_STARTED_ON)
+        known = [sample["context"] for sample in samples if "context" in sample]
+        if self.context_kind in _ASK_MASKS and not known:
+            self._queries({}, f"context {self.context_kind}")
+        if not samples:
+            raise ValueError(f"context {self.context_kind} starts from training images, the data module gives none")
+        images = torch.stack([sample["image"] for sample in samples])
+        self.network.start_context(self.normalized(images), torch.stack(known) if known else None)
 
     def on_fit_start(self) -> None:
         """Refuses masks of the last round that are not those that this kind of context and its confounders ask for."""
         super().on_fit_start()
         self._check_source()
+        if self.context_query == "classes" and data_of(self.trainer).masks == "truth":
+            raise ValueError(
+                "context.query classes with true masks hands the classifier its own labels; set --model.context.query "
+                "foreground, or --data.masks to the folder of an earlier stage"
+            )
         if self.confounders:
             check_origin(Path(self.confounders), data_of(self.trainer).query_origin)
 
@@ -225,6 +244,7 @@ class CONTAClassifier(TrainedModule):
     def on_predict_start(self) -> None:
         """Refuses data that do not go with the kind of context."""
         self._check_source()
+        self._last_context = None
 
     def _check_source(self) -> None:
         data = data_of(self.trainer)
@@ -238,7 +258,7 @@ class CONTAClassifier(TrainedModule):
                 f"set --data.context_of {asked}"
             )
         context = self.network.context
-        if asked and context is not None and not context.confounders.any():
+        if self.context_kind in _ASK_CONFOUNDERS and context is not None and not context.confounders.any():
             raise ValueError(
                 f"context {self.context_kind} has no confounders, all are zero; give --ckpt_path a checkpoint, or "
                 "look at the masks of the last round"
@@ -321,7 +341,7 @@ class CONTAClassifier(TrainedModule):
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
         trunk = list(self.network.backbone.parameters())
         if self.network.fusion is not None:
-            trunk += self.network.fusion.parameters()
+            trunk += self.network.fusion.convolution.parameters()
         old = {id(parameter) for parameter in trunk}
         new = [parameter for parameter in self.parameters() if id(parameter) not in old]
         yield {"params": trunk}
@@ -350,13 +370,27 @@ class CONTAClassifier(TrainedModule):
         Returns:
             With `original` in the batch: an (h, w) uint8 class map at each photograph's size, of the classes whose
             probability is above 0.5. Without: `cams`, (K - 1, h, w) float32 in 0..1 at a quarter of the image's size,
-            0 for classes that the tags lack.
+            0 for classes that the tags lack; with a context map also `moved`, what `ManipulationCheck` takes.
         """
         if "original" in batch:
             return self._shown(batch)
-        tags = self._tags(batch)
-        cams = self.class_activation(batch, self._context(batch, True)) * tags[:, :, None, None]
-        return {"cams": list(cams)}
+        tags, context = self._tags(batch), self._context(batch, True)
+        cams = self.class_activation(batch, context) * tags[:, :, None, None]
+        return {"cams": list(cams), **({} if self.network.context is None else {"moved": self._moved(batch, context)})}
+
+    def _moved(self, batch: dict[str, Any], context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The logits (N, n) of whole images with their own M, with M = 0, and with that of the image before each."""
+        image, network = self.normalized(batch["image"]), self.network
+        assert network.context is not None
+        before = None
+        if context is not None:
+            last = context[-1:] if self._last_context is None else self._last_context
+            before = torch.cat([last, context[:-1]]) if self._last_context is not None or len(image) > 1 else None
+            self._last_context = context[-1:]
+        m = network.context(network.known(image, context))
+        maps = [m, torch.zeros_like(m), *([] if before is None else [network.context(before)])]
+        logits = [network.with_map(image, one).float().mean((2, 3)) for one in maps]
+        return logits[0], logits[1], logits[2] if before is not None else None
 
     def _shown(self, batch: dict[str, Any]) -> list[Tensor]:
         context = self._context(batch, False)
@@ -391,7 +425,14 @@ class CONTAClassifier(TrainedModule):
         """
         super().on_load_checkpoint(checkpoint)
         found = {"adjustment": "none", **checkpoint[card.KEY].get("classifier", {})}
-        wrong = [key for key, value in self.settings.items() if found.get(key) != value]
+        if self.network.context is not None and "context.scale" in found:
+            raise ValueError("the checkpoint's context map is of a form that had no effect and is gone; train it anew")
+        asked = {
+            key: value
+            for key, value in self.settings.items()
+            if not key.startswith("context.") or self.network.context is not None
+        }
+        wrong = [key for key, value in asked.items() if found.get(key) != value]
         if wrong:
             differences = ", ".join(f"{key} {found.get(key)}, not {self.settings[key]}" for key in wrong)
             raise ValueError(f"the checkpoint's classifier has {differences}; set --model.{wrong[0]} to its value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -37,6 +38,7 @@ from structseg.lightning_modules.drawing.label_sheets import as_pixels
 from structseg.lightning_modules.metrics.cam_thresholds import CAMThresholds
 from structseg.lightning_modules.metrics.confounder_set import Confounders, ConfounderSet, class_shares
 from structseg.lightning_modules.metrics.faults import FAULTS, FaultMetrics, checked_pairs, fault_scores
+from structseg.lightning_modules.metrics.manipulation import ManipulationCheck, manipulation_notice
 from structseg.lightning_modules.metrics.relation_labels import RelationLabelScores
 
 Pairs = Sequence[tuple[str, str]]
@@ -48,7 +50,8 @@ class CAMWriter(ArtefactWriter):
 
     The CRF runs in worker processes while the next batches are predicted. Scores: `cam_miou` at the best
     `cam_threshold`, `cam_iou/CLASS`; `relation_precision`, `relation_coverage` and the others of `RelationLabelScores`;
-    with a tag offset `company/TAG/CLASS`, by how much a class's company explains a tag.
+    with a tag offset `company/TAG/CLASS`, by how much a class's company explains a tag; with a context map `m_zeroed`,
+    `m_swapped` and `m_tested`, see `ManipulationCheck`.
 
     An image without tags, or whose every map is empty, is background in its relation labels, as in the published code;
     both are noticed by name.
@@ -84,6 +87,7 @@ class CAMWriter(ArtefactWriter):
         self.metrics = {"cam": CAMThresholds(classes, ignored), "relation": RelationLabelScores(classes, ignored)}
         self._stack = ExitStack()
         self._under_way: deque[_Seeds] = deque()
+        self._manipulation, self._moved = ManipulationCheck(), ""
         self._about: Callable[[], dict[str, float]] = dict
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,6 +97,8 @@ class CAMWriter(ArtefactWriter):
             ValueError: no package for the CRF; nothing is made then.
         """
         self._about = getattr(pl_module, "about", dict)
+        self._manipulation.reset()
+        self._manipulation.to(pl_module.device)
         pool = CRFPool(self.crf, workers_here(self.workers, trainer.num_devices))
         self._stack, self._under_way = ExitStack(), deque()
         super().on_predict_start(trainer, pl_module)
@@ -100,6 +106,8 @@ class CAMWriter(ArtefactWriter):
 
     def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
         """Writes the maps, and gives the seeds to the CRF."""
+        if "moved" in outputs:
+            self._manipulation.update(*outputs["moved"])
         rows = zip(batch["name"], batch["image"], outputs["cams"], batch["tags"], truths, strict=True)
         for name, image, maps, tags, truth in rows:
             size = (int(image.shape[-2]), int(image.shape[-1]))
@@ -136,6 +144,10 @@ class CAMWriter(ArtefactWriter):
     def measured(self, has_truth: bool) -> dict[str, float]:
         """The scores, the faults of the maps at their best threshold, and what the classifier says of itself."""
         scores = super().measured(has_truth) | self._about()
+        moved = {key: float(value) for key, value in self._manipulation.compute().items()}
+        self._moved = manipulation_notice(moved)
+        if not math.isnan(moved["zeroed"]):
+            scores |= {f"m_{key}": value for key, value in moved.items() if not math.isnan(value)}
         if has_truth:
             confusion = self.metrics["cam"].compute()["confusion"]
             faults = fault_scores(confusion, self.label_space.classes, self.pairs)
@@ -144,7 +156,7 @@ class CAMWriter(ArtefactWriter):
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
         """Images without tags, maps that are empty, and seeds that know next to no background."""
-        found = []
+        found = [self._moved] if self._moved else []
         if "without tags" in cases:
             found.append(f"{some(cases['without tags'])} without tags: relation labels are all background there")
         if "empty" in cases:

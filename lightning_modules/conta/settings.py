@@ -9,7 +9,7 @@ from structseg.lightning_modules.networks.context import ContextQuery
 from structseg.losses.company_offset import OffsetOf
 
 AdjustmentKind = Literal["none", "tag_offset"]
-ContextKind = Literal["none", "sum", "constant", "placebo"]
+ContextKind = Literal["none", "sum", "mean", "constant", "placebo"]
 PoolingKind = Literal["mean", "masks", "c2am"]
 
 
@@ -18,19 +18,18 @@ class ContextSettings:
     """How features take up the context map of an image's last segmentation; `context: sum` is short for the kind alone.
 
     Args:
-        kind: `none` (IRNet), `sum` (equation 3); and two controls with the layers of `sum`: `constant` (a map of ones)
-            and `placebo` (the map of another image: --data.context_of another).
-        position: the backbone's stage, 1..4, whose output the map joins.
+        kind: `none` (IRNet), `sum` (equation 3); and three controls with the layers of `sum`: `constant` (a map of
+            ones), `mean` (the mean of the confounders, for every image) and `placebo` (the map of another image:
+            --data.context_of another).
+        position: the backbone's stage, 1..3, whose output the map joins.
         query: `foreground` (1 - background) or `classes` (the class maps that the query holds).
         size: (h, w) of the confounders and of the last round's queries.
-        scale: bring the map to unit mean.
     """
 
     kind: ContextKind
-    position: int = 4
+    position: int = 3
     query: ContextQuery = "foreground"
     size: tuple[int, int] = (32, 32)
-    scale: bool = True
 
 
 @dataclass(frozen=True)

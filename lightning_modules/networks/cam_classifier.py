@@ -12,6 +12,7 @@ from structseg.lightning_modules.networks.context import ContextFusion, ContextK
 
 GLOBAL_CAM_SIZE = (128, 128)  # as published for C2AM; only its mean has an effect
 _PROBE = (64, 64)
+_AT_ONCE = 16  # images
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:
@@ -41,10 +42,10 @@ class CAMClassifier(nn.Module):
         backbone: gives the features.
         classes: n, of the foreground.
         context: kind of context map, or `none`.
-        context_position: the stage, 1..4, whose output the map joins.
+        context_position: the stage, 1..3, whose output the map joins. After the last one, 4, nothing follows but a
+            linear head and a mean: a map would move a class's logit by its mean alone, whatever the image.
         context_query: see `ContextMap`.
         context_size: (h, w) of the context.
-        scale_context: see `ContextMap`.
         c2am: multiply the logits by the global mean activation maps.
 
     Attributes:
@@ -65,15 +66,19 @@ class CAMClassifier(nn.Module):
         backbone: Backbone,
         classes: int,
         context: Literal["none"] | ContextKind = "none",
-        context_position: int = 4,
+        context_position: int = 3,
         context_query: ContextQuery = "foreground",
         context_size: tuple[int, int] = (32, 32),
-        scale_context: bool = True,
         c2am: bool = False,
     ) -> None:
         super().__init__()
-        if context_position not in (1, 2, 3, 4):
-            raise ValueError(f"context_position is {context_position}, expected a stage of the backbone, 1 to 4")
+        if context_position == 4:
+            raise ValueError(
+                "context_position is 4, after which nothing but a linear head and a mean follows: the map would move a "
+                "class's logit by the same number whatever the image shows; give 1 to 3"
+            )
+        if context_position not in (1, 2, 3):
+            raise ValueError(f"context_position is {context_position}, expected a stage of the backbone, 1 to 3")
         self.initial_weights, self.mean, self.std = backbone.initial_weights, backbone.mean, backbone.std
         self.backbone = backbone
         self.head = nn.Conv2d(backbone.channels[-1], classes, 1, bias=False)
@@ -82,7 +87,7 @@ class CAMClassifier(nn.Module):
         self.context: ContextMap | None = None
         self.fusion: ContextFusion | None = None
         if context != "none":
-            self.context = ContextMap(classes, context_size, context, context_query, scale_context)
+            self.context = ContextMap(classes, context_size, context, context_query)
             self.fusion = ContextFusion(backbone.channels[context_position])
         self.register_buffer("global_cams", torch.ones(classes, *GLOBAL_CAM_SIZE) if c2am else None)
 
@@ -106,14 +111,40 @@ class CAMClassifier(nn.Module):
         """
         if self.context is None or self.fusion is None:
             return self._head(self.backbone(image)[-1])
-        known = self.context.unknown(len(image)) if context is None else context
-        m, fusion = self.context(known), self.fusion
+        return self.with_map(image, self.context(self.known(image, context)), view)
+
+    def known(self, image: Tensor, context: Tensor | None) -> Tensor:
+        """The context of `activation` where it is known, else that of images without a last segmentation."""
+        assert self.context is not None
+        return self.context.unknown(len(image)) if context is None else context
+
+    def with_map(self, image: Tensor, m: Tensor, view: Tensor | None = None) -> Tensor:
+        """The `activation` of images beside context maps M (N, 1, h, w)."""
 
         def inject(stage: int, features: Tensor) -> Tensor:
-            fused: Tensor = fusion(features, m, view) if stage == self.position else features
+            assert self.fusion is not None
+            fused: Tensor = self.fusion(features, m, view) if stage == self.position else features
             return fused
 
         return self._head(self.backbone(image, inject)[-1])
+
+    @torch.no_grad()
+    def start_context(self, image: Tensor, context: Tensor | None) -> None:
+        """Starts the context map and its fusion, on training images (N, 3, H, W), normalised, and their context."""
+        if self.context is None or self.fusion is None:
+            return
+        mode, found = self.training, []
+        self.eval()
+        for some in image.split(_AT_ONCE):
+
+            def keep(stage: int, features: Tensor) -> Tensor:
+                found.extend([features] if stage == self.position else [])
+                return features
+
+            self.backbone(some, keep)
+        self.train(mode)
+        self.fusion.measure(torch.cat(found))
+        self.context.start(self.known(image, context))
 
     def _head(self, features: Tensor) -> Tensor:
         activation: Tensor = self.head(features)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ContextKind = Literal["sum", "constant"]
+ContextKind = Literal["sum", "mean", "constant"]
 ContextQuery = Literal["foreground", "classes"]
 
-_SMALLEST_MEAN = 1e-12
+_SHARPNESS = 10.0  # of the first attention: W1 starts as so many times W2
+_COLUMN = 0.1  # deviation of the first weights of M, in deviations of each feature
+_SMALLEST = 1e-12
 
 
 def context_map(query: Tensor, confounders: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
@@ -58,22 +60,24 @@ class ContextMap(nn.Module):
     Args:
         classes: n, of the foreground.
         size: (h, w) of the confounders and of the probabilities.
-        kind: `sum` (equation 3), or its control `constant`: ones, with the same parameters, of which W1 and W2 do not
-            learn.
+        kind: `sum` (equation 3), or a control with its parameters, of which W1 and W2 do not learn: `mean`, the mean of
+            the confounders for every image, and `constant`, ones.
         query: `foreground`, x = 1 - p(background); `classes`, W1 on each class map, averaged over the classes that the
             map holds at all: those that the tags allow, where the segmenter knew them. W1 is linear, so this is W1 on
             the average of these maps.
-        scale: bring M to unit mean over its cells. P(c) and the averages make it tiny, and weight decay
-            would switch it off.
 
     Attributes:
         confounders: (n, h, w), zeros until they are put in. Of a class without images they may stay zero.
+        mean: of M over images and cells before it is standardised, 0 until `start`.
+        std: its deviation, 1 until `start`.
 
     Raises:
         ValueError: another kind or query, or no classes.
     """
 
     confounders: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -81,23 +85,44 @@ class ContextMap(nn.Module):
         size: tuple[int, int] = (32, 32),
         kind: ContextKind = "sum",
         query: ContextQuery = "foreground",
-        scale: bool = True,
     ) -> None:
         super().__init__()
-        if kind not in ("sum", "constant"):
-            raise ValueError(f"kind is {kind!r}, expected sum or constant")
-        if query not in ("foreground", "classes"):
+        if kind not in get_args(ContextKind):
+            raise ValueError(f"kind is {kind!r}, expected sum, mean or constant")
+        if query not in get_args(ContextQuery):
             raise ValueError(f"query is {query!r}, expected foreground or classes")
         if classes < 1 or min(size) < 1:
             raise ValueError(f"{classes} classes at {tuple(size)}, expected 1 or more of each")
         self.size = (int(size[0]), int(size[1]))
-        self.kind, self.query, self.scale = kind, query, scale
+        self.kind, self.query = kind, query
         cells = self.size[0] * self.size[1]
         self.register_buffer("confounders", torch.zeros(classes, *self.size))
-        # x and c_k lie in 0..1, so W1 x and W2 c_k are below 1 then: alpha starts near 1/n, which is P(c), and yet
-        # both matrices have a gradient, which zeros would not have.
-        self.w1 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind == "sum")
-        self.w2 = nn.Parameter(torch.randn(classes, cells) / math.sqrt(cells), requires_grad=kind == "sum")
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.w1 = nn.Parameter(torch.zeros(classes, cells), requires_grad=kind == "sum")
+        self.w2 = nn.Parameter(torch.zeros(classes, cells), requires_grad=kind == "sum")
+
+    @torch.no_grad()
+    def start(self, probabilities: Tensor) -> None:
+        """Lets W1 and W2 begin where the attention follows the image, and standardises M; after the confounders are in.
+
+        Row k of W2 is c_k without the mean of all, at unit length; in W1 also without what it shares with the mean
+        query, and ten times. So what x shares with what is special of class k turns the attention to it, and the mean
+        image prefers no class. With zeros neither would have a gradient; with random numbers, or without this
+        centring, the attention, and so M, is nearly the same for every image. M gets zero mean and unit deviation over
+        images and cells; a map of ones stays one.
+
+        Args:
+            probabilities: (N, n + 1, h, w), of the training images.
+        """
+        special = (self.confounders - self.confounders.mean(0)).flatten(1)
+        shared = F.normalize(self._query_of(probabilities.float()).flatten(1).mean(0), dim=0, eps=_SMALLEST)
+        self.w2.copy_(F.normalize(special, eps=_SMALLEST))
+        self.w1.copy_(_SHARPNESS * F.normalize(special - (special @ shared)[:, None] * shared, eps=_SMALLEST))
+        if self.kind != "constant":
+            m = self._plain(probabilities)
+            self.mean.copy_(m.mean())
+            self.std.copy_(m.std(correction=0).clamp(min=_SMALLEST))
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """M, whose gradient reaches W1 and W2 alone.
@@ -111,19 +136,22 @@ class ContextMap(nn.Module):
         Raises:
             ValueError: shapes that do not fit.
         """
+        return (self._plain(probabilities) - self.mean) / self.std
+
+    def _plain(self, probabilities: Tensor) -> Tensor:
         classes = len(self.confounders)
         if probabilities.ndim != 4 or tuple(probabilities.shape[1:]) != (classes + 1, *self.size):
             raise ValueError(
                 f"context has shape {tuple(probabilities.shape)}, expected (N, {classes + 1}, {self.size[0]}, "
                 f"{self.size[1]}): class probabilities, background first, at context_size"
             )
-        if self.kind == "constant":
-            return torch.ones(len(probabilities), 1, *self.size, device=probabilities.device)
-        # In half precision the mean of the small terms is lost.
+        if self.kind != "sum":
+            one = torch.ones_like(self.mean) if self.kind == "constant" else self.confounders.mean(0)
+            return one.expand(len(probabilities), 1, *self.size)
+        # In half precision the small terms are lost.
         with torch.autocast(probabilities.device.type, enabled=False):
             query = self._query_of(probabilities.detach().float()).flatten(1)
-            m = context_map(query, self.confounders.detach(), self.w1, self.w2)
-            return m / m.mean((1, 2, 3), keepdim=True).clamp(min=_SMALLEST_MEAN) if self.scale else m
+            return context_map(query, self.confounders.detach(), self.w1, self.w2)
 
     def _query_of(self, probabilities: Tensor) -> Tensor:
         if self.query == "foreground":
@@ -143,19 +171,33 @@ class ContextMap(nn.Module):
 
 
 class ContextFusion(nn.Module):
-    """A 1x1 convolution from C + 1 to C channels, of features beside a context map; starts as the identity on the C.
+    """A 1x1 convolution from C + 1 to C channels, of features beside a context map; the identity on the C at first.
 
-    Without a bias: the `constant` map takes its place.
+    The column of the map is `scale` (the deviation of each feature) times `v`, which begins at random and small: from
+    zero, at the backbone's learning rate, the map stays without effect. There is no bias: the `constant` map takes its
+    place.
 
     Args:
         channels: C.
+
+    Attributes:
+        scale: (C,), ones until `measure`.
     """
+
+    scale: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels + 1, channels, 1, bias=False)
+        self.convolution = nn.Conv2d(channels, channels, 1, bias=False)
         with torch.no_grad():
-            self.convolution.weight.copy_(torch.eye(channels, channels + 1)[:, :, None, None])
+            self.convolution.weight.copy_(torch.eye(channels)[:, :, None, None])
+        self.v = nn.Parameter(_COLUMN * torch.randn(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    @torch.no_grad()
+    def measure(self, features: Tensor) -> None:
+        """Takes the deviation of each channel of features (N, C, H, W) of training images."""
+        self.scale.copy_(features.std((0, 2, 3), correction=0))
 
     def forward(self, features: Tensor, context: Tensor, view: Tensor | None = None) -> Tensor:
         """Features with the context taken up.
@@ -170,7 +212,7 @@ class ContextFusion(nn.Module):
             (N, C, H, W).
         """
         seen = seen_through(context, view, (features.shape[-2], features.shape[-1]))
-        fused: Tensor = self.convolution(torch.cat([features, seen.to(features.dtype)], 1))
+        fused: Tensor = self.convolution(features) + (self.scale * self.v)[:, None, None] * seen.to(features.dtype)
         return fused
 
 

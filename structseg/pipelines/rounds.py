@@ -169,6 +169,11 @@ def rounds_table(title: str, rounds: Sequence[Round]) -> TextTable:
         if not one.finished:
             done = ", ".join(one.report["stages"]) or "no stage"
             notes.append(f"* {one.name} is not finished: {done} done")
+        if not math.isnan(tested := one.score("m_tested")):
+            moved = (("m_zeroed", "without M"), ("m_swapped", "with another image's"))
+            shares = [f"{one.score(key):.1%} {how}" for key, how in moved if not math.isnan(one.score(key))]
+            verdict = "a test of M" if tested else "no test of M"
+            notes.append(f"{one.name}: logits move by {', '.join(shares)}, of their deviation: {verdict}")
     titles = (*(text for text, *_ in _BEFORE_TEST), *_TEST, *(text for text, *_ in _AFTER_TEST))
     return TextTable(("round", *titles, "notices"), lines, title=title, notes=notes)
 

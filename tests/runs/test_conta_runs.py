@@ -87,7 +87,7 @@ def test_two_rounds_of_drawn_scenes_leave_all_artefacts_and_reports(runs, here):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arm",
-    ["none", "constant", "placebo", "position_3", "unscaled", "c2am", "pooled", "pooled_placebo", "pooled_displaced"],
+    ["none", "mean", "constant", "placebo", "company", "c2am", "pooled", "pooled_placebo", "pooled_displaced"],
 )
 def test_every_arm_runs_its_classifier_and_maps(runs, here, arm):
     records = session("scenes_09", runs, *TINY, arm=arm, last=f"round_1_{arm}/cams").run(tests=False)

@@ -68,6 +68,10 @@ class _Data(LightningDataModule):
         super().__init__()
         self.batch, self.context_of, self.queries, self.batch_size = batch, context_of, queries, 2
 
+    def train_samples(self, most):
+        parts = {key: value for key, value in self.batch.items() if key != "name"}
+        return [{key: value[i] for key, value in parts.items()} for i in range(min(most, len(self.batch["image"])))]
+
     def train_tags(self):
         return torch.tensor([[1.0, 1.0, 0.0]] * 6 + [[0.0, 0.0, 1.0]] * 3 + [[0.0, 0.0, 0.0]])
 
@@ -145,10 +149,10 @@ def test_tag_scores_by_hand():
         scores.update(torch.zeros(2, 2), torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("context", ["none", "sum", "constant", "placebo"])
+@pytest.mark.parametrize("context", ["none", "sum", "mean", "constant", "placebo"])
 def test_every_context_learns_and_logs_what_it_says(context, tmp_path):
     asks = context in ("sum", "placebo")
-    path = _confounders(tmp_path / "confounders.npz") if asks else None
+    path = _confounders(tmp_path / "confounders.npz") if asks or context == "mean" else None
     module = _made(context, confounders=path)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     view = torch.tensor([[[-0.5, 0.0, 0.1], [0.0, 0.6, 0.0]]]).expand(2, 2, 3)
@@ -172,10 +176,9 @@ def test_every_context_learns_and_logs_what_it_says(context, tmp_path):
 def test_w1_and_w2_and_the_view_take_part(tmp_path):
     module = _made("sum")
     module.network.context.confounders.uniform_()
-    with torch.no_grad():
-        module.network.fusion.convolution.weight[:, -1] = 0.5
     module.log = lambda *args, **kwargs: None
     batch = _batch(context=True)
+    module.network.start_context(module.normalized(batch["image"]), batch["context"])
     whole = module.training_step(batch, 0)["loss"]
     whole.backward()
     assert module.network.context.w1.grad.abs().sum() > 0
@@ -189,7 +192,7 @@ def test_new_layers_have_their_rate():
     assert (old["lr"], new["lr"]) == (0.02, 0.1)
     network = module.network
     assert {id(p) for p in new["params"]} == {
-        id(p) for p in [network.head.weight, network.context.w1, network.context.w2]
+        id(p) for p in [network.head.weight, network.context.w1, network.context.w2, network.fusion.v]
     }
     assert any(p is network.fusion.convolution.weight for p in old["params"])  # the identity on the trunk's features
     assert len(old["params"]) + len(new["params"]) == len(list(module.parameters()))
@@ -348,6 +351,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         ({"confounders": "c.npz"}, "confounders with context=none"),
         ({"global_cams": "cams"}, "global_cams with pooling=mean"),
         ({"context": ContextSettings("sum", position=7)}, "context_position is 7"),
+        ({"context": ContextSettings("sum", position=4)}, "context_position is 4, after which nothing .* give 1 to 3"),
         ({"batch_norm": "off"}, "batch_norm=off .train or frozen"),
         ({"frozen_stages": 6}, "frozen_stages=6 .0 to 5"),
         ({"adjustment": "offset"}, "adjustment=offset .none or tag_offset"),
@@ -447,8 +451,7 @@ def test_without_confounders_nothing_is_predicted(tmp_path):
     [
         ({"context": "placebo"}, "classifier has context sum, not placebo; set --model.context"),
         ({"context": "none"}, "context sum, not none"),
-        ({"context": ContextSettings("sum", 2, size=SIZE)}, "context.position 4, not 2; set --model.context.position"),
-        ({"context": ContextSettings("sum", size=SIZE, scale=False)}, "context.scale True, not False"),
+        ({"context": ContextSettings("sum", 2, size=SIZE)}, "context.position 3, not 2; set --model.context.position"),
         ({"context": ContextSettings("sum", query="classes", size=SIZE)}, "context.query foreground, not classes"),
     ],
 )
@@ -458,6 +461,45 @@ def test_a_checkpoint_of_other_settings_is_refused(given, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         _made(**given).on_load_checkpoint(checkpoint)
     _made("sum").on_load_checkpoint(checkpoint)
+    checkpoint["structseg"]["classifier"]["context.scale"] = True  # as it was once written
+    with pytest.raises(ValueError, match="context map is of a form that had no effect and is gone; train it anew"):
+        _made("sum").on_load_checkpoint(checkpoint)
+    old = {"structseg": _made().make_card()}
+    old["structseg"]["classifier"]["context.position"] = 4
+    _made().on_load_checkpoint(old)  # without a context it has no place
+
+
+def test_the_manipulation_check_of_a_prediction(tmp_path):
+    module = _made("sum", confounders=_confounders(tmp_path / "c.npz"))
+    batch = _batch(context=True)
+    trainer = _fit(module, _Data(batch), tmp_path)
+    module.eval()
+    first, second = (module.predict_step(batch, 0)["moved"] for _ in range(2))
+    with torch.no_grad():
+        own, other = (module(batch["image"], context) for context in (batch["context"], batch["context"].flip(0)))
+        torch.testing.assert_close(first[0], own)
+        torch.testing.assert_close(first[2], other)  # of two images, the one before is the other one
+        zeroed = module.network.with_map(module.normalized(batch["image"]), torch.zeros(2, 1, *SIZE)).mean((2, 3))
+    torch.testing.assert_close(first[1], zeroed)
+    torch.testing.assert_close(second[2], first[2])
+    one = {**batch, **{key: batch[key][:1] for key in ("image", "tags", "context")}}
+    module._trainer = trainer
+    module.on_predict_start()
+    assert module.predict_step(one, 0)["moved"][2] is None  # a first image by itself
+    assert module.predict_step(one, 1)["moved"][2] is not None
+    assert "moved" not in _made().eval().predict_step(_batch(), 0)
+    assert _made("constant").eval().predict_step(_batch(), 0)["moved"][2] is None
+
+
+def test_class_maps_of_true_masks_would_leak_the_labels(tmp_path):
+    module = _made(ContextSettings("sum", query="classes", size=SIZE), confounders=_confounders(tmp_path / "c.npz"))
+    data = _Data(_batch(context=True))
+    data.masks = "truth"
+    with pytest.raises(
+        ValueError, match=r"context\.query classes with true masks hands the classifier its own labels"
+    ) as got:
+        _fit(module, data, tmp_path)
+    assert "\n" not in str(got.value)
 
 
 def _cams_folder(folder, classes=SPACE.classes, kind="cams"):
@@ -521,7 +563,7 @@ def test_a_share_that_makes_no_sense(given, message):
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "position"), [("sum", "sum", 4), ({"kind": "constant", "position": 3}, "constant", 3)]
+    ("given", "kind", "position"), [("sum", "sum", 3), ({"kind": "constant", "position": 2}, "constant", 2)]
 )
 def test_a_configuration_names_a_kind_or_all_settings(given, kind, position):
     options = {"backbone": "test_resnet", "weights": "random", "context": given, "cam": {"scales": [2.0]}}

@@ -50,13 +50,12 @@ def test_wrong_shapes(change, message):
         context_map(**given)
 
 
-def _by_hand(kind="sum", query="foreground", scale=False):
-    context = ContextMap(2, (1, 2), kind, query, scale)
+def _by_hand(kind="sum", query="foreground"):
+    context = ContextMap(2, (1, 2), kind, query)
     context.confounders.copy_(CONFOUNDERS)
-    if kind != "constant":
-        with torch.no_grad():
-            context.w1.copy_(W1)
-            context.w2.copy_(W2)
+    with torch.no_grad():
+        context.w1.copy_(W1)
+        context.w2.copy_(W2)
     return context
 
 
@@ -83,26 +82,50 @@ def test_classes_are_averaged_over_those_that_the_map_holds():
     assert not torch.equal(of(0.1, 0.6), of(0.45, 0.4))
 
 
-def test_scaling_gives_unit_mean_and_keeps_the_proportions():
-    probabilities = _probabilities([0.75, 0.25], [0.25, 0.25])
-    plain, scaled = _by_hand()(probabilities), _by_hand(scale=True)(probabilities)
-    torch.testing.assert_close(scaled.mean(), torch.tensor(1.0))
-    torch.testing.assert_close(scaled / scaled.sum(), plain / plain.sum())
+def _started(kind="sum", classes=5, size=(8, 8), images=40, seed=0):
+    """A map whose classes lie in different rows over a blob that they share, and queries of one class each."""
+    generator = torch.Generator().manual_seed(seed)
+    blob = torch.full((classes, *size), 0.3)
+    for k in range(classes):
+        blob[k, k] = 0.6
+    held = torch.randint(classes, (images,), generator=generator)
+    foreground = (blob[held] * (0.7 + 0.3 * torch.rand(images, *size, generator=generator)))[:, None]
+    probabilities = torch.cat([1 - foreground, foreground, foreground.new_zeros(images, classes - 1, *size)], 1)
+    context = ContextMap(classes, size, kind)
+    context.confounders.copy_(blob)
+    context.start(probabilities)
+    return context, probabilities, held
 
 
-def test_scaling_is_by_image():
-    torch.manual_seed(0)
-    context = ContextMap(2, (2, 2))
-    context.confounders.copy_(torch.rand(2, 2, 2))
-    torch.testing.assert_close(context(torch.rand(3, 3, 2, 2)).mean((1, 2, 3)), torch.ones(3))
+@pytest.mark.parametrize("kind", ["sum", "mean"])
+def test_m_is_standardised_over_the_training_images(kind):
+    context, probabilities, _ = _started(kind)
+    m = context(probabilities)
+    torch.testing.assert_close(m.mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(m.std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
+    differs = (m - m.mean(0)).std() > 0.1
+    assert differs == (kind == "sum")
+    assert {"mean", "std"} <= set(context.state_dict())
+
+
+def test_at_the_start_the_attention_follows_the_image_and_prefers_no_class():
+    context, probabilities, held = _started()
+    m = context(probabilities)[:, 0]
+    assert m[:, :5].mean(2).argmax(1).tolist() == held.tolist()  # the row that is special of the image's class
+    query = (1 - probabilities[:, 0]).flatten(1)
+    scores = query @ context.w1.T @ (context.w2 @ context.confounders.flatten(1).T)
+    assert scores.mean(0).std() < 0.05 * scores.std()
+    torch.testing.assert_close(context.w2.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(context.w1.norm(dim=1), torch.full((5,), 10.0))
 
 
 @pytest.mark.parametrize("absent", [[1], [0, 1]])
 def test_classes_without_images_are_no_trouble(absent):
-    context = _by_hand(scale=True)
+    context = _by_hand()
     context.confounders[absent] = 0
+    context.start(_probabilities([0.7, 0.2], [0.1, 0.3]))
     found = context(_probabilities([0.7, 0.2], [0.1, 0.3]))
-    found.sum().backward()
+    found[0, 0, 0, 0].backward()
     assert found.isfinite().all()
     assert context.w1.grad.isfinite().all()
     assert found.any() == (len(absent) == 1)
@@ -120,20 +143,12 @@ def test_the_gradient_reaches_w1_and_w2_alone(query):
     assert context.w2.grad.abs().sum() > 0
 
 
-def test_first_weights_are_near_the_uniform_prior():
-    torch.manual_seed(0)
-    context = ContextMap(20, (32, 32), scale=False)
-    # Confounder k is in cell k alone, so the map shows alpha_k there.
-    context.confounders.copy_(torch.eye(20, 32 * 32).view(20, 32, 32))
-    alpha = context(torch.rand(4, 21, 32, 32)).flatten(1)[:, :20] * 20
-    assert ((alpha - 1 / 20).abs() < 0.02).all()
-    torch.testing.assert_close(alpha.sum(1), torch.ones(4))
-
-
 def test_the_constant_map_is_ones_with_the_parameters_of_sum():
     constant, other = _by_hand("constant"), _by_hand()
     probabilities = _probabilities([0.7, 0.2], [0.1, 0.3])
+    constant.start(probabilities)
     assert torch.equal(constant(probabilities), torch.ones(1, 1, 1, 2))
+    torch.testing.assert_close(_by_hand("mean")(probabilities)[0, 0], CONFOUNDERS.mean(0))
     shapes = [[tuple(p.shape) for p in one.parameters()] for one in (constant, other)]
     assert shapes[0] == shapes[1]
     assert not any(p.requires_grad for p in constant.parameters())
@@ -146,19 +161,20 @@ def test_without_a_mask_the_map_is_the_mean_of_the_confounders():
 
 
 def test_half_precision_does_not_swallow_it():
-    context = _by_hand(scale=True)
+    context = _by_hand()
     context.confounders.mul_(1e-6)
     probabilities = _probabilities([0.7, 0.2], [0.1, 0.3])
+    context.start(probabilities)
     with torch.autocast("cpu", torch.bfloat16):
         found = context(probabilities)
     torch.testing.assert_close(found, context(probabilities), atol=0, rtol=0)
-    torch.testing.assert_close(found.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(found.std(correction=0), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "mean"}, "kind is 'mean', expected sum or constant"),
+        ({"kind": "stack"}, "kind is 'stack', expected sum, mean or constant"),
         ({"query": "all"}, "query is 'all', expected foreground or classes"),
         ({"classes": 0}, "0 classes at"),
     ],
@@ -173,21 +189,26 @@ def test_wrong_probabilities():
         _by_hand()(torch.zeros(1, 2, 1, 2))
 
 
-def test_fusion_starts_as_the_identity():
+def test_fusion_starts_as_the_identity_and_a_column_in_deviations_of_the_features():
     torch.manual_seed(0)
-    fusion = ContextFusion(6)
-    features, context = torch.randn(2, 6, 5, 7), torch.rand(2, 1, 4, 4)
-    fused = fusion(features, context)
-    assert torch.equal(fused, features)
-    fused.sum().backward()
-    assert fusion.convolution.weight.grad[:, 6:].abs().sum() > 0
-    assert sum(p.numel() for p in fusion.parameters()) == 6 * 7
+    fusion = ContextFusion(60)
+    spread = torch.linspace(0, 3, 60)[:, None, None]
+    features, context = spread * torch.randn(4, 60, 5, 7), torch.ones(4, 1, 4, 4)
+    fusion.measure(features)
+    torch.testing.assert_close(fusion.scale, features.transpose(0, 1).flatten(1).std(1, correction=0))
+    added = fusion(features, context) - features
+    torch.testing.assert_close(added, (fusion.scale * fusion.v)[:, None, None].expand_as(added), atol=1e-5, rtol=0)
+    assert 0.07 < fusion.v.std() < 0.13
+    assert torch.equal(fusion(features, context * 0), features)
+    fusion(features, context).sum().backward()
+    assert fusion.v.grad[1:].all()
+    assert sum(p.numel() for p in fusion.parameters()) == 60 * 61
 
 
 def test_fusion_adds_the_map_through_the_view():
     fusion = ContextFusion(2)
     with torch.no_grad():
-        fusion.convolution.weight[1, 2] = 3.0
+        fusion.v.copy_(torch.tensor([0.0, 3.0]))
     context = torch.arange(16.0).view(1, 1, 4, 4)
     crop = torch.tensor([[[0.5, 0.0, 0.5], [0.0, 0.5, -0.5]]])  # the upper right quarter
     fused = fusion(torch.zeros(1, 2, 2, 2), context, crop)

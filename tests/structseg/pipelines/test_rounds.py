@@ -102,6 +102,16 @@ class TestTable:
         }  # fmt: skip
         assert table.notes == []
 
+    @pytest.mark.parametrize(("tested", "verdict"), [(1.0, "a test of M"), (0.0, "no test of M")])
+    def test_a_round_says_whether_its_context_map_was_tested(self, tested, verdict):
+        scores = {"m_zeroed": 0.123, "m_swapped": 0.04, "m_tested": tested}
+        one = Round(
+            "round_1_sum", {"stages": {"cams": {"scores": scores, "notices": []}}, "notices": []}, finished=True
+        )
+        (note,) = rounds_table("t", [one]).notes
+        said = "logits move by 12.3% without M, 4.0% with another image's, of their deviation"
+        assert note == f"round_1_sum: {said}: {verdict}"
+
     @pytest.mark.parametrize(
         ("tests", "expected"),
         [
