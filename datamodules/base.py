@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +13,19 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
-from structseg.datamodules.batch import Batch, DataSettings, MaskFilter, Sample, Split, collate, pad_masks
+from structseg.datamodules.batch import SPLITS, Batch, DataSettings, MaskFilter, Sample, Split, collate, pad_masks
 from structseg.datamodules.checks import raise_problems
+from structseg.datamodules.files.listing import Listed
+from structseg.datamodules.images import check_image
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.label_spaces import label_space as find_label_space
 from structseg.datamodules.predict.inputs import predict_inputs
-from structseg.datamodules.samplers import EpochSampler, EvaluationSampler, run_seed
+from structseg.datamodules.samplers import EpochSampler, EvaluationSampler, WeightedSampler, read_weights, run_seed
 from structseg.datamodules.wrappers.blobs import BlobDataset, BlobKind
 from structseg.datamodules.wrappers.full_size import Originals
 from structseg.datamodules.wrappers.hidden_parts import HiddenPartsDataset
 from structseg.datamodules.wrappers.repeated import RepeatedDataset
+from structseg.datamodules.wrappers.unlabelled import UnlabelledDataset
 
 
 class SegmentationDataModule(LightningDataModule, DataSettings):
@@ -30,7 +34,8 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
     On its own it holds no labelled data and serves `predict` alone.
 
     Args:
-        label_space: name of the space of the labels (and of a checkpoint's classes).
+        label_space: the space of the labels (and of a checkpoint's classes): its name, or a `dataset.yaml`; of both
+            some classes may be chosen, `voc[cat,dog]`.
         size: (H, W) in pixels that images are resized to.
         batch_size: images a training batch, on each device.
         num_workers: processes that decode; 0 decodes in the main process.
@@ -45,6 +50,10 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
             superpixels cut by the labels; None makes none.
         predict_dir: for `predict`: an image, a folder of images, a list of these, a video file, or `camera:N`.
         predict_out: the folder that predictions are written to.
+        unlabelled: a folder that is searched through for images to train on in place of the labelled ones, which are
+            left out where they lie in it. They have no mask: for a student that learns a teacher's predictions.
+        sample_weights: how often training images are drawn, with replacement, as many as there are an epoch: `class`
+            draws every class equally often; or a CSV file with the header `name,weight`. None: each image once.
     """
 
     originals: Originals | None = None  # set by a child whose samples have `original`
@@ -66,9 +75,15 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         predict_out: str = "predictions",
         blobs: BlobKind | None = None,
         mask_filter: MaskFilter = "nearest",
+        unlabelled: str | None = None,
+        sample_weights: str | None = None,
     ) -> None:
         super().__init__()
         problems: list[str] = []
+        if unlabelled is not None and blobs not in (None, "superpixels"):
+            problems.append(f"blobs={blobs} with unlabelled (images without labels have superpixels only)")
+        if unlabelled is not None and sample_weights == "class":
+            problems.append("sample_weights=class with unlabelled (images without labels have no classes)")
         if min(size) < 1:
             problems.append(f"size={tuple(size)} (height and width in pixels, 1 or more)")
         if batch_size < 1:
@@ -88,12 +103,21 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         self.blobs: BlobKind | None = blobs
         self.mask_filter: MaskFilter = mask_filter
         self.predict_dir, self.predict_out = predict_dir, predict_out
+        self.unlabelled = None if unlabelled is None else Path(unlabelled).expanduser()
+        self.sample_weights = sample_weights
         self.pipeline = AugmentationPipeline(augmentation, self.label_space)
         self._datasets: dict[Split, Dataset[Sample]] = {}
 
     def make_dataset(self, split: Split) -> Dataset[Sample] | None:  # noqa: ARG002  # for children
         """The samples of a split, (3, H, W) image and (H, W) mask each; None without the split. A child gives it."""
         return None
+
+    def make_unlabelled(self) -> UnlabelledDataset:
+        """The images of the folder `unlabelled` that are none of the labelled ones; raises as `UnlabelledDataset`."""
+        assert self.unlabelled is not None
+        splits: Sequence[Split] = SPLITS if isinstance(self, Listed) else ()
+        labelled = {sample.image.resolve() for split in splits for sample in self.file_samples(split, [])}  # type: ignore[attr-defined]
+        return UnlabelledDataset(self.unlabelled, self.size, labelled)
 
     def dataset(self, split: Split) -> Dataset[Sample]:
         """The samples of a split, made once.
@@ -102,7 +126,13 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
             ValueError: this datamodule has no such split, or it is empty.
         """
         if split not in self._datasets:
-            made = self.make_dataset(split)
+            if split == "train" and self.unlabelled is not None:
+                unlabelled = self.make_unlabelled()
+                for path in unlabelled.files:  # what is damaged is found before an hour of training, not after
+                    check_image(path)
+                made: Dataset[Sample] | None = unlabelled
+            else:
+                made = self.make_dataset(split)
             if made is None or len(made) == 0:  # type: ignore[arg-type]
                 raise ValueError(f"{type(self).__name__} has no {split} images; choose settings or data that have some")
             if self.mask_filter != "nearest":
@@ -134,6 +164,9 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
     def _sampler(self, data: Dataset[Sample], train: bool) -> DistributedSampler[Sample]:
         """This process's share, by (seed, epoch) alone; in evaluation no sample is repeated to even out the ranks."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if train and self.sample_weights is not None:
+            weights = read_weights(self.sample_weights, self.dataset("train"))
+            return WeightedSampler(data, world, rank, weights, seed=run_seed())
         if train:
             return EpochSampler(data, world, rank, shuffle=True, seed=run_seed())
         return EvaluationSampler(data, world, rank)

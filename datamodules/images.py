@@ -8,14 +8,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, TiffImageFile
 
-from structseg.datamodules.batch import MaskFilter, mask_tensor, shrink_by_majority
+if TYPE_CHECKING:
+    from structseg.datamodules.batch import MaskFilter
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
@@ -26,6 +27,16 @@ IMAGE_SUFFIXES = (
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 # So many pixels of so little data are no picture. Photographs have 20 pixels a byte at most, label maps about 100.
 _BOMB_PIXELS, _BOMB_PIXELS_A_BYTE = 40_000_000, 200
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 
 # All that Pillow's readers were seen to raise on damaged files.
 _DECODING_ERRORS = (
@@ -108,12 +119,52 @@ def open_image(path: Path) -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header; raises as `open_image`."""
+    """(width, height) in pixels of the upright image, as `read_image` gives it, from the file's header.
+
+    Raises as `open_image`.
+    """
+    size, orientation = stored_size(path)
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def stored_size(path: Path) -> tuple[tuple[int, int], int]:
+    """(width, height) as stored, and the EXIF orientation (1 to 8), from the header; raises as `open_image`."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            return image.size
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            # Pillow decodes a whole PNG to look for EXIF behind its pixels, where next to nobody puts it.
+            exif = Image.Image.getexif(image)
+            if image.format == "PNG" and not exif and _ends_with_more(file):
+                exif = image.getexif()
+            return image.size, _orientation(exif)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return open_image(path).size  # says in one line what is wrong with the file
+        whole = open_image(path)  # says in one line what is wrong with the file
+        return whole.size, _orientation(whole.getexif())
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value = exif.get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _ends_with_more(file: BinaryIO) -> bool:
+    """Whether a PNG has more after its pixels than its end, which is 12 bytes."""
+    here, at = file.tell(), 8
+    chunk = b""
+    while chunk != b"IEND":
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or (chunk == b"IDAT" and head[4:] not in (b"IDAT", b"IEND")):
+            file.seek(here)
+            return len(head) == 8
+        at, chunk = at + 12 + int.from_bytes(head[:4]), head[4:]
+    file.seek(here)
+    return False
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """An image that is stored with this EXIF orientation, turned as `to_rgb` turns it."""
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def check_image(path: Path) -> None:
@@ -197,5 +248,7 @@ def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int], by: MaskFilter =
     if mask.shape == (height, width):
         return mask
     if by == "majority":
+        from structseg.datamodules.batch import mask_tensor, shrink_by_majority  # here, as it loads torch
+
         return shrink_by_majority(mask_tensor(mask)[None], size)[0].numpy().astype(np.uint8)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from structseg.messages import nearest
+from structseg.yaml_files import load_yaml
+
+DATASET_FILE = "dataset.yaml"
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,17 @@ class LabelSpace:
             },
             self.ignore_index,
         )
+
+    def describe(self) -> str:
+        """The space as `label_space` reads it: JSON of what a `dataset.yaml` says of classes."""
+        names = self.classes
+        content = {
+            "name": self.name,
+            "classes": [{"name": n, "color": list(c)} for n, c in zip(names, self.palette, strict=True)],
+            "flip_pairs": [[names[a], names[b]] for a, b in self.flip_pairs],
+            "groups": {group: [names[i] for i in members] for group, members in self.groups.items()},
+        }
+        return json.dumps(content)
 
     def flip_lookup(self) -> Tensor:
         """(256,) int64: what each index becomes under a horizontal flip."""
@@ -273,21 +292,149 @@ MAPS: Mapping[tuple[str, str], Mapping[str, str]] = {
 }
 
 
-def label_space(name: str) -> LabelSpace:
-    """The space of that name; `voc[cat,dog]` is the background and these classes of `voc`, in the order given.
+def label_space(given: str) -> LabelSpace:
+    """A space by its name, from a file, or as `LabelSpace.describe` gives it, which a checkpoint's card carries.
+
+    `voc[cat,dog]` is the background and these classes of `voc`, in the order given. A file is a `dataset.yaml` or the
+    folder that holds one; classes of it may be chosen likewise: `photos/dataset.yaml[cat,dog]`.
 
     Raises:
-        ValueError: no such space, or no such class in it.
+        FileNotFoundError: no such file.
+        ValueError: no such space, no such class in it, or a file that is wrong.
 
     Example:
         >>> label_space("voc[cat,dog]").classes
         ('background', 'cat', 'dog')
     """
-    whole, bracket, inside = name.partition("[")
-    if whole not in SPACES:
-        raise ValueError(f"no label space {name!r}; choose one of {', '.join(SPACES)}")
+    if given.startswith("{"):
+        return read_space(json.loads(given), "data.label_space")
+    whole, bracket, inside = given.partition("[")
+    if whole in SPACES:
+        space = SPACES[whole]
+    elif whole.endswith((".yaml", ".yml")) or (Path(whole).expanduser() / DATASET_FILE).is_file():
+        path = Path(whole).expanduser()
+        path = path / DATASET_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}; give --data.label_space a {DATASET_FILE} or a known name")
+        space = read_space(load_yaml(path)[0], str(path))
+    else:
+        raise ValueError(
+            f"no label space {given!r}{nearest(whole, SPACES)}; choose one of {', '.join(SPACES)}, or a {DATASET_FILE}"
+        )
     if not bracket:
-        return SPACES[whole]
+        return space
     if not inside.endswith("]"):
-        raise ValueError(f"label space {name!r} has no closing bracket; write {whole}[CLASS,CLASS]")
-    return SPACES[whole].subset(tuple(part.strip() for part in inside.removesuffix("]").split(",")))
+        raise ValueError(f"label space {given!r} has no closing bracket; write {whole}[CLASS,CLASS]")
+    return space.subset(tuple(part.strip() for part in inside.removesuffix("]").split(",")))
+
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """A class of a `dataset.yaml`.
+
+    Attributes:
+        name: of the class.
+        values: of masks that are this class: grey values or palette indices, and colours.
+        color: that it is drawn in; None: one is chosen.
+        ignored: whether its pixels take no part, so that it is no class of the space.
+    """
+
+    name: str
+    values: tuple[int | Colour, ...]
+    color: Colour | None
+    ignored: bool
+
+
+def class_entries(tree: Any, where: str) -> tuple[ClassEntry, ...]:
+    """The `classes` of a `dataset.yaml`: a list of names or of mappings, or such a mapping by mask value.
+
+    Raises:
+        ValueError: what is wrong, with the key and the value; `where` begins the message.
+    """
+    classes = tree.get("classes") if isinstance(tree, Mapping) else None
+    if not isinstance(classes, Sequence | Mapping) or isinstance(classes, str) or not classes:
+        raise ValueError(f"{where}: classes is {classes!r}; give a list of names, the background first")
+    given = list(classes.items()) if isinstance(classes, Mapping) else list(enumerate(classes))
+    ignored = [*as_list(tree.get("ignore")), *as_list(tree.get("ignore_classes"))]
+    by_id = as_list(tree.get("ignore_classes"))
+    entries = []
+    for key, entry in given:
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        at = f"{where}: classes, entry {key}"
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+            raise ValueError(f"{at} is {entry!r}; give a name in quotes, or {{name: NAME, values: [...]}}")
+        unknown = [name for name in entry if name not in ("name", "values", "labels", "rgb", "color")]
+        if unknown:
+            hint = nearest(str(unknown[0]), ("name", "values", "rgb", "color"))
+            raise ValueError(f"{at} has the unknown key {unknown[0]!r}{hint}; known are name, values, rgb, color")
+        if not isinstance(key, int) or isinstance(key, bool):
+            raise ValueError(f"{at}: a mapping of classes goes by mask values; write whole numbers, or a list")
+        stated = [value for name in ("values", "labels", "rgb") for value in as_list(entry.get(name))]
+        if not stated and any(name in entry for name in ("values", "labels", "rgb")):
+            raise ValueError(f"{at} ({entry['name']}) has no values, so no pixel could be it; give some or remove it")
+        rgb = as_list(entry.get("rgb"))
+        if rgb and all(isinstance(value, int) for value in rgb):
+            raise ValueError(f"{at}: rgb is {rgb!r}; give a list of colours, [[R, G, B]]")
+        values = tuple(mask_value(value, at) for value in stated or [key])
+        color = None if entry.get("color") is None else mask_value(entry["color"], f"{at}: color")
+        if isinstance(color, int):
+            raise ValueError(f"{at}: color is {color!r}; give [R, G, B]")
+        color = color or next((value for value in values if isinstance(value, tuple)), None)
+        out = entry["name"] in ignored or key in by_id
+        entries.append(ClassEntry(entry["name"], values, color, out))
+    return tuple(entries)
+
+
+def read_space(tree: Any, where: str) -> LabelSpace:
+    """The space of the `classes`, `flip_pairs`, `groups` and `name` of a `dataset.yaml`; raises as `class_entries`."""
+    entries = [entry for entry in class_entries(tree, where) if not entry.ignored]
+    names = tuple(entry.name for entry in entries)
+    if len(names) < 2:
+        raise ValueError(
+            f"{where}: {len(names)} class{'es' * (not names)} to learn ({', '.join(names)}); give 2 or more"
+        )
+
+    def index(name: Any, key: str) -> int:
+        if name not in names:
+            raise ValueError(f"{where}: {key} names {name!r}, which is no class{nearest(str(name), names)}; mend it")
+        return names.index(name)
+
+    pairs = as_list(tree.get("flip_pairs"))
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 and pair[0] != pair[1] for pair in pairs):
+        raise ValueError(f"{where}: flip_pairs is {pairs!r}; give pairs of classes, [[left_eye, right_eye]]")
+    groups = tree.get("groups") or {}
+    if not isinstance(groups, Mapping) or not all(isinstance(members, list) for members in groups.values()):
+        raise ValueError(f"{where}: groups is {groups!r}; give {{NAME: [CLASS, CLASS]}}")
+    flips = tuple((index(a, "flip_pairs"), index(b, "flip_pairs")) for a, b in pairs)
+    if len({i for pair in flips for i in pair}) < 2 * len(flips):
+        raise ValueError(f"{where}: flip_pairs is {pairs!r}; each class may stand in one pair")
+    taken = [entry.color for entry in entries if entry.color is not None]
+    spare = (colour for colour in _voc_palette(256) if colour not in taken)
+    palette = tuple(next(spare) if entry.color is None else entry.color for entry in entries)
+    twice = next((colour for colour in palette if palette.count(colour) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{where}: two classes have the color {list(twice)}; give each its own")
+    try:
+        return LabelSpace(
+            str(tree.get("name") or Path(where).parent.name or "own"), names, palette, flips,
+            {str(group): tuple(index(m, f"groups.{group}") for m in members) for group, members in groups.items()},
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def as_list(value: Any) -> list[Any]:
+    """A value that may be left out, single or a list."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def mask_value(value: Any, where: str) -> int | Colour:
+    """A value of a mask, 0..65535, or a colour."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
+        return value
+    if isinstance(value, Sequence) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
+        return int(value[0]), int(value[1]), int(value[2])
+    raise ValueError(f"{where} has the value {value!r}; give whole numbers of 0 to 65535, or colours [R, G, B]")

@@ -76,8 +76,6 @@ class ConsensusSegmenter(SegmentationModule):
                 classes.
         """
         super().on_fit_start()
-        if self.teacher_ckpt is None and data_of(self.trainer).unlabelled:
-            raise ValueError("training images without labels need a teacher; set --model.teacher_ckpt")
         if self.teacher_ckpt is not None:
             self._teacher = [load_teacher(self.teacher_ckpt, self.label_space).to(self.device)]
 

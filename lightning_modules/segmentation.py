@@ -61,8 +61,12 @@ class SegmentationModule(Inference, TrainedModule):
         return type(self.loss).__module__.startswith("structseg.losses.")
 
     def on_fit_start(self) -> None:
-        """Also notices a loss that several processes make another one of."""
+        """Also notices a loss that several processes make another one of; images without labels need a teacher."""
         super().on_fit_start()
+        if data_of(self.trainer).unlabelled and getattr(self, "teacher_ckpt", None) is None:
+            raise ValueError(
+                "training images without labels need a teacher; set --model.teacher_ckpt (ConsensusSegmenter)"
+            )
         if self.trainer.world_size > 1 and not self._of_all_ranks:
             self.notice(
                 f"{type(self.loss).__name__} sees the batch of each of {self.trainer.world_size} processes by itself: "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +41,57 @@ def read_json(path: Path) -> Any:
         # Of numbers with thousands of digits, beside what `read_text` says.
         reason = " ".join(str(error).split())
         raise ValueError(reason if str(path) in reason else f"{path} is no JSON ({reason}); copy it again") from None
+
+
+def read_tags(path: Path) -> dict[str, frozenset[str]]:
+    """Tags by image from a CSV with the header `name,classes`.
+
+    Classes are separated by spaces, or by `;` where their names hold spaces.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no text, no such header, cells without one, or an image that is listed twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of tags {path}; check --data.tags")
+    tags: dict[str, frozenset[str]] = {}
+    for name, cell in _table(path, "classes"):
+        parts = cell.split(";") if ";" in cell else cell.split()
+        tags[name] = frozenset(part.strip() for part in parts if part.strip())
+    return tags
+
+
+def read_number_table(path: Path) -> dict[str, float]:
+    """Numbers by image from a CSV with the header `name,weight`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `read_tags`, or what is no finite number.
+    """
+    found: dict[str, float] = {}
+    for name, cell in _table(path, "weight"):
+        try:
+            found[name] = float(cell)
+        except ValueError:
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise ValueError(f"{path}: the weight of {name} is {cell!r}; give a number")
+    return found
+
+
+def _table(path: Path, column: str) -> Iterator[tuple[str, str]]:
+    """The columns `name` and another one of a CSV file; raises as `read_tags`."""
+    seen: set[str] = set()
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        if not {"name", column} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} begins with {rows.fieldnames}; the header name,{column} is needed")
+        for row in rows:
+            if None in row:
+                raise ValueError(f"{path}, line {rows.line_num} has more cells than the header; separate by spaces")
+            if row["name"] in seen:
+                raise ValueError(f"{path}, line {rows.line_num}: {row['name']} stands twice; keep one row")
+            seen.add(row["name"])
+            yield row["name"], row[column] or ""
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num} is damaged ({error}); mend it") from None

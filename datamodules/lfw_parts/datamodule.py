@@ -16,13 +16,12 @@ from torch import Tensor
 
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Sample, Split, image_tensor, mask_tensor
-from structseg.datamodules.checks import raise_problems
 from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.images import check_image, open_image, read_image, resize_image, resize_mask, to_rgb
 from structseg.datamodules.label_spaces import PARTS
-from structseg.datamodules.lfw_parts.files import Face, find_faces, find_unlabelled, person_of, read_lists
-from structseg.datamodules.wrappers.blobs import BlobKind
+from structseg.datamodules.lfw_parts.files import Face, find_faces, person_of, read_lists
+from structseg.datamodules.wrappers.unlabelled import UnlabelledDataset
 
 _SHIFTS = np.array([1, 1 << 8, 1 << 16], dtype=np.uint32)
 _COLOURS = [red + (green << 8) + (blue << 16) for red, green, blue in PARTS.palette]
@@ -46,9 +45,6 @@ class LFWPartsDataModule(SegmentationDataModule):
         size: (H, W) in pixels that images are resized to; they are 250x250.
         batch_size: images a training batch, on each device.
         train_on: `train+val` trains on both lists and holds nothing out.
-        unlabelled: a folder that is searched through for images to train on in place of the labelled ones: all that
-            are in none of the three lists. They have no mask: for a student that learns a teacher's predictions.
-        blobs: regions that a loss asks to agree. Unlabelled images have superpixels only.
         **kwargs: settings of `SegmentationDataModule`.
 
     Raises:
@@ -62,20 +58,13 @@ class LFWPartsDataModule(SegmentationDataModule):
         size: tuple[int, int] = (128, 128),
         batch_size: int = 16,
         train_on: Literal["train", "train+val"] = "train",
-        unlabelled: str | None = None,
-        blobs: BlobKind | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(label_space, size, batch_size, blobs=blobs, seed=0, **kwargs)
-        problems = []
+        super().__init__(label_space, size, batch_size, seed=0, **kwargs)
         if train_on not in ("train", "train+val"):
-            problems.append(f"train_on={train_on} (train or train+val)")
-        if unlabelled is not None and blobs not in (None, "superpixels"):
-            problems.append(f"blobs={blobs} with unlabelled (images without labels have superpixels only)")
-        raise_problems("data", problems)
+            raise ValueError(f"data: train_on={train_on} (train or train+val)")
         self.root = Path(root).expanduser()
         self.train_on = train_on
-        self.unlabelled = None if unlabelled is None else Path(unlabelled).expanduser()
         self._classes = PARTS.lookup(self.label_space)
         self._lists: dict[str, tuple[str, ...]] = {}
 
@@ -89,7 +78,7 @@ class LFWPartsDataModule(SegmentationDataModule):
                 if not self.unlabelled.is_dir():
                     rank_zero_info(f"LFW test: no folder {self.unlabelled}, so it is unknown who is new")
                     return
-                others = {person_of(face.name) for face in self.faces("train")}
+                others = {person_of(name) for name in self.make_unlabelled().names}
                 new = frozenset(name for name in new if person_of(name) not in others)
             self.test_subsets = {"new_people": new} if new else {}
             rank_zero_info(f"LFW test: {len(test)} photographs; `new_people` has {len(new)}, of persons not trained on")
@@ -113,11 +102,14 @@ class LFWPartsDataModule(SegmentationDataModule):
         return () if split == "val" and not self.has_validation else self._lists[split]
 
     def faces(self, split: Split) -> tuple[Face, ...]:
-        """The files of a split; raises as `find_faces` and `find_unlabelled`."""
-        names = self.names(split)
-        if split == "train" and self.unlabelled is not None:
-            return find_unlabelled(self.unlabelled, frozenset(name for part in self._lists.values() for name in part))
-        return find_faces(self.root, names)
+        """The files of a split; raises as `find_faces`."""
+        return find_faces(self.root, self.names(split))
+
+    def make_unlabelled(self) -> UnlabelledDataset:
+        """The images of the folder `unlabelled` that are in none of the three lists."""
+        assert self.unlabelled is not None
+        self.names("train")
+        return UnlabelledDataset(self.unlabelled, self.size, stems={n for part in self._lists.values() for n in part})
 
     def make_dataset(self, split: Split) -> LFWPartsDataset:
         """The samples of a split; masks of validation and test at their own size with `score_at=native`."""
@@ -126,8 +118,7 @@ class LFWPartsDataModule(SegmentationDataModule):
         faces = self.faces(split)
         for face in faces:  # what is damaged is found before an hour of training, not after
             check_image(face.image)
-            if face.label is not None:
-                read_label(face.label)
+            read_label(face.label)
         return LFWPartsDataset(
             faces,
             self.size,
@@ -140,12 +131,9 @@ class LFWPartsDataModule(SegmentationDataModule):
         """For `structseg check`; raises as `read_lists` and `image_folder` where a folder or list is missing."""
         if not self._lists:
             self._lists = read_lists(self.root, faults)
-        if split == "train" and self.unlabelled is not None:
-            return [FileSample(face.name, face.image, PARTS) for face in self.faces(split)]
         return [
             FileSample(face.name, face.image, PARTS, (face.label,), partial(read_label, face.label))
             for face in find_faces(self.root, self.names(split), faults)
-            if face.label is not None
         ]
 
 
@@ -153,7 +141,7 @@ class LFWPartsDataset(DecodedDataset):
     """Faces with their labels, decoded once.
 
     Args:
-        faces: as `find_faces` and `find_unlabelled` give them.
+        faces: as `find_faces` gives them.
         size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
         classes: (256,) int64: what the indices of the space `parts` become.
         native_mask: keep masks at the size of their file.
@@ -178,28 +166,25 @@ class LFWPartsDataset(DecodedDataset):
     def __getitem__(self, index: int) -> Sample:
         """`image` (3, H, W) in 0..1, `name`; `mask` and `superpixels` (H, W), or (h, w) of the file."""
         image, mask, numbers = self.decoded(index)
-        sample: Sample = {"image": image_tensor(image), "name": self.faces[index].name}
-        if mask is not None:
-            sample["mask"] = mask_tensor(mask)
+        sample: Sample = {
+            "image": image_tensor(image), "mask": mask_tensor(mask), "name": self.faces[index].name,
+        }  # fmt: skip
         if numbers is not None:
             sample["superpixels"] = torch.from_numpy(numbers.astype(np.int64))
         return sample
 
-    def decode(self, index: int) -> tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.int32] | None]:
-        """The photograph, the mask and the superpixels, where there are any, as they are given out."""
+    def decode(self, index: int) -> tuple[Image.Image, NDArray[np.uint8], NDArray[np.int32] | None]:
+        """The photograph, the mask, and the superpixels where there are any, as they are given out."""
         face = self.faces[index]
         image = resize_image(read_image(face.image), self.size)
-        mask = superpixels = None
-        if face.label is not None:
-            native = self.classes[read_label(face.label)]
-            mask = native if self.native_mask else resize_mask(native, self.size, self.mask_filter)
-            if face.superpixels is not None and self.superpixels:
-                numbers = read_superpixels(face.superpixels)
-                if numbers.shape != native.shape:
-                    raise ValueError(
-                        f"{face.superpixels} is {numbers.shape} but its label {native.shape}; copy both again"
-                    )
-                superpixels = resize_superpixels(numbers, (mask.shape[0], mask.shape[1]))
+        native = self.classes[read_label(face.label)]
+        mask = native if self.native_mask else resize_mask(native, self.size, self.mask_filter)
+        superpixels = None
+        if face.superpixels is not None and self.superpixels:
+            numbers = read_superpixels(face.superpixels)
+            if numbers.shape != native.shape:
+                raise ValueError(f"{face.superpixels} is {numbers.shape} but its label {native.shape}; copy both again")
+            superpixels = resize_superpixels(numbers, (mask.shape[0], mask.shape[1]))
         return image, mask, superpixels
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from structseg.datamodules.checks import raise_or_collect
 from structseg.datamodules.files.listing import read_split_lists, refuse_missing
-from structseg.datamodules.images import IMAGE_SUFFIXES, image_size, read_image
+from structseg.datamodules.images import image_size, read_image
 
 IMAGES = "lfw_funneled"
 LABELS = "parts_lfw_funneled_gt_images"
@@ -34,15 +34,15 @@ class Face:
     """The files of one image.
 
     Attributes:
-        name: `Aaron_Peirsol_0003`; of an unlabelled image its path below the searched folder, without the suffix.
+        name: `Aaron_Peirsol_0003`.
         image: the photograph.
-        label: the painted label; None of an unlabelled image.
+        label: the painted label.
         superpixels: the published superpixels, where they are there.
     """
 
     name: str
     image: Path
-    label: Path | None = None
+    label: Path
     superpixels: Path | None = None
 
 
@@ -113,31 +113,6 @@ def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None
         dat = root / SUPERPIXELS / person_of(name) / f"{name}.dat"
         faces.append(Face(name, images[name], labels[name], dat if dat.is_file() else None))
     return tuple(faces)
-
-
-def find_unlabelled(folder: Path, labelled: frozenset[str]) -> tuple[Face, ...]:
-    """All images below a folder whose file stems are not among the labelled names, in order of their paths.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no such image, or two of one name.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; give a folder of face images as --data.unlabelled")
-    found: dict[str, Face] = {}
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in inner.parts):
-            continue
-        name = inner.with_suffix("").as_posix()
-        if path.stem in labelled or not path.is_file():
-            continue
-        if name in found:
-            raise ValueError(f"{found[name].image} and {path.name} have the same stem; keep one of them")
-        found[name] = Face(name, path)
-    if not found:
-        raise ValueError(f"{folder} holds no image beyond those in the split lists; give a folder that does")
-    return tuple(found.values())
 
 
 def image_folder(root: Path) -> Path:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from structseg.datamodules.batch import Split
 from structseg.datamodules.files.listing import FileSample
+from structseg.datamodules.files.text import read_tags
 from structseg.datamodules.images import read_image, read_mask
 from structseg.datamodules.label_spaces import VOC
 from structseg.datamodules.voc import files
@@ -89,7 +90,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
 
     @cached_property
     def _tag_file(self) -> dict[str, frozenset[str]]:
-        return files.read_tags(self._tag_path)
+        return read_tags(self._tag_path)
 
     @property
     def _tag_path(self) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -103,28 +101,3 @@ def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
         return frozenset(str(found.findtext("name")).strip() for found in objects)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
-
-
-def read_tags(path: Path) -> dict[str, frozenset[str]]:
-    """Tags by image from a CSV with the header `name,classes`, the classes separated by spaces.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no text, no such header, cells without one, or an image that is listed twice.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of tags {path}; check --data.tags")
-    tags: dict[str, frozenset[str]] = {}
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    try:
-        if not {"name", "classes"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} begins with {rows.fieldnames}; the header name,classes is needed")
-        for row in rows:
-            if None in row:
-                raise ValueError(f"{path}, line {rows.line_num} has more cells than the header; separate by spaces")
-            if row["name"] in tags:
-                raise ValueError(f"{path}, line {rows.line_num}: {row['name']} stands twice; keep one row")
-            tags[row["name"]] = frozenset((row["classes"] or "").split())
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num} is damaged ({error}); mend it") from None
-    return tags

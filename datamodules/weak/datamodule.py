@@ -92,7 +92,9 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         moves = [name for name, off in _GEOMETRY.items() if _plain(getattr(self.pipeline.settings, name)) != off]
         problems = [f"augmentation.{name} (geometry belongs in --data.crops, which tracks the crop)" for name in moves]
         if crops.flip and self.label_space.flip_pairs:
-            problems.append(f"crops.flip with {label_space} (a flip would exchange classes; leave it at 0)")
+            problems.append(f"crops.flip with {self.label_space.name} (a flip would exchange classes; leave it at 0)")
+        if self.unlabelled is not None or self.sample_weights is not None:
+            problems.append("unlabelled or sample_weights with weak supervision (which has tags for every image)")
         if predict_split is not None and self.predict_dir is not None:
             problems.append(f"predict_split={predict_split} with predict_dir={self.predict_dir} (give one of them)")
         if context_of != "own" and queries is None:

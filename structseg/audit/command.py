@@ -16,10 +16,11 @@ from structseg.audit.copies import find_copies
 from structseg.audit.samples import Examined, Finding
 from structseg.command.configs import parse_data
 from structseg.command.parser import StructsegParser
-from structseg.datamodules.batch import SPLITS
+from structseg.datamodules.batch import SPLITS, with_defaults
 from structseg.datamodules.files.listing import FileSample, Listed
 from structseg.messages import fail
 
+ABSENT = "classes without a pixel"
 LISTS, IDENTICAL, SIDES = "lists and pairs", "identical images", "left and right"
 LEAKS, NEAR, MENDED = "near copies across splits", "near copies within a split", "left and right, put right on reading"
 
@@ -88,6 +89,7 @@ def check(datamodule: Listed, workers: int = 0) -> Report:
     notices: list[tuple[str, str]] = []
     _copies(samples, splits, findings, faults, notices)
     _sides(samples, findings, faults, notices)
+    _absent(samples, findings, notices)
     return Report(counts, list(dict.fromkeys(faults)), notices)
 
 
@@ -101,6 +103,10 @@ def _samples(
         messages: list[str] = []
         try:
             samples = datamodule.file_samples(split, messages)
+            if split == "train" and with_defaults(datamodule).unlabelled is not None:
+                unlabelled = datamodule.make_unlabelled()  # type: ignore[attr-defined]
+                files = zip(unlabelled.names, unlabelled.files, strict=True)
+                samples = [FileSample(name, path, datamodule.label_space) for name, path in files]  # type: ignore[attr-defined]
         except (FileNotFoundError, ValueError) as error:
             messages.append(str(error))
             samples = ()
@@ -133,6 +139,16 @@ def _read(samples: Sequence[FileSample], workers: int) -> list[Finding]:
     finally:
         gc.unfreeze()
     return findings
+
+
+def _absent(samples: Sequence[FileSample], findings: Sequence[Finding], notices: list[tuple[str, str]]) -> None:
+    """Classes that none of the masks holds: nothing can be learned of them."""
+    held = 0
+    for finding in findings:
+        held |= finding.labels
+    if held:
+        absent = [name for index, name in enumerate(samples[0].space.classes) if not held >> index & 1]
+        notices += [(ABSENT, f"no mask holds {name}") for name in absent]
 
 
 def _copies(

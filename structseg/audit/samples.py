@@ -32,11 +32,13 @@ class Finding(NamedTuple):
         thumbnail: of the photograph, as `copies.thumbnail` gives it; None where it cannot be read.
         sides: for each of the space's pairs 1 where the first class lies on the right of the second, -1 on its left,
             0 where that is not clear.
+        labels: bit i is set where the mask holds class i.
     """
 
     faults: tuple[tuple[str, str], ...] = ()
     thumbnail: bytes | None = None
     sides: tuple[int, ...] = ()
+    labels: int = 0
 
 
 class Examined(Dataset[Finding]):
@@ -70,7 +72,10 @@ def examine(sample: FileSample) -> Finding:
             faults += found or [(LABELS, str(error))]
     if mask is not None:
         faults += _mask_faults(sample, mask, size)
-    return Finding(tuple(dict.fromkeys(faults)), small, () if mask is None else sides(mask, sample.space))
+    if mask is None:
+        return Finding(tuple(dict.fromkeys(faults)), small)
+    held = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+    return Finding(tuple(dict.fromkeys(faults)), small, sides(mask, sample.space), sum(1 << label for label in held))
 
 
 def _fault(error: Exception) -> tuple[str, str]:

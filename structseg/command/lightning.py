@@ -46,7 +46,7 @@ from structseg.lightning_modules.callbacks.prediction_writer import PredictionWr
 from structseg.lightning_modules.callbacks.step_seed import StepSeed
 from structseg.lightning_modules.callbacks.tables import ScoreTables
 from structseg.lightning_modules.callbacks.watched_keys import check_watched_keys
-from structseg.lightning_modules.checkpoints.card import read_card
+from structseg.lightning_modules.checkpoints.card import read_card, space_of
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.messages import fail
 
@@ -382,7 +382,7 @@ def _with_card(args: list[str]) -> list[str]:
     refuse_moved(card["config"], f"{path} was written before its classes moved: ")
     config = dict(card["config"])
     if args[0] == "predict":
-        carried = {key: card[key] for key in ("label_space", "size", "mean", "std")}
+        carried = {"label_space": space_of(card).describe(), **{key: card[key] for key in ("size", "mean", "std")}}
         config["data"] = {"class_path": "SegmentationDataModule", "init_args": carried}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="card-", delete=False) as file:
         yaml.safe_dump(config, file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import structseg
 from structseg.command.arguments import as_options, check_data
@@ -14,6 +15,8 @@ from structseg.messages import UsageError, fail
 
 def main() -> None:
     """Entry point. Errors are one line; the exit code is 1, 2 where the command is wrong, 130 where interrupted."""
+    if str(Path.cwd()) not in sys.path:  # of the user's own classes; last, so that it hides none
+        sys.path.append(str(Path.cwd()))
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help", "help"):
         print(overview())

@@ -16,6 +16,7 @@ from structseg.datamodules.wrappers.occluders import Occluders
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.coco import make_coco
 from tests.data.fasseg import make_fasseg
+from tests.data.folder import make_folder
 from tests.data.helen import make_helen
 from tests.data.lfw import make_lfw
 from tests.data.voc import make_voc
@@ -28,6 +29,7 @@ BASE = {
 }  # fmt: skip
 FACES = {"size": (128, 128), "batch_size": 16}
 WEAK = {"batch_size": 16, "context_of": "own", "masks": None, "queries": None, "cams": None, "predict_split": None}
+OWN = {"label_space": None, "size": None, "batch_size": None, "mean": None, "std": None, "jpeg_masks": "refuse"}
 DEFAULTS = {
     "SegmentationDataModule": {"label_space": "fasseg", "seed": 0, "blobs": None},
     "FASSEGDataModule": {"batch_size": 4, "mean": (0.4283, 0.335, 0.275), "std": (0.24, 0.219, 0.216), "seed": 0},
@@ -37,6 +39,8 @@ DEFAULTS = {
     "LFWPartsDataModule": {**FACES, "label_space": "parts", "blobs": None},
     "VOCDataModule": {**WEAK, "label_space": "voc", "seed": 0, "blobs": None},
     "COCODataModule": {**WEAK, "label_space": "coco", "seed": 0, "blobs": None},
+    "FolderDataModule": {**OWN, "seed": 0, "blobs": None},
+    "WeakFolderDataModule": {**WEAK, **OWN, "seed": 0},
     "ConfoundedScenesDataModule": {**WEAK, "label_space": "scenes", "size": (96, 96), "seed": 0},
 }
 NOT_OFFERED = {
@@ -126,6 +130,8 @@ def made(name, folder):
         "LFWPartsDataModule": lambda: {"root": make_lfw(folder, superpixels=True), "blobs": "superpixels"},
         "VOCDataModule": lambda: {"root": make_voc(folder), "masks": "truth"},
         "COCODataModule": lambda: {"root": make_coco(folder), "masks": "truth"},
+        "FolderDataModule": lambda: {"root": make_folder(folder), "blobs": "components"},
+        "WeakFolderDataModule": lambda: {"root": make_folder(folder), "masks": "truth"},
         "SyntheticFacesDataModule": lambda: {"train": 2, "val": 1, "test": 1},
         "ConfoundedScenesDataModule": lambda: {"train": 2, "test": 1, "masks": "truth"},
         "SyntheticFacesDataModule, occluded": lambda: {"label_space": "occlusion", "occluders": Occluders(1.0)},

@@ -15,10 +15,10 @@ from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModul
 from structseg.datamodules.coco.datamodule import COCODataModule
 from structseg.datamodules.coco.files import read_instances
 from structseg.datamodules.fasseg.datamodule import FASSEGDataModule
+from structseg.datamodules.files.text import read_tags
 from structseg.datamodules.helen.datamodule import HelenDataModule
 from structseg.datamodules.lfw_parts.datamodule import LFWPartsDataModule
 from structseg.datamodules.voc.datamodule import VOCDataModule
-from structseg.datamodules.voc.files import read_tags
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.coco import make_coco
 from tests.data.fasseg import make_fasseg

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from structseg.datamodules.files.text import read_tags
 from structseg.datamodules.label_spaces import VOC, label_space
 from structseg.datamodules.round_files import ArtefactManifest, write_mask
 from structseg.datamodules.voc.datamodule import VOCDataModule
-from structseg.datamodules.voc.files import find_home, list_file, mask_file, read_list, read_tags, tags_from_annotation
+from structseg.datamodules.voc.files import find_home, list_file, mask_file, read_list, tags_from_annotation
 from structseg.datamodules.weak.crops import CropSettings
 from tests.data.voc import (
     EXTRA,

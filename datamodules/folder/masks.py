@@ -1,0 +1,265 @@
+"""Masks as people have them, to class maps: indices, palettes, colours, 16 bits, 0 and 255; never a class by guess."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE
+
+from structseg.datamodules.folder.pairs import Pair, size_fault
+from structseg.datamodules.images import open_image, stored_size, upright
+
+Value = int | tuple[int, int, int]
+JPEGMasks = Literal["refuse", "nearest"]
+
+IGNORE = 255
+_LOSSY = ("JPEG", "JPEG2000", "AVIF")
+_NEAR = 40  # grey levels, by which a lossy mask may miss a class's value in each channel
+_APART = 32  # that values of a lossy mask must lie apart
+_FAR_PIXELS = 0.01  # share of a lossy mask that may lie further off, at edges
+
+
+class MaskReader:
+    """Reads masks as maps of class indices.
+
+    Args:
+        values: class index (or 255, ignored) of each value: an integer of a grey or palette index mask, or a colour.
+        names: of the classes, for messages.
+        colours: (r, g, b) that each class is drawn in, by which a palette is recognised.
+        jpeg: `nearest` reads lossy masks by the nearest value where all pixels but a few lie near one.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[Value, int],
+        names: Sequence[str],
+        colours: Sequence[tuple[int, int, int]] = (),
+        jpeg: JPEGMasks = "refuse",
+    ) -> None:
+        self.values, self.names, self.jpeg = dict(values), tuple(names), jpeg
+        self.greys = {value: index for value, index in values.items() if isinstance(value, int)}
+        self.stated = {value: index for value, index in values.items() if not isinstance(value, int)}
+        greys = {(v, v, v): index for v, index in self.greys.items() if v < 256 and self.stated}
+        self.colours = {**greys, **{colour: index for index, colour in enumerate(colours)}, **self.stated}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables, which are made again."""
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+
+    @cached_property
+    def _grey_table(self) -> NDArray[np.uint16]:
+        """(65536,): class + 1 of each value, 0 for those of no class."""
+        table = np.zeros(1 << 16, dtype=np.uint16)
+        for value, index in self.greys.items():
+            table[value] = index + 1
+        return table
+
+    @cached_property
+    def _colour_table(self) -> NDArray[np.uint16]:
+        """(2^24,): class + 1 of each colour; only the pages that are used take memory."""
+        table = np.zeros(1 << 24, dtype=np.uint16)
+        for (red, green, blue), index in self.colours.items():
+            table[red | green << 8 | blue << 16] = index + 1
+        return table
+
+    def __call__(self, path: Path) -> NDArray[np.uint8]:
+        """The class map of a mask as stored, (H, W) uint8, 255 where ignored.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: damaged; lossy; a value that no class has: the message has the file, the value, how many pixels
+                have it, and the classes' values.
+        """
+        return self._classes(path, open_image(path))
+
+    def _classes(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
+        if lossy(path, image):
+            return self._nearest(path, image)
+        if wide_colours(path, image):
+            raise ValueError(f"{path} has colours of 16 bits a channel; save the mask with 8")
+        if image.mode == "P":
+            return self._palette(path, image)
+        if image.mode not in ("1", "L", "LA", "La", "F") and not image.mode.startswith("I"):
+            return self._coloured(path, image)
+        image = image.getchannel(0) if image.mode in ("LA", "La") else image
+        depth = grey_depth(path)
+        if depth >= 8 or image.mode not in ("L", "1"):
+            return self._grey(path, np.asarray(image))
+        step = 255 // ((1 << depth) - 1)  # samples of 1, 2 or 4 bits: indices, or an optimiser's form of 0 to 255
+        levels = np.asarray(image.convert("L"))
+        return self._either(path, levels, levels // step, strict=True)
+
+    def _grey(self, path: Path, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        if pixels.dtype.kind == "f" and not np.array_equal(pixels, np.rint(pixels)):
+            raise ValueError(f"{path} holds fractions; a mask needs whole numbers: save the indices")
+        if pixels.dtype == np.uint8 and self._plain > pixels.max():
+            return pixels
+        if pixels.dtype not in (np.uint8, np.uint16):
+            outside = pixels[(pixels < 0) | (pixels > 65535)]
+            if len(outside):
+                self._refuse(path, int(outside[0]), int((pixels == outside[0]).sum()))
+            pixels = pixels.astype(np.uint16)
+        return self._looked_up(path, pixels, self._grey_table)
+
+    @cached_property
+    def _plain(self) -> int:
+        """So many values from 0 on are their own classes."""
+        return next(value for value in range(257) if self.greys.get(value) != value)
+
+    def _looked_up(self, path: Path, pixels: NDArray[Any], table: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        classes = table.take(pixels)
+        if not classes.all():
+            wrong = int(pixels[classes == 0][0])
+            colour = (wrong & 255, wrong >> 8 & 255, wrong >> 16)
+            self._refuse(path, colour if len(table) > 1 << 16 else wrong, int((pixels == wrong).sum()))
+        return (classes - 1).astype(np.uint8)
+
+    def _either(
+        self, path: Path, levels: NDArray[np.uint8], indices: NDArray[np.uint8], strict: bool
+    ) -> NDArray[np.uint8]:
+        """A mask that may hold grey levels or indices: levels where all are classes', but for what could be both."""
+        pairs = np.unique(np.stack([levels.ravel(), indices.ravel()]), axis=1).T.tolist()
+        if not all(level in self.greys for level, _ in pairs):
+            return self._grey(path, indices)
+        for level, index in pairs:
+            other = all(i in self.greys for _, i in pairs) and self.greys[index] != self.greys[level]
+            if other and (strict or self.greys[level] == IGNORE):
+                raise ValueError(
+                    f"{path}: {index} may be {self._name(self.greys[index])} or, as the grey level {level} that it is "
+                    f"shown in, {self._name(self.greys[level])}; save the mask as grey with 8 bits"
+                )
+        return self._grey(path, levels)
+
+    def _palette(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
+        """By the palette's colours where they are the classes', whatever their order; else by its indices or greys."""
+        pixels = np.asarray(image)
+        counts = image.histogram()
+        flat = image.getpalette("RGB") or []
+        palette = dict(enumerate(zip(flat[::3], flat[1::3], flat[2::3])))  # noqa: B905
+        used = [i for i, count in enumerate(counts) if count]
+        found = {i: palette[i] for i in used if i in palette}
+        telling = len(set(found.values())) == len(used)  # unlike a palette that is all black
+        by_colour = {i: self.colours[colour] for i, colour in found.items() if telling and colour in self.colours}
+        if len(by_colour) < len(used):
+            greys = telling and all(r == g == b for r, g, b in found.values())
+            if greys and not self.stated:  # a grey image with its levels in a palette
+                levels = np.array([palette.get(i, (0,))[0] for i in range(256)], np.uint8)
+                return self._either(path, levels.take(pixels), pixels, strict=False)
+            for i in used:
+                if i not in by_colour and i not in self.greys:
+                    self._refuse(path, f"{i} (coloured {found[i]})" if i in found else i, counts[i])
+                if self.greys.get(i, by_colour.get(i)) != by_colour.get(i, self.greys.get(i)):
+                    raise ValueError(
+                        f"{path}: index {i} is {self._name(self.greys[i])}, but its colour {found[i]} is that of "
+                        f"{self._name(by_colour[i])}, and other colours are no class's; give each class its rgb"
+                    )
+        table = np.zeros(256, dtype=np.uint8)
+        table[used] = [by_colour[i] if i in by_colour else self.greys[i] for i in used]
+        return pixels if (table[used] == used).all() else table.take(pixels)
+
+    def _coloured(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
+        if image.mode not in ("RGB", "RGBA", "RGBX"):
+            image = image.convert("RGB")
+        elif image.mode == "RGBA":
+            image = Image.merge("RGB", image.split()[:3])  # what is transparent keeps its colour
+        packed = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(image.size[::-1]) & np.uint32(
+            0xFFFFFF
+        )
+        if not self.stated:
+            pixels = np.asarray(image)[..., :3]
+            if (pixels == pixels[..., :1]).all():
+                return self._grey(path, np.ascontiguousarray(pixels[..., 0]))
+        return self._looked_up(path, packed, self._colour_table)
+
+    def _nearest(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
+        kind = f"{path} is {image.format}, which does not keep values exactly"
+        if self.jpeg != "nearest":
+            raise ValueError(
+                f"{kind}; save masks as PNG, or give --data.jpeg_masks nearest if their values lie far apart"
+            )
+        coloured = image.mode not in ("L", "1", "I;16", "I") and bool(self.stated)
+        known: dict[Any, int] = dict(self.stated) if coloured else {(value,): i for value, i in self.greys.items()}
+        pixels = np.asarray(image.convert("RGB" if coloured else "L"), dtype=np.int16)
+        pixels = pixels if coloured else pixels[..., None]
+        best, classes = np.full(pixels.shape[:2], 999, np.int16), np.zeros(pixels.shape[:2], np.uint8)
+        for value, index in known.items():
+            near = min((max(abs(a - b) for a, b in zip(value, o)) for o in known if o != value), default=255)  # noqa: B905
+            if near < _APART:
+                raise ValueError(f"{kind}, and {value} lies {near} from another class's; save masks as PNG")
+            distance = np.abs(pixels - np.array(value, dtype=np.int16)).max(-1)
+            classes[distance < best] = index
+            best = np.minimum(best, distance)
+        far = best > _NEAR
+        if far.mean() > _FAR_PIXELS:
+            raise ValueError(
+                f"{kind}, and {int(far.sum())} of its pixels ({far.mean():.0%}) are near no class's value "
+                f"({self._listing()}); save masks as PNG"
+            )
+        return classes
+
+    def _name(self, index: int) -> str:
+        return "ignored" if index == IGNORE else self.names[index]
+
+    def _listing(self) -> str:
+        """The values of the classes, in words."""
+        found = [f"{value} {self._name(index)}" for value, index in self.values.items()]
+        return ", ".join(found[:12]) + (f", and {len(found) - 12} more" if len(found) > 12 else "")
+
+    def _refuse(self, path: Path, value: object, count: int) -> None:
+        raise ValueError(
+            f"mask {path} has {value} in {count} pixels, which is no class's value ({self._listing()}); give it to a "
+            "class or to ignore, or mend the mask"
+        )
+
+
+def lossy(path: Path, image: Image.Image) -> bool:
+    """Whether a file's format changes values."""
+    if image.format == "WEBP":
+        with path.open("rb") as file:
+            return b"VP8L" not in file.read(4096)
+    return image.format in _LOSSY
+
+
+def grey_depth(path: Path) -> int:
+    """Bits of a sample of a PNG; 8 for other files."""
+    with path.open("rb") as file:
+        head = file.read(25)
+    return head[24] if head[:4] == b"\x89PNG" and len(head) == 25 else 8
+
+
+def wide_colours(path: Path, image: Image.Image) -> bool:
+    """Whether a colour image has more than 8 bits a channel, of which Pillow keeps the upper 8."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    bits = getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (8,))
+    return grey_depth(path) > 8 or max(bits if isinstance(bits, tuple) else (bits,)) > 8
+
+
+def read_pair_mask(pair: Pair, read: MaskReader) -> NDArray[np.uint8]:
+    """The class map of a pair, turned as its upright photograph: (H, W) of that.
+
+    A mask of the upright size is taken as it is, also where the photograph is square; one that only fits the photograph
+    as it is stored is turned with it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: as `MaskReader`, or the mask fits neither way.
+    """
+    assert pair.mask is not None
+    classes = read(pair.mask)
+    own = stored_size(pair.mask)[1]
+    if own != 1:
+        classes = np.asarray(upright(Image.fromarray(classes), own))
+    (width, height), orientation = stored_size(pair.image)
+    size = (width, height) if orientation >= 5 else (height, width)
+    if classes.shape == size:
+        return classes
+    if classes.shape == (height, width):
+        return np.asarray(upright(Image.fromarray(classes), orientation))
+    raise ValueError(size_fault(pair, (size[1], size[0]), (classes.shape[1], classes.shape[0])))

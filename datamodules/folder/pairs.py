@@ -1,0 +1,163 @@
+"""Images and masks in folders: which belong together, and what is wrong with them, by names and headers alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from structseg.datamodules.images import IMAGE_SUFFIXES, stored_size
+
+_SHOWN = 5  # faults that an error names
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask.
+
+    Attributes:
+        name: the image's path below its folder, without the suffix: `cam1/000123`.
+        image: the photograph.
+        mask: the mask; None where the data have none.
+    """
+
+    name: str
+    image: Path
+    mask: Path | None = None
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """Every image file below a folder, linked folders too, in order; what begins with a dot is passed over.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; check the path")
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in sorted(files):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield Path(place, name)
+
+
+def find_pairs(
+    images: Path, masks: str | None, home: Path, faults: list[str], leave_out: Sequence[Path] = ()
+) -> tuple[Pair, ...]:
+    """The images of a folder with their masks, in order of their names.
+
+    Args:
+        images: folder of the images, searched at any depth.
+        masks: folder of the masks, where each has its image's path but for the suffix; or a template of the mask's path
+            with {stem} and, where it needs it, {parent}, from `home`. None: there are none.
+        home: folder that `masks` starts from.
+        faults: takes a line for each image without mask, mask without image, and two that have one name or mask.
+        leave_out: folders inside `images` that hold something else.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: a folder holds no image.
+    """
+    template = masks if masks is not None and "{" in masks else None
+    folder = None if masks is None or template is not None else home / masks
+    below: dict[str, Path] = {}
+    if folder is not None:
+        below = _by_name(images_below(folder), folder, "masks", faults)
+        leave_out = [*leave_out, folder]
+    skipped = [str(part.resolve()) + os.sep for part in leave_out if part.resolve() != images.resolve()]
+    found = [path for path in images_below(images) if not f"{path.resolve()}".startswith(tuple(skipped))]
+    if template is not None:  # they may lie among the images
+        made = {path: _from_template(path, images, template, home) for path in found}
+        taken = set(made.values())
+        found = [path for path in found if path not in taken]
+    photographs = _by_name(found, images, "images", faults)
+    if not photographs:
+        raise ValueError(f"{images} holds no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
+    pairs, users = [], dict[Path, str]()
+    for name, path in photographs.items():
+        mask = below.get(name) if template is None else made[path]
+        if masks is not None and (mask is None or not mask.is_file()):
+            where = folder / f"{name}.png" if folder is not None else mask
+            faults.append(f"{path} has no mask {where}; add it, or move the image out")
+            continue
+        if mask is not None and mask in users:
+            faults.append(f"{mask} is the mask of both {users[mask]} and {name}; put {{parent}} into the template")
+            continue
+        if mask is not None:
+            users[mask] = name
+        pairs.append(Pair(name, path, mask))
+    if folder is not None and folder.resolve() != images.resolve():
+        lonely = [path for name, path in below.items() if name not in photographs]
+        faults += [f"{path} is the mask of no image in {images}; add the image or remove the mask" for path in lonely]
+    return tuple(sorted(pairs, key=natural))
+
+
+def natural(pair: Pair) -> list[int | str]:
+    """Sorts by name, numbers by their value: 2 before 10."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", pair.name))]
+
+
+def _by_name(paths: Sequence[Path] | Iterator[Path], folder: Path, what: str, faults: list[str]) -> dict[str, Path]:
+    """Files by their path below a folder without suffix, composed letters as one."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        if name in found:
+            faults.append(f"{found[name]} and {path.name} are two {what} of one name; keep one of them")
+            continue
+        found[name] = path
+    return found
+
+
+def _from_template(image: Path, folder: Path, template: str, home: Path) -> Path:
+    parent = image.relative_to(folder).parent.as_posix()
+    return home / template.replace("{stem}", image.stem).replace("{parent}", parent)
+
+
+def check_sizes(pairs: Sequence[Pair], faults: list[str]) -> list[str]:
+    """Holds the sizes of masks against their photographs, by the headers; `faults` takes a line for each that differs.
+
+    A mask may be of the upright photograph's size, or of its size as stored: see `masks.read_pair_mask`.
+
+    Returns:
+        The names of photographs that EXIF turns and whose mask fits both ways.
+    """
+    either = []
+    for pair in pairs:
+        try:
+            size, orientation = stored_size(pair.image)
+            mask, turned = (size, 1) if pair.mask is None else stored_size(pair.mask)
+        except (OSError, ValueError) as error:
+            faults.append(str(error))
+            continue
+        upright = size[::-1] if orientation >= 5 else size
+        mask = mask[::-1] if turned >= 5 else mask
+        if mask not in (size, upright):
+            faults.append(size_fault(pair, upright, mask))
+        elif orientation > 1 and size == upright and pair.mask is not None:
+            either.append(pair.name)
+    return either
+
+
+def size_fault(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:
+    """The line for a mask that does not fit; sizes are (width, height)."""
+    return (
+        f"{pair.image} is {image[0]}x{image[1]} but its mask {pair.mask} {mask[0]}x{mask[1]}; a mask must be of the "
+        "same crop: mend or remove the pair"
+    )
+
+
+def refuse(faults: Sequence[str], what: str, hint: str) -> None:
+    """Raises a ValueError with the first faults and how many there are, if there are any."""
+    if faults:
+        more = f" (and {len(faults) - _SHOWN} more: {hint})" if len(faults) > _SHOWN else ""
+        raise ValueError(f"{what}: {'; '.join(faults[:_SHOWN])}{more}")
