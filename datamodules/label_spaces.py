@@ -319,7 +319,7 @@ def label_space(given: str) -> LabelSpace:
         space = read_space(load_yaml(path)[0], str(path))
     else:
         raise ValueError(
-            f"no label space {given!r}{nearest(whole, SPACES)}; choose one of {', '.join(SPACES)}, or a {DATASET_FILE}"
+            f"no label space {given!r}; choose one of {', '.join(SPACES)}, or a {DATASET_FILE}{nearest(whole, SPACES)}"
         )
     if not bracket:
         return space

@@ -89,9 +89,7 @@ def test_no_map_says_which_there_are():
 
 
 def test_an_unknown_space_names_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"no label space 'fasegg' \(did you mean fasseg\?\); choose one of fasseg, helen"
-    ):
+    with pytest.raises(ValueError, match=r"no label space 'fasegg'; choose one of fasseg, helen"):
         label_space("fasegg")
 
 

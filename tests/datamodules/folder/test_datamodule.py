@@ -187,7 +187,7 @@ def test_spaces_from_files_and_cards(tmp_path):
     assert masks.unique().tolist() == [0, 1]
     with pytest.raises(FileNotFoundError, match=r"no file gone\.yaml"):
         label_space("gone.yaml")
-    with pytest.raises(ValueError, match=r"no label space 'fassegg' \(did you mean fasseg\?\)"):
+    with pytest.raises(ValueError, match=r"no label space 'fassegg'; .* or a dataset\.yaml \(did you mean fasseg\?\)"):
         label_space("fassegg")
 
 
