@@ -20,12 +20,17 @@ def experiments_folder() -> Path:
 
 
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes beside, syncs, renames: the file is whole or not there. What is not finite becomes null."""
+    """Writes JSON whole or not at all: `write_whole`. What is not finite becomes null."""
+    write_whole(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes beside, syncs, renames: the file is whole or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = part_of(path)
     try:
-        with beside.open("w") as file:
-            file.write(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -6,22 +6,13 @@ import os
 import platform
 import re
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from structseg.files import ROOT
 
 Device = Literal["cpu", "cuda"]
-PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "torchmetrics",
-    "kornia",
-    "segmentation-models-pytorch",
-    "timm",
-)
-_KINDS = ("*.json", "*.images.csv.gz")
+_KINDS = ("runs.csv", "metrics.csv", "images/*", ".*")  # what measuring writes
 
 
 def commit() -> tuple[str, bool]:
@@ -66,8 +57,3 @@ def hardware(device: Device) -> str:
         model = found[1].strip() if found else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that a figure depends on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}

@@ -1,4 +1,4 @@
-"""`structseg results`: the results tables, and the runs behind them."""
+"""`structseg results`: what was claimed and measured, and the runs behind it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from structseg.files import ROOT, write_whole
 from structseg.messages import fail
 from structseg.pipelines.record import checkpoint_of
 from structseg.pipelines.stages import RUN_ID, pipeline_folder
 from structseg.provenance import Device
-from structseg.results.by_round import METRICS, ROUND, by_round
-from structseg.results.files import Result, read_results
+from structseg.results.claims import CLAIMS, judge, load_claims
+from structseg.results.files import Run, read_runs
 from structseg.results.manifest import (
     MANIFEST,
     MINUTES_KEYS,
@@ -29,20 +30,19 @@ from structseg.results.manifest import (
     load_manifest,
 )
 from structseg.results.run_rows import Job, Place, run_jobs
-from structseg.results.table import details, markdown, method_table, overview, rows_of_method, stale_seeds
+from structseg.results.table import claims_table, details, method_table, page, readme_lines, rows_of_method, stale_seeds
 
 # Options that are of use only with another.
 _ONLY_WITH: dict[str, tuple[str, ...]] = {
     "again": ("run",),
+    "across": ("compare",),
     "runs_dir": ("run", "missing"),
     "device": ("run", "missing"),
-    "seeds": ("run", "missing"),
+    "seeds": ("run", "missing", "compare"),
     "data_root": ("run", "missing"),
-    "out": ("plot",),
-    "x": ("plot",),
-    "y": ("plot", "rounds"),
 }
-_MODES = ("details", "missing", "run", "compare", "rounds", "plot")
+_MODES = ("details", "missing", "run", "compare", "write")
+_MARKS = ("<!-- structseg results --write -->", "<!-- end -->")  # around what it writes into a page
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,35 +53,25 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="structseg results",
-        description="Prints what was measured, as means and standard deviations over seeds: some rows of each method, "
-        "or all rows of one. Compares and draws rows, and measures them.",
+        description="Prints what is claimed of each method and what was measured of it, or the rows of one method. "
+        "Compares rows, and measures them.",
         allow_abbrev=False,
     )
-    parser.add_argument("method", nargs="?", metavar="METHOD", help="all rows of this method: conta")
+    parser.add_argument("method", nargs="?", metavar="METHOD", help="claims and rows of this method: conta")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--details", metavar="ROW", help="every metric of a row, each seed")
+    what.add_argument("--details", metavar="ROW", help="all that is kept of a row, each seed")
     what.add_argument("--missing", action="store_true", help="rows not yet measured, and the commands to do it by hand")
     what.add_argument("--run", nargs="+", metavar="ROW", help=f"measure rows, or `{MISSING_ROWS}` for all of them")
-    what.add_argument("--compare", nargs=2, metavar="ROW", help="two rows on the same images, with intervals")
-    what.add_argument("--rounds", nargs="+", metavar="ROW", help="rows of pipelines, --y by round")
-    what.add_argument("--plot", nargs="+", metavar="ROW", help="draw --y over --x into --out")
-    parser.add_argument("--markdown", action="store_true", help="the measured rows, comparison or rounds as Markdown")
-    parser.add_argument("--x", metavar="KEY", help=f"a setting: model.init_args.loss.init_args.beta; or {ROUND}")
-    parser.add_argument(
-        "--y",
-        nargs="+",
-        action="extend",
-        metavar="METRIC",
-        help="metrics, one panel each: 128.miou; of a round: cams.cam_miou",
-    )
+    what.add_argument("--compare", nargs=2, metavar="ROW", help="the second row minus the first, by seed")
+    what.add_argument("--write", action="store_true", help="write the tables and plots of README and docs/results.md")
+    parser.add_argument("--across", action="store_true", help="compare seeds of different processors too")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
     parser.add_argument("--again", action="store_true", help="measure again what is measured")
     parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="what to train on; default: cpu")
     parser.add_argument("--data_root", metavar="FOLDER", help="holds the data folders; default: STRUCTSEG_DATA")
     parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="of all runs; default: runs")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="file of the plot")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="of ROW.SEED.json; default: the manifest's")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="of runs.csv; default: the manifest's")
     return parser
 
 
@@ -91,14 +81,7 @@ def _parsed(args: list[str]) -> argparse.Namespace:
     for option, modes in _ONLY_WITH.items():
         if getattr(given, option) not in (None, False) and not any(getattr(given, mode) for mode in modes):
             parser.error(f"--{option} has no effect without {' or '.join(f'--{mode}' for mode in modes)}")
-    lacking = [f"--{option}" for option in ("x", "out") if given.plot and getattr(given, option) is None]
-    if lacking:
-        parser.error(f"--plot needs {' and '.join(lacking)}")
-    if given.plot and given.x != ROUND and given.y is None:
-        parser.error("--plot needs --y")
     mode = next((mode for mode in _MODES if getattr(given, mode)), None)
-    if given.markdown and mode not in (None, "compare", "rounds"):
-        parser.error(f"--markdown is not allowed with --{mode}")
     if given.method and mode:
         parser.error(f"METHOD ({given.method}) is not allowed with --{mode}")
     return given
@@ -109,53 +92,62 @@ def main(args: list[str]) -> None:
     given = _parsed(args)
     rows = load_manifest(given.manifest, stages=bool(given.run or given.missing))
     folder = given.results or given.manifest.parent
-    results = read_results(folder)
+    runs = read_runs(folder)
     data_root = find_data_root(given.data_root)
     device: Device = given.device or "cpu"
     runs_dir = given.runs_dir or Path("runs")
     if given.details:
-        print(details(find_row(rows, given.details), results).text())
+        print(details(find_row(rows, given.details), runs).text())
     elif given.missing:
-        _print_missing(choose_jobs(rows, results, [MISSING_ROWS], given.seeds), device, data_root, runs_dir)
+        _print_missing(choose_jobs(rows, runs, [MISSING_ROWS], given.seeds), device, data_root, runs_dir)
     elif given.run:
-        jobs = choose_jobs(rows, results, given.run, given.seeds, again=given.again)
+        jobs = choose_jobs(rows, runs, given.run, given.seeds, again=given.again)
         if not jobs:
             print("everything is measured; --again measures it again")
         failed = run_jobs(jobs, Place(device, data_root, runs_dir, given.manifest, folder))
         if failed:
             fail(f"results: failed: {', '.join(map(str, failed))}")
     elif given.compare:
-        from structseg.results.compare import compare_rows  # loads torch, as does what writes the images' scores
+        from structseg.results.compare import compare_rows  # loads numpy
 
         first, second = (find_row(rows, name) for name in given.compare)
-        for comparison in compare_rows(first, second, results):
-            print(f"{comparison.table().markdown() if given.markdown else comparison.table().text()}\n")
-    elif given.rounds:
-        table = by_round(_named(rows, given.rounds), results, given.y or METRICS).table()
-        print(table.markdown() if given.markdown else table.text())
-    elif given.plot:
-        from structseg.results.plot import plot_rounds, plot_rows  # loads matplotlib
-
-        chosen = _named(rows, given.plot)
-        if given.x == ROUND:
-            plot_rounds(by_round(chosen, results, given.y or METRICS), given.out)
-        else:
-            plot_rows(chosen, results, given.x, given.y, given.out)
-        print(given.out)
-    elif given.method:
-        own = rows_of_method(rows, given.method)
-        print((markdown if given.markdown else method_table)(own, [result for result in results if result.row in own]))
+        print("\n\n".join(t.text() for t in compare_rows(first, second, runs, folder, given.seeds, given.across)))
     else:
-        print((markdown if given.markdown else overview)(rows, results))
+        found = judge(load_claims(given.manifest.parent / CLAIMS, rows), rows, runs)
+        if given.write:
+            _write(*page(rows, runs, found), readme_lines(found))
+        elif given.method:
+            own = rows_of_method(rows, given.method)
+            print(method_table(own, runs, [item for item in found if item.claim.row in own]))
+        else:
+            print(claims_table(found))
 
 
-def _named(rows: Mapping[str, Row], names: Sequence[str]) -> list[Row]:
-    return [find_row(rows, name) for name in dict.fromkeys(names)]
+def _write(tables: str, pictures: Mapping[str, str], first: str) -> None:
+    for name, text in (("docs/results.md", tables), ("README.md", first)):
+        path = ROOT / name
+        write_whole(path, with_block(path.read_text(), text).encode())
+        print(name)
+    for method, picture in pictures.items():
+        write_whole(ROOT / "docs" / "results" / f"{method}.svg", picture.encode())
+
+
+def with_block(page: str, text: str) -> str:
+    """A page with a text between the two marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    head, begins, rest = page.partition(_MARKS[0])
+    _, ends, tail = rest.partition(_MARKS[1])
+    if not (begins and ends):
+        raise ValueError(f"the page has no {_MARKS[0]} with {_MARKS[1]} after it; put them where the tables belong")
+    return f"{head}{begins}\n{text}\n{ends}{tail}"
 
 
 def choose_jobs(
     rows: Mapping[str, Row],
-    results: Sequence[Result],
+    runs: Sequence[Run],
     names: Sequence[str],
     seeds: Sequence[int] | None,
     again: bool = False,
@@ -164,7 +156,7 @@ def choose_jobs(
 
     Args:
         rows: of the manifest.
-        results: what is measured; one with other settings than its row has now does not count.
+        runs: what is measured; one with other settings than its row has now does not count.
         names: rows, or `missing` for all.
         seeds: only these; None = all of each row.
         again: include what is measured.
@@ -178,8 +170,8 @@ def choose_jobs(
         if seed not in {job.seed for job in chosen}:
             raise ValueError(f"none of the rows {', '.join(named)} has seed {seed}; choose one of the manifest's")
     recipes = Recipes()
-    measured = {(result.row, result.seed) for result in results}
-    measured -= {(name, seed) for name, row in named.items() for seed in stale_seeds(row, results, recipes)}
+    measured = {(run.row, run.seed) for run in runs}
+    measured -= {(name, seed) for name, row in named.items() for seed in stale_seeds(row, runs, recipes)}
     return [
         job
         for job in chosen

@@ -1,191 +1,194 @@
-"""Two rows of the results table on the same images: paired differences and how sure they are."""
+"""Two rows: differences paired by seed, and how sure one seed's difference is over images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from structseg.files import sha256
-from structseg.lightning_modules.callbacks.image_scores import PIXELS, VALUES, read_table
-from structseg.results.by_round import ROUND, other_rounds, round_0_mismatch
-from structseg.results.files import Result, images_path
+from structseg.pipelines.stages import round_and_arm
+from structseg.results.claims import runs_of
+from structseg.results.files import Run, images_path, read_images
+from structseg.results.inference import FEWEST, paired
 from structseg.results.manifest import Row
 from structseg.tables import TextTable
 
 RESAMPLES = 10_000
+PIXELS = ("tp", "fp", "fn")
 _SEED = 0
 _CHUNK = 500  # resamples at once: bounds the memory
-_ERRORS = ("component_error", "component_error_relative")  # less is better; the others are better where more
+_SHARED = "round_0."  # metrics of what the arms of a pipeline share
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the images of one test scored with the S seeds of a row.
+    """What the N images of one test scored in one run.
 
     Attributes:
-        names: of the N images, sorted.
-        classes: names of the K classes.
-        pixels: (3, S, N, K) true positives, false positives and false negatives.
-        values: (3, S, N) component error, the relative one, and boundary F1 with nan where an image has none.
+        names: of the images, sorted.
+        pixels: (3, N) true positives, false positives and false negatives by class.
+        values: (N,) of the other scores; nan where an image has none.
     """
 
     names: tuple[str, ...]
-    classes: tuple[str, ...]
-    pixels: Floats
-    values: Floats
+    pixels: Mapping[str, Floats]
+    values: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Sequence[str]], path: Path) -> Images:
+        """From a file's columns.
+
+        Raises:
+            ValueError: an image stands twice, or a cell is no number.
+        """
+        names = columns.get("name", ())
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ValueError(f"{path} holds {twice} twice; give each sample its own name")
+        order = np.argsort(names, kind="stable")
+        try:
+            cells = {key: np.array(column, float)[order] for key, column in columns.items() if key != "name"}
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); measure the row again") from None
+        classes = dict.fromkeys(key.partition("/")[2] for key in cells if "/" in key)
+        pixels = {name: np.stack([cells[f"{count}/{name}"] for count in PIXELS]) for name in classes}
+        return cls(tuple(sorted(names)), pixels, {key: cell for key, cell in cells.items() if "/" not in key})
 
     def scores(self, weights: Floats) -> dict[str, Floats]:
-        """Every score of the data set, the mean over seeds, with images counted as often as the weights say.
+        """Every score of the data set with images counted as often as the weights (R, N) say; (R,) each.
 
-        Args:
-            weights: (R, N), each row a resample.
-
-        Returns:
-            (R,) each: `miou` and `iou/CLASS` from summed pixels, a class without any being nan and left out of the
-            mean; plain means over images of the others.
+        `miou` and `iou/CLASS` are from summed pixels, a class without any being nan and left out of the mean; the
+        others are means over the images that have one.
         """
-        hits, extra, missed = np.einsum("rn,psnk->prsk", weights, self.pixels, optimize=True)
-        iou = _ratio(hits, hits + extra + missed)
-        return {"miou": _nanmean(_nanmean(iou, 2), 1)} | self._named(_nanmean(iou, 1), self._means(weights))
-
-    def same(self, other: Images) -> bool:
-        """Whether each image scored the same, as in a round that two rows share."""
-        return np.array_equal(self.pixels, other.pixels) and np.array_equal(self.values, other.values, equal_nan=True)
-
-    def _means(self, weights: Floats) -> Floats:
-        """(3, R) of the values, over images and then seeds."""
-        sums = np.einsum("rn,vsn->vrs", weights, np.nan_to_num(self.values), optimize=True)
-        known = np.einsum("rn,vsn->vrs", weights, np.isfinite(self.values).astype(float), optimize=True)
-        return _nanmean(_ratio(sums, known), 2)
-
-    def of_each(self) -> dict[str, Floats]:
-        """The same scores of each image alone, (N,) each, the mean over seeds; nan where an image has none."""
-        iou = _ratio(self.pixels[0], self.pixels.sum(0))
-        return {"miou": _nanmean(_nanmean(iou, 2), 0)} | self._named(_nanmean(iou, 0), _nanmean(self.values, 1))
-
-    def _named(self, iou: Floats, values: Floats) -> dict[str, Floats]:
-        return {f"iou/{name}": iou[:, k] for k, name in enumerate(self.classes)} | dict(
-            zip(VALUES, values, strict=True)
-        )
+        iou = {}
+        for name, pixels in self.pixels.items():
+            hits, extra, missed = pixels @ weights.T
+            iou[f"iou/{name}"] = _ratio(hits, hits + extra + missed)
+        values = {
+            key: _ratio(weights @ np.nan_to_num(cells), weights @ np.isfinite(cells).astype(float))
+            for key, cells in self.values.items()
+        }
+        stacked = np.stack(list(iou.values()))
+        return {"miou": _ratio(np.nansum(stacked, 0), np.isfinite(stacked).sum(0)), **iou, **values}
 
 
-@dataclass(frozen=True)
-class Line:
-    """One score of two rows.
+def compare_rows(
+    first: Row,
+    second: Row,
+    runs: Sequence[Run],
+    folder: Path,
+    seeds: Sequence[int] | None = None,
+    across: bool = False,
+) -> list[TextTable]:
+    """The second row minus the first: by seed, over seeds, and over the images of one seed where they are kept.
 
-    Attributes:
-        metric: its name.
-        means: of the first and the second row.
-        interval: 95 % bootstrap interval of the second minus the first, over images.
-        better: shares of the images, 0..1, in which the first is better, and the second.
-    """
-
-    metric: str
-    means: tuple[float, float]
-    interval: tuple[float, float]
-    better: tuple[float, float]
-
-    @property
-    def difference(self) -> float:
-        """Second minus first."""
-        return self.means[1] - self.means[0]
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.interval[0] > 0 or self.interval[1] < 0
-
-    def cells(self) -> tuple[str, ...]:
-        """The texts of a line of the table."""
-        first, second = self.means
-        relative = f"{self.difference / first:+.1%}" if self.metric in _ERRORS and first else ""
-        return (
-            self.metric,
-            f"{first:.4f}",
-            f"{second:.4f}",
-            f"{self.difference:+.4f}",
-            f"{self.interval[0]:+.4f} to {self.interval[1]:+.4f}",
-            "yes" if self.excludes_zero else "no",
-            relative,
-            *(f"{share:.1%}" for share in self.better),
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two rows on the images of one test."""
-
-    rows: tuple[str, str]
-    test: str
-    seeds: tuple[int, ...]
-    images: int
-    lines: tuple[Line, ...]
-    remarks: str = ""  # how the rows differ apart from what they compare
-    alike: tuple[str, ...] = ()  # tests left out, as each image scored the same in both
-
-    def table(self) -> TextTable:
-        """A line for each metric."""
-        first, second = self.rows
-        test = self.test if "." in self.test else f"test {self.test}"  # the masks of a round are of training images
-        header = ("metric", first, second, "difference", "95 % interval", "excludes 0", "relative")
-        note = (
-            f"All {self.images} images; means over the seeds {', '.join(map(str, self.seeds))}. The interval is of the "
-            f"difference, by {RESAMPLES:,} resamples of images; how trainings with other seeds differ is not in it. "
-            f"Better: share of the images; in the others both are equal."
-        )
-        alike = f"Each image the same in both: {', '.join(self.alike)}." if self.alike else ""
-        return TextTable(
-            (*header, f"{first} better", f"{second} better"),
-            [line.cells() for line in self.lines],
-            title=f"{first} and {second}{f', {test}' if self.test else ''}",
-            notes=[" ".join(filter(None, (note, self.remarks and f"{self.remarks}.", alike)))],
-        )
-
-
-def compare_rows(first: Row, second: Row, results: Sequence[Result]) -> list[Comparison]:
-    """Compares two rows by the seeds that both have measured, once for each test that both have.
+    Args:
+        first: a row.
+        second: another.
+        runs: what is measured.
+        folder: of the results, with the images' scores.
+        seeds: only these; None = all that both have.
+        across: also compare what was measured on different processors.
 
     Raises:
-        ValueError: no seed or test in common, other images, other classes, or no scores of the images.
+        ValueError: no seed or metric in common, different processors, or scores of different images.
     """
-    measured = [{r.seed: r for r in results if r.row == row.name and r.seed in row.seeds} for row in (first, second)]
-    seeds = tuple(sorted(measured[0].keys() & measured[1].keys()))
-    if not seeds:
-        said = [", ".join(map(str, sorted(found))) or "none" for found in measured]
+    mine, others = (
+        {run.seed: run for run in runs_of(row, runs) if seeds is None or run.seed in seeds} for row in (first, second)
+    )
+    common = sorted(mine.keys() & others.keys())
+    if not common:
+        said = [", ".join(map(str, sorted(found))) or "nothing" for found in (mine, others)]
         raise ValueError(
             f"no seed of both rows is measured ({first.name}: {said[0]}; {second.name}: {said[1]}); run them first"
         )
-    one, other = (_by_test([found[seed] for seed in seeds]) for found in measured)
-    tests = [test for test in one if test in other]
-    if not tests or first.scored_on != second.scored_on:
-        said = [f"{row.scored_on} {', '.join(found)}".strip() for row, found in ((first, one), (second, other))]
+    apart = [seed for seed in common if mine[seed].processor != others[seed].processor]
+    if apart and not across:
+        one, other = mine[apart[0]], others[apart[0]]
         raise ValueError(
-            f"{first.name} is scored on {said[0]}, {second.name} on {said[1]}; compare rows that share a test"
+            f"{one} was measured on {one.processor}, {other} on {other.processor}, and processors alone move figures; "
+            f"measure both on one, leave seeds out with --seeds, or compare them all the same with --across"
         )
-    mismatch = round_0_mismatch(
-        [(row, own[seed]) for row, own in zip((first, second), measured, strict=True) for seed in seeds]
+    metrics = [key for key in second.kept if key in first.kept]
+    if first.scored_on != second.scored_on or not metrics:
+        raise ValueError(
+            f"{first.name} is scored on {first.scored_on} by {first.headline}, {second.name} on {second.scored_on} by "
+            f"{second.headline}; compare rows that share a test"
+        )
+    notes = [f"ACROSS PROCESSORS, seed {', '.join(map(str, apart))}: the difference is not of the rows alone."] * bool(
+        apart
     )
-    for test in tests:
-        _check_paired((first.name, one[test]), (second.name, other[test]))
-    alike = tuple(test for test in tests if one[test].same(other[test]))
-    shown = [test for test in tests if test not in alike] or tests
-    remarks = ". ".join(filter(None, (other_rounds(first, second), mismatch)))
-    return [
-        Comparison(
-            (first.name, second.name), test, seeds, len(one[test].names), tuple(_compare(one[test], other[test])),
-            mismatch if test.startswith(ROUND) else remarks, alike if len(shown) < len(tests) else (),
-        )
-        for test in shown
+    pairs = [(mine[seed], others[seed]) for seed in common]
+    images = _over_images(pairs, folder)
+    notes += ["No scores of images are kept for a seed of both: no interval over images."] * (not images)
+    tables = [_by_seed(pairs, metrics[0], notes + _remarks(first, second, pairs))]
+    if len(metrics) > 1:
+        tables.append(_over_seeds(pairs, metrics[1:]))
+    return tables + images
+
+
+def _by_seed(pairs: Sequence[tuple[Run, Run]], metric: str, notes: Sequence[str]) -> TextTable:
+    found = paired([other for _, other in pairs], [one for one, _ in pairs], metric, across=True)
+    lines = [
+        (f"seed {one.seed}", f"{one.value(metric):.4f}", f"{other.value(metric):.4f}",
+         f"{other.value(metric) - one.value(metric):+.4f}",
+         one.processor if one.processor == other.processor else f"{one.processor} | {other.processor}")
+        for one, other in pairs if metric in one.metrics and metric in other.metrics
     ]  # fmt: skip
+    if len(lines) > 1:
+        means = [statistics.fmean(values.values()) for values in (found.controls, found.values)]
+        lines.append(("mean", f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[1] - means[0]:+.4f}", ""))
+    interval = found.interval
+    said = f"No interval of fewer than {FEWEST} seeds."
+    if interval:
+        said = f"95 % t interval over the {len(found.values)} seeds: {interval[0]:+.4f} to {interval[1]:+.4f}."
+    header = ("", pairs[0][0].row, pairs[0][1].row, "difference", "processor")
+    return TextTable(
+        header, lines, title=f"{metric}: {pairs[0][1].row} minus {pairs[0][0].row}, by seed", notes=[said, *notes]
+    )
 
 
-def _compare(first: Images, second: Images) -> Iterator[Line]:
+def _over_seeds(pairs: Sequence[tuple[Run, Run]], metrics: Sequence[str]) -> TextTable:
+    lines = []
+    for metric in metrics:
+        found = paired([other for _, other in pairs], [one for one, _ in pairs], metric, across=True)
+        if found.values:
+            means = (f"{statistics.fmean(values.values()):.4f}" for values in (found.controls, found.values))
+            lines.append((metric, *means, found.text(4), str(len(found.values))))
+    header = ("metric", pairs[0][0].row, pairs[0][1].row, "difference", "n")
+    return TextTable(
+        header, lines, title="other metrics: means over seeds, the difference with its t interval from three on"
+    )
+
+
+def _over_images(pairs: Sequence[tuple[Run, Run]], folder: Path) -> list[TextTable]:
+    """Of the first seed whose images' scores are kept of both."""
+    for one, other in pairs:
+        paths = [images_path(folder, run.row, run.seed) for run in (one, other)]
+        if all(path.is_file() for path in paths):
+            break
+    else:
+        return []
+    read = [{test: Images.of(columns, path) for test, columns in read_images(path).items()} for path in paths]
+    tables = []
+    for test in (test for test in read[0] if test in read[1]):
+        first, second = (tests[test] for tests in read)
+        _check_paired((str(one), first), (str(other), second))
+        title = f"image bootstrap inside seed {one.seed}{f', {test}' if test else ''}: {len(first.names)} images"
+        note = f"{RESAMPLES:,} resamples of images; how trainings with other seeds differ is not in the interval."
+        header = ("score", one.row, other.row, "difference", "95 % interval over images")
+        tables.append(TextTable(header, _bootstrap(first, second), title=title, notes=[note]))
+    return tables
+
+
+def _bootstrap(first: Images, second: Images) -> list[tuple[str, str, str, str, str]]:
     count = len(first.names)
     random = np.random.default_rng(_SEED)
     parts: dict[str, list[Floats]] = {}
@@ -193,72 +196,40 @@ def _compare(first: Images, second: Images) -> Iterator[Line]:
         resamples = min(_CHUNK, RESAMPLES - start)
         weights = random.multinomial(count, np.full(count, 1 / count), resamples).astype(float)
         one, other = first.scores(weights), second.scores(weights)
-        for metric, values in one.items():
-            parts.setdefault(metric, []).append(other[metric] - values)
+        for score in (score for score in one if score in other):
+            parts.setdefault(score, []).append(other[score] - one[score])
     whole = [images.scores(np.ones((1, count))) for images in (first, second)]
-    each = [images.of_each() for images in (first, second)]
-    for metric, differences in parts.items():
+    lines = []
+    for score, differences in parts.items():
         spread = np.concatenate(differences)
         known = spread[np.isfinite(spread)]
         low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (math.nan, math.nan)
-        more = [float((each[i][metric] > each[1 - i][metric]).mean()) for i in (0, 1)]
-        better = (more[1], more[0]) if metric in _ERRORS else (more[0], more[1])
-        means = (float(whole[0][metric][0]), float(whole[1][metric][0]))
-        yield Line(metric, means, (float(low), float(high)), better)
+        mine, others = (float(scores[score][0]) for scores in whole)
+        lines.append((score, f"{mine:.4f}", f"{others:.4f}", f"{others - mine:+.4f}", f"{low:+.4f} to {high:+.4f}"))
+    return lines
 
 
-def _by_test(results: Sequence[Result]) -> dict[str, Images]:
-    """The images of each test of a row, the seeds in the order of the results."""
-    seeds = [_read(result) for result in results]
-    for result, tests in zip(results, seeds, strict=True):
-        if list(tests) != list(seeds[0]):
-            raise ValueError(f"{result.path} has other tests than {results[0].path}; measure the row again")
-        for test, images in tests.items():
-            _check_paired((str(results[0].path), seeds[0][test]), (str(result.path), images))
-    return {
-        test: Images(
-            images.names,
-            images.classes,
-            np.concatenate([tests[test].pixels for tests in seeds], 1),
-            np.concatenate([tests[test].values for tests in seeds], 1),
-        )
-        for test, images in seeds[0].items()
-    }
-
-
-def _read(result: Result) -> dict[str, Images]:
-    """Of one seed."""
-    path = images_path(result.path)
-    again = f"measure it with `structseg results --run {result.row} --seeds {result.seed} --again`"
-    if not path.is_file():
-        raise ValueError(f"{result.path} has no scores of its images beside it; {again}")
-    if sha256(path) != result.content.get("images"):
-        raise ValueError(f"{path} does not belong to {result.path}; {again}")
-    header, *rows = read_table(path)
-    tests: dict[str, list[list[str]]] = {}
-    for row in rows:
-        tests.setdefault(row[0] if header[0] == "test" else "", []).append(row[1:] if header[0] == "test" else row)
-    columns = header[header.index("name") + 1 :]
-    classes = tuple(column.split("/", 1)[1] for column in columns if column.startswith(f"{PIXELS[0]}/"))
-    return {test: _images(classes, sorted(rows), path) for test, rows in tests.items()}
-
-
-def _images(classes: tuple[str, ...], rows: Sequence[Sequence[str]], path: object) -> Images:
-    names = tuple(row[0] for row in rows)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{path} holds {twice} twice; give each sample its own name")
-    cells = np.array([row[1:] for row in rows], float)
-    split = len(PIXELS) * len(classes)
-    pixels = cells[:, :split].reshape(len(names), len(PIXELS), 1, len(classes)).transpose(1, 2, 0, 3)
-    return Images(names, classes, pixels, cells[:, split:].T[:, None])
+def _remarks(first: Row, second: Row, pairs: Sequence[tuple[Run, Run]]) -> list[str]:
+    """How the rows differ apart from what they compare."""
+    after = [round_and_arm((row.stage or "").partition("/")[0]) for row in (first, second)]
+    remarks = []
+    if after[0] and after[1] and after[0][0] != after[1][0]:
+        remarks.append(f"{first.name} is tested after round {after[0][0]}, {second.name} after round {after[1][0]}.")
+    shares = first.source == second.source and not any(
+        (row.stage or "").startswith(f"{_SHARED[:-1]}_") for row in (first, second)
+    )
+    for one, other in pairs if shares else ():
+        shared = [key for key in one.metrics.keys() & other.metrics.keys() if key.startswith(_SHARED)]
+        if any(one.value(key) != other.value(key) for key in shared):
+            remarks.append(f"{other} began with another round 0 than {one}: other settings, code or hardware.")
+    return remarks
 
 
 def _check_paired(first: tuple[str, Images], second: tuple[str, Images]) -> None:
     (one, images), (other, others) = first, second
-    if images.classes != others.classes:
+    if images.pixels.keys() != others.pixels.keys():
         raise ValueError(
-            f"{one} has the classes {', '.join(images.classes)}, {other} {', '.join(others.classes)}; compare rows of "
+            f"{one} has the classes {', '.join(images.pixels)}, {other} {', '.join(others.pixels)}; compare rows of "
             f"one label space"
         )
     only = [sorted(set(images.names) - set(others.names)), sorted(set(others.names) - set(images.names))]
@@ -268,22 +239,15 @@ def _check_paired(first: tuple[str, Images], second: tuple[str, Images]) -> None
             for row, names in zip((one, other), only, strict=True)
         )
         raise ValueError(f"{one} and {other} were not scored on the same images: {said}; nothing can be paired")
-    truths = [found.pixels[0] + found.pixels[2] for found in (images, others)]  # hits and misses: the truth's pixels
-    differ = (truths[0][0] != truths[1][0]).any(1)
-    if differ.any():
-        name = images.names[int(differ.argmax())]
-        raise ValueError(
-            f"{one} and {other} were scored on other labels: {int(differ.sum())} images ({name}, …) differ; "
-            f"nothing can be paired"
-        )
+    for name, pixels in images.pixels.items():  # hits and misses are the truth's pixels
+        differ = pixels[0] + pixels[2] != others.pixels[name][0] + others.pixels[name][2]
+        if differ.any():
+            raise ValueError(
+                f"{one} and {other} were scored on other labels: {int(differ.sum())} images "
+                f"({images.names[int(differ.argmax())]}, …) differ in {name}; nothing can be paired"
+            )
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
     """Nan where the divisor is 0."""
-    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
-
-
-def _nanmean(values: Floats, axis: int) -> Floats:
-    """Mean of the finite values; nan without any, and no warning."""
-    known = np.isfinite(values)
-    return _ratio(np.where(known, values, 0).sum(axis), known.sum(axis))
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)

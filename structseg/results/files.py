@@ -1,150 +1,198 @@
-"""The files that runs leave for the results tables: `ROW.SEED.json` and the scores of the images."""
+"""What was measured: `runs.csv`, `metrics.csv` and the scores of images, their only reader and writer."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import csv
+import io
+import lzma
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from structseg.files import ROOT, sha256
+from structseg.command.processes import exclusive_lock
+from structseg.files import write_whole
 from structseg.messages import nearest
-from structseg.metric_names import flat_metrics
 
-RELIABILITY = "reliability.json"  # failures that were injected and what survived them, in the same folder
-_NAME = re.compile(r"(?P<row>\w+)\.(?P<seed>\d+)\.json")
+RUNS, METRICS, IMAGES = "runs.csv", "metrics.csv", "images"
+_METRICS = ("row", "seed", "metric", "value")
+_PATIENCE = 60.0  # seconds that a writer waits for another
+
+T = TypeVar("T")
+Tables = Mapping[str, Sequence[Sequence[str]]]
 
 
 @dataclass(frozen=True)
-class Result:
-    """One measured seed of a row.
+class Run:
+    """One measured seed of a row: a line of `runs.csv`, and its lines of `metrics.csv`.
 
     Attributes:
-        path: the file.
         row: name of the row.
-        seed: the seed.
-        content: all that the file holds.
+        seed: its seed.
+        commit: of the repository; `-dirty` at its end where the code held changes that it does not have.
+        date: of the beginning, ISO 8601.
+        hardware: the processor and its cores, or the GPU.
+        threads: of torch on the processor; 0 on a GPU.
+        minutes: of the fit and all tests together, with all stages that a pipeline's stage builds on.
+        recipe: hash of the row's settings at the time: `Recipes`.
+        train_images: images that it was trained on.
+        test_images: images that it was scored on.
+        metrics: values by path: `128.all.miou`.
     """
 
-    path: Path
     row: str
     seed: int
-    content: Mapping[str, Any]
+    commit: str
+    date: str
+    hardware: str
+    threads: int
+    minutes: float
+    recipe: str
+    train_images: int
+    test_images: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.row} seed {self.seed}"
 
     @property
-    def minutes(self) -> float:
-        """Of the fit and all tests together."""
-        return float(self.content["wall_seconds"] + self.content.get("test_seconds", 0.0)) / 60
+    def processor(self) -> str:
+        """What it ran on; figures of different ones are not compared."""
+        return f"{self.hardware}, {self.threads} threads" if self.threads else self.hardware
 
-    @property
-    def hardware(self) -> str:
-        """What it was measured on."""
-        return str(self.content["hardware"])
-
-    @property
-    def dirty(self) -> bool:
-        """Whether the code held changes that the commit does not have."""
-        return bool(self.content["dirty"])
-
-    @property
-    def recipe(self) -> str | None:
-        """Hash of the row's settings at the time; None in results from before it was kept."""
-        return self.content.get("recipe")
-
-    @property
-    def scored_on(self) -> str:
-        """`test` or `val`."""
-        return str(self.content.get("scored_on", "test"))
-
-    def value(self, key: str) -> float:
-        """A metric by its dotted name; nan where the file has null.
+    def value(self, metric: str) -> float:
+        """A metric by its path.
 
         Raises:
-            ValueError: there is no such metric; the message has the nearest name.
+            ValueError: it is not kept; the message has the nearest path.
         """
-        known = flat_metrics(self.content["metrics"])
-        if key not in known:
-            raise ValueError(f"{self.path} has no metric {key}{nearest(key, known)}; change the row's headline")
-        return known[key]
+        if metric not in self.metrics:
+            raise ValueError(f"{self} has no metric {metric}{nearest(metric, self.metrics)}")
+        return self.metrics[metric]
 
 
-def result_path(folder: Path, row: str, seed: int) -> Path:
-    """Where the result of a row and seed belongs."""
-    return folder / f"{row}.{seed}.json"
+_COLUMNS = tuple(item.name for item in fields(Run))[:-1]
+_KINDS: Mapping[str, Callable[[str], Any]] = {"minutes": float} | dict.fromkeys(
+    ("seed", "threads", "train_images", "test_images"), int
+)
 
 
-def images_path(result: Path) -> Path:
-    """Where the scores of each image belong, beside the result."""
-    return result.with_suffix(".images.csv.gz")
+def read_runs(folder: Path) -> list[Run]:
+    """Every measured run of a folder, by row and seed; nothing where nothing is measured.
 
-
-def read_results(folder: Path) -> list[Result]:
-    """Every result in a folder, by row and seed.
+    Figures without their run were left by a writer that was killed, and are not read.
 
     Raises:
-        ValueError: a file is damaged or not of this form; the message names it.
+        ValueError: a file is damaged or half-written, or a run has no figures; the message names the line.
     """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        if path.name == RELIABILITY:
-            continue
-        named = _NAME.fullmatch(path.name)
-        if not named:
-            raise ValueError(f"{path} is not a result: expected a name like ROW.SEED.json; move it away")
-        found.append(_read(path, named["row"], int(named["seed"])))
-    return sorted(found, key=lambda result: (result.row, result.seed))
+    metrics: dict[tuple[str, int], dict[str, float]] = {}
+    for where, (row, seed, metric, value) in _lines(folder / METRICS, _METRICS):
+        own = metrics.setdefault((row, _cell(int, seed, f"{where}: seed")), {})
+        if metric in own:
+            raise ValueError(f"{where}: {metric} of {row} seed {seed} stands twice; remove one of them")
+        own[metric] = _cell(float, value, f"{where}: value")
+    runs: dict[tuple[str, int], Run] = {}
+    for where, cells in _lines(folder / RUNS, _COLUMNS):
+        typed = {
+            name: _cell(_KINDS.get(name, str), cell, f"{where}: {name}")
+            for name, cell in zip(_COLUMNS, cells, strict=True)
+        }
+        key = (typed["row"], typed["seed"])
+        if key in runs:
+            raise ValueError(f"{where}: {runs[key]} stands twice; remove one of them")
+        if key not in metrics:
+            raise ValueError(f"{where}: {METRICS} has no figure of {key[0]} seed {key[1]}; measure it again")
+        runs[key] = Run(**typed, metrics=metrics[key])
+    return [runs[key] for key in sorted(runs)]
 
 
-def _read(path: Path, row: str, seed: int) -> Result:
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and measure the row again") from None
-    wanted = {"row": str, "seed": int, "hardware": str, "wall_seconds": int | float, "dirty": bool, "metrics": dict}
-    keys = content if isinstance(content, dict) else {}
-    wrong = [key for key, kind in wanted.items() if not isinstance(keys.get(key), kind)]
-    if wrong:
-        raise ValueError(f"{path} is damaged (no proper {', '.join(wrong)}); remove it and measure the row again")
-    if (content["row"], content["seed"]) != (row, seed):
-        raise ValueError(f"{path} holds row {content['row']}, seed {content['seed']}; give it its own name back")
-    return Result(path, row, seed, content)
+def write_run(folder: Path, run: Run, images: Tables | None = None) -> None:
+    """Adds a run to a folder, or puts it in the place of the one that was there.
 
-
-def write_images(path: Path, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
-    """Writes the scores of each image as one table, with a first column `test` where the tests have names.
+    The images' scores come first and the line of `runs.csv` last: a writer that is killed leaves no half of a run.
 
     Args:
-        path: the file, as `images_path` says.
-        tables: what `ImageScores` wrote, header first, by the name of the test; "" = the only test.
-
-    Returns:
-        The file's SHA-256, for the result that it belongs to.
+        folder: of the results.
+        run: what was measured.
+        images: what the images scored in each test, header first, as `ImageScores` writes it; None keeps none.
 
     Raises:
-        ValueError: the tables do not have the same columns.
+        RuntimeError: another process has been writing there for a minute.
+        ValueError: the files that are there are damaged.
     """
-    from structseg.lightning_modules.callbacks.image_scores import write_table  # loads torch, which tables do without
+    with exclusive_lock(folder, _PATIENCE):
+        for left in (*folder.glob(".*.part"), *(folder / IMAGES).glob(".*.part")):
+            left.unlink()
+        others = {(known.row, known.seed): known for known in read_runs(folder)}
+        others[run.row, run.seed] = run
+        runs = [others[key] for key in sorted(others)]
+        path = images_path(folder, run.row, run.seed)
+        if images:
+            write_whole(path, _packed(images))
+        else:
+            path.unlink(missing_ok=True)
+        figures = (
+            (own.row, own.seed, key, str(round(own.metrics[key], 6))) for own in runs for key in sorted(own.metrics)
+        )
+        write_whole(folder / METRICS, _text(_METRICS, figures))
+        write_whole(folder / RUNS, _text(_COLUMNS, (astuple(own)[:-1] for own in runs)))
 
-    headers = {tuple(table[0]) for table in tables.values()}
-    if len(headers) != 1:
-        raise ValueError(f"the tests {', '.join(tables)} have different classes; make a row for each")
-    lines = [[test, *line] for test, table in tables.items() for line in table[1:]]
-    lines.insert(0, ["test", *headers.pop()])
-    write_table(path, [line[1:] for line in lines] if set(tables) == {""} else lines)
-    return sha256(path)
+
+def images_path(folder: Path, row: str, seed: int) -> Path:
+    """Where the scores of a run's images are, if they are kept."""
+    return folder / IMAGES / f"{row}.{seed}.csv.xz"
 
 
-def portable(config: Any, data_root: Path | None) -> Any:
-    """A configuration without this machine's folders: data below `$STRUCTSEG_DATA`, the rest from the repository."""
-    if isinstance(config, dict):
-        return {key: portable(value, data_root) for key, value in config.items()}
-    if isinstance(config, list):
-        return [portable(value, data_root) for value in config]
-    if not isinstance(config, str) or not Path(config).is_absolute():
-        return config
-    for folder, name in ((data_root, "$STRUCTSEG_DATA"), (ROOT, "."), (Path.cwd(), "."), (Path.home(), "~")):
-        if folder is not None and Path(config).is_relative_to(folder.resolve()):
-            return (Path(name) / Path(config).relative_to(folder.resolve())).as_posix()
-    return f".../{Path(config).name}"
+def read_images(path: Path) -> dict[str, dict[str, list[str]]]:
+    """What the images of each test scored: cells by column, `name` among them; "" is a test without a name.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    tests: dict[str, dict[str, list[str]]] = {}
+    try:
+        for test, column, *cells in csv.reader(io.StringIO(lzma.decompress(path.read_bytes()).decode(), newline="")):
+            tests.setdefault(test, {})[column] = cells
+    except (lzma.LZMAError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); measure the row again") from None
+    if any(len({len(columns.get("name", ())), *map(len, columns.values())}) > 1 for columns in tests.values()):
+        raise ValueError(f"{path} is damaged (its lines differ in length); measure the row again")
+    return tests
+
+
+def _packed(images: Tables) -> bytes:
+    """A line a column, whose neighbours are alike: a third of the size of a line an image."""
+    lines = [(test, *column) for test, table in images.items() for column in zip(*table, strict=True)]
+    return lzma.compress(_text((), lines), preset=9)
+
+
+def _text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([*([header] if header else []), *lines])
+    return text.getvalue().encode()
+
+
+def _lines(path: Path, columns: Sequence[str]) -> Iterable[tuple[str, list[str]]]:
+    """The lines below the header, each with where it stands."""
+    if not path.is_file():
+        return
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text; restore it") from None
+    header, *lines = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+    if tuple(header) != tuple(columns):
+        raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(columns)}; restore it")
+    if not text.endswith("\n"):
+        raise ValueError(f"{path} ends within a line, as half a file does; restore it")
+    for number, cells in enumerate(lines, 2):
+        if len(cells) != len(columns):
+            raise ValueError(f"{path}, line {number}: {len(cells)} values, expected {len(columns)}; restore it")
+        yield f"{path}, line {number}", cells
+
+
+def _cell(kind: Callable[[str], T], text: str, where: str) -> T:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{where} is {text!r}, not a number; restore it") from None

@@ -40,20 +40,18 @@ class Row:
         what: one sentence that describes it.
         config: YAML of the experiment, relative to the repository; None where a pipeline trains the row.
         data: folder of the data below the data root; `synthetic` for data that are made.
-        headline: the metric that tables show, as in the result's `metrics`: `miou`, `clean.miou`.
+        headline: path of the metric that tables show: `miou`, `clean.miou`, `round_1.pseudo_masks.pseudo_miou`.
         minutes: rough time of one seed, fit and test together, with all stages that a pipeline's stage builds on, on 2
             `cpu` cores and on a `gpu`; None = not there.
         seeds: one run each.
         overrides: further arguments of `structseg fit`; none for a pipeline, whose rows share their stages.
-        aim: the headline's mean that is wanted, if any.
-        also: further metrics, for the Markdown table.
+        also: further metrics that are kept; what is in neither is not.
         tests: further arguments of `structseg test` for each test of the same checkpoint, whose metrics go by its name:
             `128.miou`. Empty = one test without a name.
         scored_on: `test`, or `val` for a row that helps to choose settings: `structseg validate` scores it.
         pipeline: YAML of the pipeline that trains the row, relative to the repository, if any.
         stage: the stage of the pipeline that the row scores.
         data_option: the option that takes the folder of the data.
-        shown: whether the overview of all methods shows it.
         decides: what the row decides, and which outcome decides it either way: a sentence from before it was run.
     """
 
@@ -65,20 +63,29 @@ class Row:
     minutes: Mapping[str, float | None]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = field(default=())
-    aim: float | None = None
     also: tuple[str, ...] = field(default=())
     tests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     scored_on: Split = "test"
     pipeline: str | None = None
     stage: str | None = None
     data_option: str = "--data.root"
-    shown: bool = False
     decides: str = ""
 
     @property
     def method(self) -> str:
         """The folder of the source: `conta`."""
         return Path(self.source).parent.name or "other"
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The metrics that the results keep."""
+        return tuple(dict.fromkeys((self.headline, *self.also)))
+
+    @property
+    def headline_test(self) -> str:
+        """The test that the headline is of, whose images' scores are kept; "" = the only one."""
+        name = self.headline.partition(".")[0]
+        return name if name in self.tests else ""
 
     @property
     def source(self) -> str:
@@ -149,10 +156,6 @@ def _faults(name: str, content: Any) -> Iterable[str]:
         if not _texts(texts):
             yield f"{key} are {texts!r}, not a list of texts"
     yield from _test_faults(content)
-    if not isinstance(content.get("shown", False), bool):
-        yield f"shown is {content['shown']!r}, not true or false"
-    if not (content.get("aim") is None or _number(content["aim"])):
-        yield f"aim is {content['aim']!r}, not a number"
     minutes = content.get("minutes", {})
     if not isinstance(minutes, dict) or not all(v is None or (_number(v) and v > 0) for v in minutes.values()):
         yield f"minutes are {minutes!r}, not numbers above 0 for cpu and gpu"
@@ -218,7 +221,7 @@ def find_row(rows: Mapping[str, Row], name: str) -> Row:
         ValueError: no such row; the message has the nearest name.
     """
     if name not in rows:
-        hint = nearest(name, rows) or f"; there are {', '.join(rows)}"
+        hint = nearest(name, rows) or "; `structseg results METHOD` lists those of a method"
         raise ValueError(f"no row {name} in the manifest{hint}")
     return rows[name]
 

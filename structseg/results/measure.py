@@ -15,18 +15,17 @@ import yaml
 from structseg.command.configs import make_datamodule
 from structseg.command.lightning import StructsegCLI, run
 from structseg.command.run_folder import CONFIG_NAME
-from structseg.files import write_result
 from structseg.lightning_modules.callbacks.image_scores import images_file, read_table
 from structseg.lightning_modules.callbacks.round_folder_writer import IMAGES
-from structseg.lightning_modules.checkpoints.card import read_card
-from structseg.metric_names import nest_metrics
+from structseg.messages import nearest
+from structseg.metric_names import flat_metrics, nest_metrics
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import Record
 from structseg.pipelines.round_report import round_report
 from structseg.pipelines.session import Session
 from structseg.pipelines.stages import round_and_arm
-from structseg.provenance import Device, commit, hardware, versions
-from structseg.results.files import images_path, portable, result_path, write_images
+from structseg.provenance import Device, commit, hardware
+from structseg.results.files import Run, write_run
 from structseg.results.manifest import (
     Recipes,
     Row,
@@ -38,6 +37,8 @@ from structseg.results.manifest import (
     load_manifest,
 )
 
+_OF_ROUNDS = (".pseudo_masks", ".segmenter")  # stages of rounds whose images' scores are kept
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -45,31 +46,23 @@ class Trained:
 
     Attributes:
         checkpoint: the best one.
-        config: of the fit, as it was resolved.
-        method: name of the module's class.
-        initial_weights: where the first weights came from.
         train_images: how many it saw.
         seconds: of the training, with all stages that it builds on.
         dirty: whether one of those was trained with changes that were not committed.
-        more: what the result also holds.
         rounds: scores of the stages of each round, `round_1`: `pseudo_masks`, where a pipeline has rounds.
         images: what each image scored there, as `ImageScores` writes it, by `round_1.pseudo_masks`.
     """
 
     checkpoint: Path
-    config: dict[str, Any]
-    method: str
-    initial_weights: str
     train_images: int
     seconds: float
     dirty: bool = False
-    more: Mapping[str, Any] = field(default_factory=dict)
     rounds: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, list[list[str]]] = field(default_factory=dict)
 
 
-def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_dir: str, results: Path) -> Path:
-    """Trains and tests, and writes the images' scores and the result at the very end.
+def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_dir: str, results: Path) -> Run:
+    """Trains and tests, and writes what the row keeps at the very end.
 
     Args:
         row: the row.
@@ -77,20 +70,17 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         device: what to train on.
         data_root: folder that holds the row's data folder.
         runs_dir: folder of all runs.
-        results: folder of the result.
-
-    Returns:
-        The result's file.
+        results: folder of the results.
 
     Raises:
         RuntimeError: the training or the test was interrupted.
+        ValueError: the test has no such headline.
     """
     (head, dirty), recipe = commit(), Recipes().of(row)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     data = data_folder(row, data_root)
-    name = None if data is None else str(data)
     train = _train if row.pipeline is None else _train_stages
-    trained = train(row, seed, device, name, runs_dir)
+    trained = train(row, seed, device, None if data is None else str(data), runs_dir)
 
     split = row.scored_on
     left = images_file(trained.checkpoint.parent.parent, split)
@@ -100,44 +90,63 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     for test, args in args_to_score(row, str(trained.checkpoint), seed, device).items():
         left.unlink(missing_ok=True)  # scores of the test before must not be taken for this one's
         scored = _finished(run(args), "test")
-        logged = {key: round(float(value), 6) for key, value in scored.trainer.callback_metrics.items()}
+        logged = {key: float(value) for key, value in scored.trainer.callback_metrics.items()}
         metrics[test], images[test] = nest_metrics(logged, split), read_table(left)
-    test_wall = time.perf_counter() - start
+    processor, _, threads = hardware(device).removesuffix(" threads").rpartition(", ")
+    measured = Run(
+        row=row.name,
+        seed=seed,
+        commit=head[:12] + "-dirty" * (dirty or trained.dirty),
+        date=date,
+        hardware=processor if device == "cpu" else hardware(device),
+        threads=int(threads) if device == "cpu" else 0,
+        minutes=round((trained.seconds + time.perf_counter() - start) / 60, 1),
+        recipe=recipe,
+        train_images=trained.train_images,
+        test_images=len(scored.datamodule.dataset(split)),
+        metrics=kept_metrics(row, flat_metrics({**metrics.get("", metrics), **trained.rounds})),
+    )
+    write_run(results, measured, kept_images(row, seed, {**images, **trained.images}))
+    return measured
 
-    path = result_path(results, row.name, seed)
-    content: dict[str, Any] = {
-        "row": row.name,
-        "seed": seed,
-        "method": trained.method,
-        "data": row.data,
-        "date": date,
-        "commit": head,
-        "dirty": dirty or trained.dirty,
-        "hardware": hardware(device),
-        "versions": versions(),
-        "wall_seconds": round(trained.seconds, 1),
-        "test_seconds": round(test_wall, 1),
-        "recipe": recipe,
-        **trained.more,
-        "initial_weights": trained.initial_weights,
-        "train_images": trained.train_images,
-        "scored_on": split,
-        f"{split}_images": len(scored.datamodule.dataset(split)),
-        "images": write_images(images_path(path), {**images, **trained.images}),
-        "metrics": {**metrics.get("", metrics), **trained.rounds},
-        "config": portable(trained.config, data_root),
-    }
-    write_result(path, content)
-    return path
+
+def kept_metrics(row: Row, metrics: Mapping[str, float]) -> dict[str, float]:
+    """What the row keeps of its metrics; of those that it lacks, the headline is an error and the others a line.
+
+    Raises:
+        ValueError: there is no such headline; the message has the nearest path.
+    """
+    for key in (key for key in row.kept if key not in metrics):
+        said = f"row {row.name}: its test has no metric {key}{nearest(key, metrics)}; change the manifest"
+        if key == row.headline:
+            raise ValueError(said)
+        print(said)
+    return {key: metrics[key] for key in row.kept if key in metrics}
+
+
+def kept_images(row: Row, seed: int, tables: Mapping[str, list[list[str]]]) -> dict[str, list[list[str]]]:
+    """What the row keeps of its images' scores: of the headline's test, and the rounds' pseudo-masks and segmenters.
+
+    Of the row's first seed alone: an interval over images is of one training anyway, and they are most of the size.
+
+    Pixel counts of each class, and the component error and boundary F1 where the row keeps those of the data set.
+    """
+    if seed != row.seeds[0]:
+        return {}
+    ends = {key.rpartition(".")[2].removeprefix("mean_") for key in row.kept}
+    scored = {test: table for test, table in tables.items() if test == row.headline_test or test.endswith(_OF_ROUNDS)}
+    kept = {}
+    for test, (header, *lines) in scored.items():
+        columns = [i for i, name in enumerate(header) if name == "name" or "/" in name or name in ends]
+        kept[test] = [[line[i] for i in columns] for line in (header, *lines)]
+    return kept
 
 
 def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
     start = time.perf_counter()
     fit = _finished(run(args_to_fit(row, seed, device, data, str(row.path), runs_dir)), "training")
-    seconds = time.perf_counter() - start
-    config, images = yaml.safe_load(fit.folder.config.read_text()), len(fit.datamodule.dataset("train"))
     best = fit.folder.checkpoints / "best.ckpt"
-    return Trained(best, config, type(fit.model).__name__, fit.model.initial_weights, images, seconds)
+    return Trained(best, len(fit.datamodule.dataset("train")), time.perf_counter() - start)
 
 
 def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
@@ -145,46 +154,35 @@ def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_di
     more = tuple(args_of_stages(row, device, data))
     session = Session(load_pipeline(row.path), seed, Path(runs_dir), more, row.stage)
     records = session.run(tests=bool(session.pipeline.rounds), anew=True)
-    rounds, scored = _rounds(session, records)
+    rounds, scored = _rounds(session, records, str(row.stage))
     stage = session.pipeline.stages[str(row.stage)]
     best = session.checkpoint(stage.predicts or stage.name)  # of a prediction, the checkpoint that made it is tested
-    card, config = read_card(best), yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())
-    images: Any = make_datamodule(config).dataset("train")
-    return Trained(
-        best,
-        config,
-        card["method"],
-        card["initial_weights"],
-        len(images),
-        sum(record.seconds for record in records.values()),
-        any(record.dirty for record in records.values()),
-        {
-            "stage_seconds": {name: record.seconds for name, record in records.items()},
-            "stage_commits": {name: record.commit for name, record in records.items()},
-        },
-        rounds,
-        scored,
-    )
+    images: Any = make_datamodule(yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())).dataset("train")
+    seconds = sum(record.seconds for record in records.values())
+    return Trained(best, len(images), seconds, any(record.dirty for record in records.values()), rounds, scored)
 
 
 def _rounds(
-    session: Session, records: Mapping[str, Record]
+    session: Session, records: Mapping[str, Record], last: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[list[str]]]]:
-    """The scores of each round and its images', under names without the arm, so that rows of two arms compare."""
+    """The scores of each round and its images', under names without the arm: rows of two arms compare.
+
+    The images of the last stage are those of the row's own test, which is scored anew.
+    """
     scores: dict[str, dict[str, Any]] = {}
     images: dict[str, list[list[str]]] = {}
     for folder, members in session.pipeline.rounds.items():
         done = {stage: records[stage] for stage in members if stage in records}
-        number, _ = round_and_arm(folder) or (0, "")
+        number, arm = round_and_arm(folder) or (0, "")
         name = f"round_{number}"
         if done:
             stages = round_report(folder, done)["stages"]
             scores[name] = {stage: report["scores"] for stage, report in stages.items() if report["scores"]}
-            scores[name]["notices"] = sum(len(report["notices"]) for report in stages.values())
-        for stage in done:
-            table = session.folder / stage / IMAGES
-            if table.is_file():
-                images[f"{name}.{Path(stage).name}"] = read_table(table)
+        for stage in done if number or arm else ():  # the arms share a round 0 without one
+            of_test = images_file(session.checkpoint(stage).parent.parent, "test") if stage != last else None
+            for table in filter(None, (session.folder / stage / IMAGES, of_test)):
+                if table.is_file():
+                    images[f"{name}.{Path(stage).name}"] = read_table(table)
     return scores, images
 
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from structseg.command.processes import GRACE_SECONDS, child_environment, terminated_as_interrupted
-from structseg.files import part_of
 from structseg.provenance import Device, hardware
-from structseg.results.files import images_path, result_path
 from structseg.results.manifest import Row, data_folder
 
 LOG_LINES = 12  # shown of a run that failed
@@ -89,9 +87,6 @@ def _run(job: Job, place: Place) -> bool:
             code = process.wait()
         finally:
             _stop(process)
-            result = result_path(place.results, job.row.name, job.seed)
-            for file_left in (result, images_path(result)):
-                part_of(file_left).unlink(missing_ok=True)
     minutes = (time.monotonic() - start) / 60
     if code:
         print(f"{job}: failed after {minutes:.1f} min (exit code {code}); the end of {log}:", flush=True)

@@ -1,4 +1,4 @@
-"""The results tables: what the rows' result files amount to, for the terminal and as Markdown."""
+"""The tables of the results: claims, the rows of a method, all of a row; for the terminal and as `docs/results.md`."""
 
 from __future__ import annotations
 
@@ -6,170 +6,103 @@ import math
 import statistics
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from structseg.messages import nearest
-from structseg.metric_names import flat_metrics
-from structseg.results.files import Result
+from structseg.results.claims import HEADER, RULE, Found, runs_of
+from structseg.results.dots import dot_plot
+from structseg.results.files import Run
 from structseg.results.manifest import Recipes, Row
 from structseg.tables import TextTable
 
-HEADER = ("row", "what", "seeds", "headline", "range", "IoU of each class", "aim", "hardware", "min")
-DIRTY_NOTE = "* measured with changes that were not committed"
-STALE_NOTE = "† measured with settings that have changed since; `structseg results --run ROW` measures it again"
 WIDTH = 100  # columns of the tables in a terminal
-_COLUMNS = ("row", "metric", "mean ± sd", "seeds")
-_HINT = "All of a row: `structseg results --details ROW`."
-_METRIC_WIDTH = 34  # leaves room for a row's name of 36 characters
+STALE = "† measured with settings that have changed since; `structseg results --run ROW` measures it again"
+DIRTY = "* measured with changes that were not committed"
+_CLAIM_WIDTH = 33  # leaves room for the other columns of the claims
+_COLUMNS = ("row", "metric", "mean", "range", "n", "minutes")
+_BY_SEED = ("claim", "what is compared", "by seed", "together", "verdict")
+_NAMES = {
+    "conta": "CONTA",
+    "consensus": "Structure via consensus",
+    "stn_icnn": "STN-iCNN",
+    "fasseg_unet": "FASSEG U-Net",
+}
+_MORE = "n seeds; 95 % t interval. `structseg results METHOD` has the rows, `--details ROW` all of one."
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A row's figures over its measured seeds.
-
-    Attributes:
-        row: the row.
-        results: one for each measured seed.
-        values: the headline metric of each.
-        stale: whether any was measured with other settings than the row has now.
-    """
-
-    row: Row
-    results: tuple[Result, ...]
-    values: tuple[float, ...]
-    stale: bool
-
-    @property
-    def mean(self) -> float:
-        """Of the headline metric."""
-        return statistics.fmean(self.values)
-
-    @property
-    def spread(self) -> float:
-        """Sample standard deviation of the headline metric; nan of a single seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 and not math.isnan(self.mean) else math.nan
-
-    @property
-    def dirty(self) -> bool:
-        """Whether any seed was measured with changes that were not committed."""
-        return any(result.dirty for result in self.results)
-
-    @property
-    def marks(self) -> str:
-        """Refer to the notes."""
-        return ("*" if self.dirty else "") + ("†" if self.stale else "")
-
-    @property
-    def figure(self) -> str:
-        """Mean ± standard deviation."""
-        return f"{self.mean:.3f}" + ("" if len(self.values) == 1 else f" ± {self.spread:.3f}")
-
-    @property
-    def classes(self) -> dict[str, float]:
-        """Mean IoU of each class over the seeds in which it occurs; nan where in none.
-
-        From the part of the metrics that the headline is in.
-        """
-        found: dict[str, list[float]] = {}
-        for result in self.results:
-            branch: Any = result.content["metrics"]
-            for name in self.row.headline.split(".")[:-1]:
-                branch = branch if name == "iou" else branch[name]
-            for name, value in branch.get("iou", {}).items():
-                found.setdefault(name, []).extend([] if value is None else [value])
-        return {name: statistics.fmean(values) if values else math.nan for name, values in found.items()}
-
-    def cells(self) -> tuple[str, ...]:
-        """The texts of a line, in the order of `HEADER`."""
-        row, several = self.row, len(self.values) > 1
-        beside = {name: statistics.fmean(result.value(name) for result in self.results) for name in row.also}
-        reached = row.aim is not None and round(self.mean, 3) >= row.aim  # as it is printed
-        return (
-            row.name + self.marks.replace("*", "\\*"),
-            row.what,
-            _seeds(row, len(self.values)).removesuffix(f" of {len(self.values)}"),
-            f"{'' if row.scored_on == 'test' else 'validation: '}{row.headline} {self.figure}"
-            + "".join(f"<br>{name} {value:.3f}" for name, value in beside.items()),
-            f"{min(self.values):.3f} to {max(self.values):.3f}" if several else "",
-            ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in self.classes.items()),
-            "" if row.aim is None else f"{row.aim:g}: {'met' if reached else 'not met'}",
-            "; ".join(dict.fromkeys(result.hardware for result in self.results)),
-            f"{statistics.fmean(result.minutes for result in self.results):.1f}",
-        )
+def method_name(method: str) -> str:
+    """How the method of a folder is written."""
+    return _NAMES.get(method, method)
 
 
-def summarise(row: Row, results: Iterable[Result], recipes: Recipes | None = None) -> Summary | None:
-    """The figures of a row; None where no seed of it is measured.
+def claims_table(found: Sequence[Found]) -> str:
+    """The claims of each method, for a terminal."""
+    lines: list[tuple[str, ...]] = []
+    for method in dict.fromkeys(item.method for item in found):
+        lines.append((method_name(method),))
+        for item in (item for item in found if item.method == method):
+            claim, *cells = item.cells
+            first, *rest = textwrap.wrap(claim, _CLAIM_WIDTH - 1) or [""]
+            lines += [(f" {first}", *cells), *((f" {part}",) for part in rest)]
+    return TextTable(HEADER, lines, 2, notes=_wrapped(["", *_apart(found), _MORE])).text()
+
+
+def method_table(rows: Mapping[str, Row], runs: Sequence[Run], found: Sequence[Found]) -> str:
+    """The claims of a method, seed by seed, and its rows, for a terminal."""
+    table, notes, missing = _rows_table(rows, runs)
+    notes += [f"not measured yet (`structseg results --missing`): {', '.join(missing)}"] * bool(missing)
+    lines = []
+    for item in found:
+        what, seeds, together = item.by_seed
+        lines += [f"{item.claim.claim}: {item.verdict}", f"  {what}", f"  by seed {seeds}; {together}", ""]
+    rows_text = TextTable(table.header, table.lines, 2, notes=_wrapped(["", *notes])).text()
+    return "\n".join([*_wrapped(lines), rows_text])
+
+
+def details(row: Row, runs: Sequence[Run]) -> TextTable:
+    """All that is kept of a row, a column for each seed.
 
     Raises:
-        ValueError: a result does not have the row's headline metric, or was not scored on what the row says.
+        ValueError: no seed of the row is measured.
     """
-    own = tuple(result for result in results if result.row == row.name and result.seed in row.seeds)
+    own = runs_of(row, runs)
     if not own:
-        return None
-    for result in own:
-        if result.scored_on != row.scored_on:
-            raise ValueError(
-                f"{result.path} was scored on {result.scored_on}, its row says {row.scored_on}; measure it"
-            )
-    values = tuple(result.value(row.headline) for result in own)
-    return Summary(row, own, values, bool(stale_seeds(row, own, recipes)))
+        raise ValueError(f"{row.name} is not measured; `structseg results --run {row.name}` measures it")
+    lines = []
+    for key in dict.fromkeys(key for run in own for key in run.metrics):
+        values = [run.metrics.get(key, math.nan) for run in own]
+        known = [value for value in values if not math.isnan(value)]
+        lines.append((key, *(_number(value, 4) for value in values), _number(_mean(known), 4)))
+    for key in ("commit", "date", "hardware", "threads", "minutes", "recipe", "train_images", "test_images"):
+        lines.append((key, *(str(getattr(run, key))[: 24 if key == "hardware" else 10] for run in own), ""))
+    said = f"{row.name}: {row.what}" + (f" Decides: {row.decides}" if row.decides else "")
+    header = ("metric", *(f"seed {run.seed}" for run in own), "mean")
+    return TextTable(header, lines, title="\n".join(textwrap.wrap(said, WIDTH)))
 
 
-def stale_seeds(row: Row, results: Iterable[Result], recipes: Recipes | None = None) -> set[int]:
-    """Seeds of a row that were measured with other settings than it has now.
-
-    A result from before recipes were kept counts as measured with the row's settings.
-    """
-    measured = {result.seed: result.recipe for result in results if result.row == row.name and result.recipe}
-    now = (recipes or Recipes()).of(row) if measured else None  # it reads files
-    return {seed for seed, then in measured.items() if then != now}
-
-
-def _seeds(row: Row, measured: int) -> str:
-    return f"{measured} of {len(row.seeds)}"
-
-
-def not_measured(row: Row) -> str:
-    """The words for a row without results, with the time that it would take."""
-    words = {"cpu": "on 2 cores", "gpu": "on a GPU"}
-    times = [f"≈ {row.minutes[key]:g} min {words[key]}" for key in words if row.minutes.get(key) is not None]
-    return f"not measured ({', '.join(times)})" if times else "not measured"
-
-
-def overview(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """The shown rows of each method, for a terminal; of a method that shows none, all of them."""
-    recipes = Recipes()
-    lines: list[tuple[str, ...]] = []
-    summaries = []
+def page(rows: Mapping[str, Row], runs: Sequence[Run], found: Sequence[Found]) -> tuple[str, dict[str, str]]:
+    """The generated part of `docs/results.md`, and the SVG of each method by its name."""
+    lines = [(method_name(item.method), *item.cells) for item in found]
+    parts = [TextTable(("method", *HEADER), lines, 3, notes=[RULE, *_apart(found)]).markdown()]
+    pictures = {}
     for method in dict.fromkeys(row.method for row in rows.values()):
-        own = [row for row in rows.values() if row.method == method]
-        own = [row for row in own if row.shown] or own
-        found = [summarise(row, results, recipes) for row in own]
-        lines += [("",), (method,), *(_line(row, summary, "  ") for row, summary in zip(own, found, strict=True))]
-        summaries += found
-    notes = [*_notes(summaries), *_foreign(rows, results)]
-    return _terminal(lines, [*notes, "All rows of a method: `structseg results METHOD`. " + _HINT])
+        own = rows_of_method(rows, method)
+        table, notes, _ = _rows_table(own, runs)
+        pictures[method] = dot_plot(own.values(), runs)
+        claims = [(item.claim.claim, *item.by_seed, item.verdict) for item in found if item.method == method]
+        parts += [f"## {method_name(method)}", TextTable(_BY_SEED, claims, 5).markdown()]
+        parts.append(TextTable(table.header, table.lines, 2, notes=notes).markdown())
+        parts.append(f"![{method_name(method)}: a dot for each seed of each row](results/{method}.svg)")
+    return "\n\n".join(parts), pictures
 
 
-def method_table(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """Rows of a method, for a terminal: the measured ones with what they are, then the names of the others."""
-    recipes = Recipes()
-    lines: list[tuple[str, ...]] = []
-    found = {name: summarise(row, results, recipes) for name, row in rows.items()}
-    for name, summary in found.items():
-        if summary:
-            lines.append(_line(rows[name], summary))
-            lines += [(f"    {part}",) for part in textwrap.wrap(rows[name].what, WIDTH - 4)]
-    others = ", ".join(name for name, summary in found.items() if not summary)
-    notes = [f"not measured (how to: `structseg results --missing`): {others}"] if others else []
-    return _terminal(lines, [*_notes(found.values()), *notes, _HINT])
-
-
-def _terminal(lines: Sequence[Sequence[str]], notes: Iterable[str]) -> str:
-    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
-    return TextTable(_COLUMNS, lines, 2, notes=["", *wrapped]).text()
+def readme_lines(found: Sequence[Found]) -> str:
+    """The first claim of each method in a line."""
+    firsts = {item.method: item for item in reversed(found)}
+    lines = []
+    for method in reversed(firsts):
+        claim, published, ours, difference, n, verdict = firsts[method].cells
+        lines.append((method_name(method), claim, published, ours, difference, n, f"**{verdict}**"))
+    return TextTable(("method", *HEADER), lines, 3).markdown()
 
 
 def rows_of_method(rows: Mapping[str, Row], method: str) -> dict[str, Row]:
@@ -184,63 +117,50 @@ def rows_of_method(rows: Mapping[str, Row], method: str) -> dict[str, Row]:
         if method in rows:
             raise ValueError(f"{method} is a row, not a method; `structseg results --details {method}` has its figures")
         methods = dict.fromkeys(row.method for row in rows.values())
-        hint = nearest(wanted, methods) or f"; there are {', '.join(methods)}"
+        hint = nearest(wanted, methods) or nearest(method, rows) or f"; there are {', '.join(methods)}"
         raise ValueError(f"no method {method} in the manifest{hint}")
     return found
 
 
-def _line(row: Row, summary: Summary | None, indent: str = "") -> tuple[str, ...]:
-    metric = row.headline if row.scored_on == "test" else f"{row.headline} (validation)"
-    if len(metric) > _METRIC_WIDTH:
-        metric = f"{metric[: _METRIC_WIDTH - 1]}…"
-    if summary is None:
-        return f"{indent}{row.name}", metric, "-", _seeds(row, 0)
-    return f"{indent}{row.name}{summary.marks}", metric, summary.figure, _seeds(row, len(summary.values))
+def stale_seeds(row: Row, runs: Iterable[Run], recipes: Recipes) -> set[int]:
+    """Seeds of a row that were measured with other settings than it has now."""
+    measured = {run.seed: run.recipe for run in runs_of(row, runs)}
+    now = recipes.of(row) if measured else ""  # it reads files
+    return {seed for seed, then in measured.items() if then != now}
 
 
-def _notes(found: Iterable[Summary | None]) -> list[str]:
-    known = [summary for summary in found if summary]
-    marked = {DIRTY_NOTE: any(own.dirty for own in known), STALE_NOTE: any(own.stale for own in known)}
-    return [note for note, needed in marked.items() if needed]
+def _rows_table(rows: Mapping[str, Row], runs: Sequence[Run]) -> tuple[TextTable, list[str], list[str]]:
+    """The table of the measured rows, its notes, and the rows that are not measured."""
+    recipes, lines, marks, missing = Recipes(), [], set(), []
+    for row in rows.values():
+        own = runs_of(row, runs)
+        if not own:
+            missing.append(row.name)
+            continue
+        mark = "*" * any(run.commit.endswith("-dirty") for run in own) + "†" * bool(stale_seeds(row, own, recipes))
+        marks |= set(mark)
+        values = [run.value(row.headline) for run in own]
+        metric = row.headline if row.scored_on == "test" else f"{row.headline} (validation)"
+        spread = f"{_number(min(values))} to {_number(max(values))}" if len(values) > 1 else ""
+        minutes = statistics.fmean(run.minutes for run in own)
+        lines.append((row.name + mark, metric, _number(_mean(values)), spread, str(len(own)), f"{minutes:.0f}"))
+    notes = [note for note in (DIRTY, STALE) if note[0] in marks]
+    return TextTable(_COLUMNS, lines, 2), notes, missing
 
 
-def _foreign(rows: Mapping[str, Row], results: Iterable[Result]) -> list[str]:
-    names = [
-        result.path.name for result in results if result.row not in rows or result.seed not in rows[result.row].seeds
-    ]
-    return [f"of no row or seed of the manifest: {', '.join(names)}"] if names else []
+def _apart(found: Iterable[Found]) -> list[str]:
+    """The seeds that no claim could use."""
+    names = {f"{item.claim.row} and {item.claim.control}" for item in found if item.paired.left_out}
+    return [f"Seeds left out, measured on different processors: {', '.join(sorted(names))}."] if names else []
 
 
-def markdown(rows: Mapping[str, Row], results: Sequence[Result]) -> str:
-    """The measured rows as a Markdown table; a note below it has the number of those that are not measured."""
-    recipes = Recipes()
-    found = [summary for row in rows.values() if (summary := summarise(row, results, recipes))]
-    notes = [note.replace("*", "\\*") for note in _notes(found)] + _foreign(rows, results)
-    if len(found) < len(rows):
-        notes.append(f"{len(rows) - len(found)} further rows are not measured: `structseg results --missing`")
-    return TextTable(HEADER, [own.cells() for own in found], len(HEADER) - 1, notes=notes).markdown()
+def _wrapped(notes: Iterable[str]) -> list[str]:
+    return [line for note in notes for line in (textwrap.wrap(note, WIDTH, subsequent_indent="  ") or [""])]
 
 
-def details(row: Row, results: Sequence[Result]) -> TextTable:
-    """Every metric of a row, a column for each seed, and their mean and spread.
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
 
-    Raises:
-        ValueError: no seed of the row is measured.
-    """
-    own = [result for result in results if result.row == row.name]
-    if not own:
-        raise ValueError(f"{row.name} is {not_measured(row)}; measure it with `structseg results --run {row.name}`")
-    lines = []
-    metrics = [flat_metrics(result.content["metrics"]) for result in own]
-    for key in dict.fromkeys(key for found in metrics for key in found):
-        values = [found.get(key, math.nan) for found in metrics]
-        known = [value for value in values if not math.isnan(value)]
-        spread = f" ± {statistics.stdev(known):.4f}" if len(known) > 1 else ""
-        mean = f"{statistics.fmean(known):.4f}{spread}" if known else "-"
-        lines.append((key, *("-" if math.isnan(value) else f"{value:.4f}" for value in values), mean))
-    kept = ("commit", "date", "hardware", "wall_seconds", "test_seconds", "train_images", "val_images", "test_images")
-    for key in (key for key in kept if any(key in result.content for result in own)):
-        values_of_key = [str(result.content.get(key, "-")) for result in own]
-        lines.append((key, *(text[:10] if key in ("commit", "date") else text for text in values_of_key), ""))
-    seeds = (f"seed {result.seed}{'*' if result.dirty else ''}" for result in own)
-    return TextTable(("metric", *seeds, "mean ± sd"), lines, title=row.name)
+
+def _number(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

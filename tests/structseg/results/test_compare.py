@@ -1,41 +1,15 @@
-import math
 import re
 
 import numpy as np
 import pytest
 import yaml
 
-from structseg.files import write_result
-from structseg.lightning_modules.callbacks.image_scores import image_columns
-from structseg.results import command as results
-from structseg.results import compare
+from structseg.results import command, compare
 from structseg.results.compare import compare_rows
-from structseg.results.files import images_path, read_results, result_path, write_images
-from structseg.results.manifest import Row
+from structseg.results.files import images_path, read_runs, write_run
+from tests.structseg.results.made import HEADER, ROW, image, row, run
 
-CLASSES = ("background", "face")
-HEADER = image_columns(CLASSES)
-
-
-def row(name, seeds=(0, 1, 2), **more):
-    return Row(name, "A row.", "pyproject.toml", "synthetic", "miou", {"cpu": 1, "gpu": 1}, seeds, **more)
-
-
-def measured(folder, name, tables, seed=0, **more):
-    """A result and its images: `tables` has the lines of each test."""
-    path = result_path(folder, name, seed)
-    digest = write_images(images_path(path), {test: [HEADER, *lines] for test, lines in tables.items()})
-    content = {"row": name, "seed": seed, "dirty": False, "hardware": "box", "wall_seconds": 1.0, "images": digest}
-    write_result(path, {**content, "metrics": {}, **more})
-    return path
-
-
-def line(name, tp=(50, 30), fp=(10, 10), fn=(10, 10), error=2, relative=0.5, f1=0.5):
-    return [name, *map(str, (*tp, *fp, *fn, error, relative, f1))]
-
-
-def lines_of(comparison):
-    return {found.metric: found for found in comparison.lines}
+NAMES = [f"{i:03d}" for i in range(60)]
 
 
 @pytest.fixture(autouse=True)
@@ -43,251 +17,192 @@ def _fewer(monkeypatch):
     monkeypatch.setattr(compare, "RESAMPLES", 2000)
 
 
-NAMES = [f"{i:03d}" for i in range(60)]
+def measured(folder, name, tables=None, seed=0, metrics=0.5, **more):
+    """A run and its images: `tables` has the lines of each test."""
+    full = {test: [HEADER, *lines] for test, lines in tables.items()} if tables else None
+    write_run(folder, run(name, seed, metrics, **more), full)
 
 
-def test_dataset_scores_by_hand(tmp_path):
-    """Two images: sums of pixels, not means of ratios; the errors and F1 are means."""
-    measured(
-        tmp_path, "a", {"": [line("x"), line("y", tp=(0, 0), fp=(0, 30), fn=(60, 40), error=4, relative=1, f1=0.1)]}
+def tables(folder, first=None, second=None, **more):
+    return compare_rows(first or row("a"), second or row("b"), read_runs(folder), folder, **more)
+
+
+def bootstrap(folder, **more):
+    found = [table for table in tables(folder, **more) if table.title.startswith("image bootstrap")]
+    return {cells[0]: cells[1:] for cells in found[0].lines}
+
+
+class TestBySeed:
+    def test_values_by_hand(self, tmp_path):
+        for name, values in (("a", (0.5, 0.6, 0.7)), ("b", (0.6, 0.5, 0.9))):
+            for seed, value in enumerate(values):
+                measured(tmp_path, name, seed=seed, metrics={"clean.miou": value, "x": 10 * value})
+        measured(tmp_path, "b", seed=7, metrics=0.1)
+        kept = {"also": ["x", "y"]}
+        by_seed, others = tables(tmp_path, row(**kept), row("b", **kept))
+        assert by_seed.title == "clean.miou: b minus a, by seed"
+        assert by_seed.lines[0] == ("seed 0", "0.5000", "0.6000", "+0.1000", "EPYC, 2 cores, 2 threads")
+        assert [line[3] for line in by_seed.lines] == ["+0.1000", "-0.1000", "+0.2000", "+0.0667"]
+        assert (
+            "95 % t interval over the 3 seeds: -0.3128 to +0.4461." in by_seed.notes
+        )  # 0.0667 ± 4.303 x 0.1528 / sqrt(3)
+        assert others.lines == [("x", "6.0000", "6.6667", "+0.6667 (-3.1279 to +4.4612)", "3")]
+        assert "No scores of images are kept for a seed of both: no interval over images." in by_seed.notes
+
+    def test_one_or_two_seeds_have_no_interval(self, tmp_path):
+        for seed in (0, 1):
+            measured(tmp_path, "a", seed=seed, metrics=0.5)
+            measured(tmp_path, "b", seed=seed, metrics=0.75)
+        (two,) = tables(tmp_path)
+        assert [line[3] for line in two.lines] == ["+0.2500"] * 3
+        (one,) = tables(tmp_path, seeds=[1])
+        assert [line[0] for line in one.lines] == ["seed 1"]
+        for table in (one, two):
+            assert table.notes[0] == "No interval of fewer than 3 seeds."
+
+    def test_another_processor_is_refused_or_said(self, tmp_path):
+        for seed, name in ((0, "EPYC, 2 cores"), (1, "Xeon, 2 cores")):
+            measured(tmp_path, "a", seed=seed)
+            measured(tmp_path, "b", seed=seed, hardware=name)
+        with pytest.raises(
+            ValueError, match=r"a seed 1 was measured on EPYC, 2 cores, 2 threads, b seed 1 on Xeon"
+        ) as error:
+            tables(tmp_path)
+        assert re.search("--seeds, or compare them all the same with --across", str(error.value))
+        assert len(tables(tmp_path, seeds=[0])[0].lines) == 1
+        (across,) = tables(tmp_path, across=True)
+        assert [line[4] for line in across.lines[:2]] == [
+            "EPYC, 2 cores, 2 threads",
+            "EPYC, 2 cores, 2 threads | Xeon, 2 cores, 2 threads",
+        ]
+        assert across.notes[1].startswith("ACROSS PROCESSORS, seed 1")
+        measured(tmp_path, "a", seed=1, hardware="Xeon, 2 cores")
+        assert len(tables(tmp_path)[0].lines) == 3, "each seed has its own"
+
+    def test_another_round_0_is_said(self, tmp_path):
+        kept = {"also": ["round_0.cams.cam_miou"]}
+        for name, start in (("a", 0.3), ("b", 0.4), ("c", 0.3)):
+            measured(tmp_path, name, metrics={"clean.miou": 0.5, "round_0.cams.cam_miou": start})
+        note = "b seed 0 began with another round 0 than a seed 0: other settings, code or hardware."
+        assert note in tables(tmp_path, row(**kept), row("b", **kept))[0].notes
+        for second in (row("c", **kept), row("b", stage="round_0_x/cams", **kept)):  # arms from round 0 on share none
+            assert not [said for said in tables(tmp_path, row(**kept), second)[0].notes if "began" in said]
+
+    def test_other_rounds_are_said(self, tmp_path):
+        for name in "abc":
+            measured(tmp_path, name)
+        two, one = row("a", stage="round_2_a/segmenter"), row("b", stage="round_1_b/segmenter")
+        assert "a is tested after round 2, b after round 1." in tables(tmp_path, two, one)[0].notes
+        for other in (row("c", stage="round_2_c/segmenter"), row("c")):
+            assert not [note for note in tables(tmp_path, two, other)[0].notes if "is tested after" in note]
+
+
+class TestOverImages:
+    def test_scores_by_hand(self, tmp_path):
+        """Two images: sums of pixels, not means of ratios; the errors are means."""
+        lines = [image("x"), image("y", tp=(0, 0), fp=(0, 30), fn=(60, 40), error=4)]
+        measured(tmp_path, "a", {"": lines})
+        measured(tmp_path, "b", {"": [image("y", error="nan"), image("x", error=1)]})
+        by = bootstrap(tmp_path)
+        assert list(by) == ["miou", "iou/background", "iou/face", "component_error"]
+        assert [float(by["iou/background"][i]) for i in (0, 1)] == pytest.approx([50 / 130, 100 / 140], abs=1e-4)
+        assert [float(by["iou/face"][i]) for i in (0, 1)] == pytest.approx([30 / 120, 60 / 100], abs=1e-4)
+        assert float(by["miou"][0]) == pytest.approx((50 / 130 + 30 / 120) / 2, abs=1e-4)
+        assert by["component_error"][:3] == ("3.0000", "1.0000", "-2.0000")  # the image without one is left out
+
+    def test_a_constant_difference_has_an_interval_of_no_width(self, tmp_path):
+        errors = np.random.default_rng(1).integers(0, 9, 60)
+        for name, more in (("a", 0), ("b", 3)):
+            measured(tmp_path, name, {"": [image(each, error=e + more) for each, e in zip(NAMES, errors, strict=True)]})
+        assert bootstrap(tmp_path)["component_error"][2:] == ("+3.0000", "+3.0000 to +3.0000")
+
+    def test_the_interval_is_that_of_the_mean(self, tmp_path):
+        """Differences of unit variance over 60 images: about ± 1.96 / sqrt(60) around their mean."""
+        differences = np.random.default_rng(2).normal(0.1, 1, 60)
+        differences = (differences - differences.mean()) / differences.std() + 0.1
+        measured(tmp_path, "a", {"": [image(name, error=5) for name in NAMES]})
+        other = [image(name, error=5 + float(d)) for name, d in zip(NAMES, differences, strict=True)]
+        measured(tmp_path, "b", {"": other})
+        found = bootstrap(tmp_path)["component_error"]
+        low, high = map(float, found[3].split(" to "))
+        assert (low, high) == pytest.approx((0.1 - 0.253, 0.1 + 0.253), abs=0.02)
+        assert bootstrap(tmp_path)["component_error"] == found, "the seed is fixed"
+
+    def test_a_class_that_is_nowhere_is_left_out(self, tmp_path):
+        for name in "ab":
+            measured(tmp_path, name, {"": [image("x", tp=(50, 0), fp=(0, 0), fn=(50, 0))]})
+        by = bootstrap(tmp_path)
+        assert by["miou"][:2] == ("0.5000", "0.5000")
+        assert set(by["iou/face"][:3]) | {by["iou/face"][3]} == {"nan", "+nan", "+nan to +nan"}
+
+    def test_one_seed_alone_and_each_test(self, tmp_path):
+        for seed, kept in ((0, "a"), (1, "ab"), (2, "ab")):
+            for name in "ab":
+                own = {"": [image("x", error=seed)], "round_1.masks": [image("z")]} if name in kept else None
+                measured(tmp_path, name, own, seed)
+        titles = [table.title for table in tables(tmp_path)[1:]]
+        assert titles == [
+            "image bootstrap inside seed 1: 1 images",
+            "image bootstrap inside seed 1, round_1.masks: 1 images",
+        ]
+        assert bootstrap(tmp_path)["component_error"][0] == "1.0000"
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            (
+                [image("x"), image("z"), image("w")],
+                r"same images: 1 in a seed 0 alone \(y, …\), 2 in b seed 0 alone \(w, …\)",
+            ),
+            ([image("x")], r"1 in a seed 0 alone \(y, …\), 0 in b seed 0 alone; nothing"),
+            ([image("x"), image("x", error=3)], r"b\.0\.csv\.xz holds x twice"),
+            ([image("x"), image("y", fn=(11, 10))], r"on other labels: 1 images \(y, …\) differ in background"),
+            ([image("x"), image("y", tp=("?", 1))], r"b\.0\.csv\.xz is damaged"),
+        ],
     )
-    measured(tmp_path, "b", {"": [line("y", f1="nan", error=0, relative=0), line("x", error=1, relative=0.25)]})
-    (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
-    assert (found.rows, found.test, found.seeds, found.images) == (("a", "b"), "", (0,), 2)
-    by = lines_of(found)
-    assert list(by) == [
-        "miou",
-        "iou/background",
-        "iou/face",
-        "component_error",
-        "component_error_relative",
-        "boundary_f1",
-    ]
-    assert by["iou/background"].means == pytest.approx((50 / 130, 100 / 140))
-    assert by["iou/face"].means == pytest.approx((30 / 120, 60 / 100))
-    assert by["miou"].means == pytest.approx(((50 / 130 + 30 / 120) / 2, (100 / 140 + 60 / 100) / 2))
-    assert by["component_error"].means == (3, 0.5)
-    assert by["component_error_relative"].means == (0.75, 0.125)
-    assert by["boundary_f1"].means == pytest.approx((0.3, 0.5))  # the image without one is left out
-    assert by["miou"].better == (0, 0.5)  # x is even
-    assert by["component_error"].better == (0, 1)  # less is better
-    assert by["boundary_f1"].better == (0, 0)
-
-
-def test_a_constant_difference_has_an_interval_of_no_width(tmp_path):
-    random = np.random.default_rng(1)
-    errors = random.integers(0, 9, 60)
-    measured(tmp_path, "a", {"": [line(name, error=e, f1=0.25) for name, e in zip(NAMES, errors, strict=True)]})
-    measured(tmp_path, "b", {"": [line(name, error=e + 3, f1=0.75) for name, e in zip(NAMES, errors, strict=True)]})
-    by = lines_of(compare_rows(row("a"), row("b"), read_results(tmp_path))[0])
-    assert by["component_error"].interval == pytest.approx((3, 3))  # paired: that images differ does not widen it
-    assert by["boundary_f1"].interval == pytest.approx((0.5, 0.5))
-    assert by["component_error"].excludes_zero
-    assert by["component_error"].better == (1, 0)
-    assert by["boundary_f1"].better == (0, 1)
-    assert by["component_error"].cells()[6] == f"{3 / errors.mean():+.1%}"
-    assert by["boundary_f1"].cells()[3:7] == ("+0.5000", "+0.5000 to +0.5000", "yes", "")
-
-
-def test_the_interval_is_that_of_the_mean(tmp_path):
-    """Differences of unit variance over 60 images: about ± 1.96 / sqrt(60) around their mean."""
-    differences = np.random.default_rng(2).normal(0.1, 1, 60)
-    differences = (differences - differences.mean()) / differences.std() + 0.1
-    measured(tmp_path, "a", {"": [line(name, relative=5) for name in NAMES]})
-    measured(
-        tmp_path, "b", {"": [line(name, relative=5 + float(d)) for name, d in zip(NAMES, differences, strict=True)]}
-    )
-    found = lines_of(compare_rows(row("a"), row("b"), read_results(tmp_path))[0])["component_error_relative"]
-    assert found.difference == pytest.approx(0.1)
-    assert found.interval == pytest.approx((0.1 - 0.253, 0.1 + 0.253), abs=0.02)
-    assert not found.excludes_zero
-    again = lines_of(compare_rows(row("a"), row("b"), read_results(tmp_path))[0])["component_error_relative"]
-    assert again == found  # the seed is fixed
-
-
-def test_equal_rows_differ_by_nothing(tmp_path):
-    lines = [line(name, tp=(i, 2 * i), error=i % 5) for i, name in enumerate(NAMES)]
-    for name in "ab":
-        measured(tmp_path, name, {"": lines})
-    (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
-    for each in found.lines:
-        assert (each.difference, each.interval, each.better, each.excludes_zero) == (0, (0, 0), (0, 0), False)
-
-
-def test_seeds_are_averaged_and_only_common_ones_count(tmp_path):
-    for name, values in (("a", {0: 1, 1: 3, 2: 90}), ("b", {0: 5, 1: 9, 7: 90})):
-        for seed, value in values.items():
-            measured(tmp_path, name, {"": [line("x", error=value), line("y", error=value)]}, seed)
-    (found,) = compare_rows(row("a"), row("b", (0, 1, 7)), read_results(tmp_path))
-    assert found.seeds == (0, 1)
-    assert lines_of(found)["component_error"].means == (2, 7)
-
-
-def test_iou_is_of_each_seed_before_the_mean(tmp_path):
-    for seed, tp, fn in ((0, (10, 10), (100, 10)), (1, (100, 10), (10, 10))):
-        measured(tmp_path, "a", {"": [line("x", tp=tp, fn=fn)]}, seed)
-    (found,) = compare_rows(row("a"), row("a"), read_results(tmp_path))
-    assert lines_of(found)["iou/background"].means[0] == pytest.approx((10 / 120 + 100 / 120) / 2)
-
-
-def test_another_round_0_is_said(tmp_path):
-    for name, start in (("a", 0.3), ("b", 0.4), ("c", 0.3)):
-        measured(tmp_path, name, {"": [line(i) for i in NAMES]}, metrics={"round_0": {"cams": {"cam_miou": start}}})
-    (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
-    assert "b.0 began with another round 0 than a.0: other settings, code or hardware." in found.table().markdown()
-    assert "began" not in compare_rows(row("a"), row("c"), read_results(tmp_path))[0].table().markdown()
-
-
-def test_tests_after_other_rounds_are_said(tmp_path):
-    for name in "abc":
-        measured(
-            tmp_path, name, {test: [line(i, error=len(name + test)) for i in NAMES] for test in ("", "round_1.masks")}
-        )
-    two, one = row("a", stage="round_2_a/segmenter"), row("b", stage="round_1_b/segmenter")
-    tests = compare_rows(two, one, read_results(tmp_path))
-    assert ["a is tested after round 2, b after round 1." in found.table().markdown() for found in tests] == [
-        True,
-        False,
-    ]
-    for other in (row("c", stage="round_2_c/segmenter"), row("c")):
-        assert "is tested after" not in compare_rows(two, other, read_results(tmp_path))[0].table().markdown()
-
-
-def test_other_truth_is_not_paired(tmp_path):
-    measured(tmp_path, "a", {"": [line("x"), line("y")]})
-    measured(tmp_path, "b", {"": [line("x"), line("y", fn=(11, 10))]})
-    with pytest.raises(ValueError, match=r"a and b were scored on other labels: 1 images \(y, …\) differ"):
-        compare_rows(row("a"), row("b"), read_results(tmp_path))
-
-
-def test_a_class_that_is_nowhere_is_left_out(tmp_path):
-    for name in "ab":
-        measured(
-            tmp_path,
-            name,
-            {"": [line("x", tp=(50, 0), fp=(0, 0), fn=(50, 0)), line("y", tp=(0, 0), fp=(0, 0), fn=(0, 0))]},
-        )
-    by = lines_of(compare_rows(row("a"), row("b"), read_results(tmp_path))[0])
-    assert by["miou"].means == (0.5, 0.5)
-    assert math.isnan(by["iou/face"].means[0])
-    assert all(map(math.isnan, by["iou/face"].interval))
-    assert by["iou/face"].cells()[5] == "no"
-
-
-def test_each_common_test_has_its_block(tmp_path):
-    measured(tmp_path, "a", {"128": [line("x", error=1)], "250": [line("x", error=2)], "only": [line("z")]})
-    measured(tmp_path, "b", {"250": [line("x", error=4)], "128": [line("x", error=3)]})
-    found = compare_rows(row("a"), row("b"), read_results(tmp_path))
-    assert [(each.test, lines_of(each)["component_error"].means) for each in found] == [
-        ("128", (1, 3)),
-        ("250", (2, 4)),
-    ]
-
-
-def test_what_two_rows_share_is_named_and_not_shown(tmp_path):
-    """Round 0 of two arms of a pipeline."""
-    shared, own = "round_0.masks", "round_1.masks"
-    for name, error in (("a", 1), ("b", 2)):
-        measured(tmp_path, name, {shared: [line("x", f1="nan")], own: [line("x", error=error)]})
-    (found,) = compare_rows(row("a"), row("b"), read_results(tmp_path))
-    assert (found.test, found.alike) == (own, (shared,))
-    assert found.table().markdown().startswith("**a and b, round_1.masks**")
-    assert found.table().markdown().endswith("Each image the same in both: round_0.masks.")
-    both = compare_rows(row("a"), row("a"), read_results(tmp_path))
-    assert [(each.test, each.alike) for each in both] == [(shared, ()), (own, ())], "something is to be shown"
-
-
-class TestRefused:
-    def refuse(self, tmp_path, message, first=None, second=None):
+    def test_what_cannot_be_paired_is_refused(self, tmp_path, lines, message):
+        measured(tmp_path, "a", {"": [image("x"), image("y")]})
+        measured(tmp_path, "b", {"": lines})
         with pytest.raises(ValueError, match=message) as error:
-            compare_rows(first or row("a"), second or row("b"), read_results(tmp_path))
+            tables(tmp_path)
         assert "\n" not in str(error.value)
 
-    def test_other_images(self, tmp_path):
-        measured(tmp_path, "a", {"": [line("x"), line("y")]})
-        measured(tmp_path, "b", {"": [line("x"), line("z"), line("w")]})
-        self.refuse(
-            tmp_path, r"a and b were not scored on the same images: 1 in a alone \(y, …\), 2 in b alone \(w, …\)"
-        )
-
-    def test_fewer_images(self, tmp_path):
-        measured(tmp_path, "a", {"": [line("x"), line("y")]})
-        measured(tmp_path, "b", {"": [line("x")]})
-        self.refuse(tmp_path, r"1 in a alone \(y, …\), 0 in b alone; nothing")
-        self.refuse(tmp_path, r"0 in b alone, 1 in a alone \(y, …\); nothing", row("b"), row("a"))
-
-    def test_other_images_with_another_seed(self, tmp_path):
-        for name in "ab":
-            measured(tmp_path, name, {"": [line("x")]}, 0)
-            measured(tmp_path, name, {"": [line("y")]}, 1)
-        self.refuse(tmp_path, r"a\.0\.json and .*a\.1\.json were not scored on the same images")
-
-    def test_an_image_twice(self, tmp_path):
-        for name in "ab":
-            measured(tmp_path, name, {"": [line("x"), line("x", error=3)]})
-        self.refuse(tmp_path, r"a\.0\.images\.csv\.gz holds x twice")
-
-    def test_no_common_seed(self, tmp_path):
-        measured(tmp_path, "a", {"": [line("x")]}, 0)
-        measured(tmp_path, "b", {"": [line("x")]}, 1)
-        self.refuse(tmp_path, r"no seed of both rows is measured \(a: 0; b: 1\)")
-        self.refuse(tmp_path, r"\(a: 0; c: none\)", second=row("c"))
-
-    def test_no_common_test(self, tmp_path):
-        measured(tmp_path, "a", {"128": [line("x")]})
-        measured(tmp_path, "b", {"250": [line("x")]})
-        self.refuse(tmp_path, "a is scored on test 128, b on test 250")
-
-    def test_validation_against_test(self, tmp_path):
-        for name in "ab":
-            measured(tmp_path, name, {"": [line("x")]})
-        self.refuse(tmp_path, "a is scored on val, b on test", first=row("a", scored_on="val"))
-
-    def test_results_from_before_there_were_scores_of_images(self, tmp_path):
-        for name in "ab":
-            measured(tmp_path, name, {"": [line("x")]})
-        images_path(result_path(tmp_path, "b", 0)).unlink()
-        self.refuse(tmp_path, r"b\.0\.json has no scores .* `structseg results --run b --seeds 0 --again`")
-
-    def test_images_of_another_measurement(self, tmp_path):
-        for name in "ab":
-            measured(tmp_path, name, {"": [line("x")]})
-        write_images(images_path(result_path(tmp_path, "b", 0)), {"": [HEADER, line("x", error=0)]})
-        self.refuse(tmp_path, r"b\.0\.images\.csv\.gz does not belong to .*b\.0\.json")
-
     def test_other_classes(self, tmp_path):
-        measured(tmp_path, "a", {"": [line("x")]})
-        path = result_path(tmp_path, "b", 0)
-        digest = write_images(images_path(path), {"": [image_columns(("background", "hair")), line("x")]})
-        content = {"row": "b", "seed": 0, "dirty": False, "hardware": "x", "wall_seconds": 1.0, "metrics": {}}
-        write_result(path, {**content, "images": digest})
-        self.refuse(tmp_path, "a has the classes background, face, b background, hair")
+        measured(tmp_path, "a", {"": [image("x")]})
+        header = [name.replace("face", "hair") for name in HEADER]
+        write_run(tmp_path, run("b"), {"": [header, image("x")]})
+        with pytest.raises(ValueError, match="a seed 0 has the classes background, face, b seed 0 background, hair"):
+            tables(tmp_path)
 
 
-@pytest.fixture
-def shipped(tmp_path):
-    """Two rows with two tests on disk, and the options that find them."""
-    common = {"what": "x", "config": "pyproject.toml", "seeds": [0], "data": "synthetic", "headline": "128.miou"}
-    common |= {"minutes": {"cpu": 1, "gpu": 1}, "tests": {"128": [], "250": ["--data.score_at", "native"]}}
-    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"a": common, "b": common}))
-    for name, error in (("a", 4), ("b", 3)):
-        measured(tmp_path, name, {test: [line(i, error=error) for i in NAMES] for test in ("128", "250")})
-    return ["--manifest", str(tmp_path / "manifest.yaml")]
+def test_rows_that_share_nothing_are_refused(tmp_path):
+    measured(tmp_path, "a", seed=0)
+    measured(tmp_path, "b", seed=1)
+    for second, message in (
+        (row("b"), r"no seed of both rows is measured \(a: 0; b: 1\)"),
+        (row("c"), r"\(a: 0; c: nothing\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tables(tmp_path, second=second)
+    measured(tmp_path, "b", seed=0)
+    for changes in ({"scored_on": "val"}, {"headline": "250.miou"}):
+        with pytest.raises(
+            ValueError, match=r"a is scored on test by clean.miou, b on .*; compare rows that share a test"
+        ):
+            tables(tmp_path, second=row("b", **changes))
 
 
-def test_markdown(shipped, capsys):
-    results.main(["--compare", "a", "b", "--markdown", *shipped])
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({"a": ROW, "b": ROW}))
+    for name in "ab":
+        measured(tmp_path, name, {"": [image(each) for each in NAMES]})
+    where = ["--manifest", str(tmp_path / "manifest.yaml")]
+    command.main(["--compare", "a", "b", *where])
     text = capsys.readouterr().out
-    assert text.count("**a and b, test 128**") == text.count("**a and b, test 250**") == 1
-    assert "| metric | a | b | difference | 95 % interval | excludes 0 | relative | a better | b better |" in text
-    assert "| component_error | 4.0000 | 3.0000 | -1.0000 | -1.0000 to -1.0000 | yes | -25.0% | 0.0% | 100.0% |" in text
-    assert "60 images; means over the seeds 0." in text
-
-
-def test_terminal(shipped, capsys):
-    results.main(["--compare", "a", "b", *shipped])
-    text = capsys.readouterr().out
-    assert text.count("component_error_relative") == 2
-    assert re.search(r"a and b, test 250", text)
+    assert text.startswith("clean.miou: b minus a, by seed\n")
+    assert "image bootstrap inside seed 0: 60 images" in text
     with pytest.raises(ValueError, match="no row c"):
-        results.main(["--compare", "a", "c", *shipped])
+        command.main(["--compare", "a", "c", *where])
+    images_path(tmp_path, "b", 0).unlink()
+    command.main(["--compare", "a", "b", *where])
+    assert "no interval over images" in capsys.readouterr().out
