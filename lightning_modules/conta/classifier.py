@@ -36,11 +36,12 @@ from structseg.lightning_modules.networks.cam_classifier import (
     freeze_stages,
 )
 from structseg.lightning_modules.networks.context import seen_through
-from structseg.lightning_modules.networks.mask_pooling import mask_pooled
+from structseg.lightning_modules.networks.mask_pooling import centre_blob, mask_pooled
 from structseg.losses.company_offset import CompanyOffsetLoss
 
 _ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round a kind of context needs
 _ASK_CONFOUNDERS = (*_ASK_MASKS, "mean")
+_PLACES = ("masks", "centre")  # kinds of pooling over a part of the positions
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
 _STARTED_ON = 256  # images
 _CAM = CAMSettings()
@@ -120,9 +121,11 @@ class CONTAClassifier(TrainedModule):
         if head_lr_factor <= 0:
             problems.append(f"head_lr_factor={head_lr_factor} (above 0)")
         if pooling.kind not in get_args(PoolingKind) or not 0 <= pooling.share <= 1:
-            problems.append(f"pooling={pooling.kind}, share {pooling.share} (mean, masks or c2am; a share from 0 to 1)")
-        if pooling.kind == "masks" and context.kind != "none":
-            problems.append(f"pooling=masks with context={context.kind} (one of them at a time)")
+            problems.append(
+                f"pooling={pooling.kind}, share {pooling.share} (mean, masks, centre or c2am; a share from 0 to 1)"
+            )
+        if pooling.kind in _PLACES and context.kind != "none":
+            problems.append(f"pooling={pooling.kind} with context={context.kind} (one of them at a time)")
         if confounders and context.kind not in _ASK_CONFOUNDERS:
             problems.append(f"confounders with context={context.kind} (only for sum, mean and placebo)")
         if adjustment.kind not in get_args(AdjustmentKind):
@@ -271,11 +274,14 @@ class CONTAClassifier(TrainedModule):
         logits: Tensor = self.network(self.normalized(image), context, view)
         return logits
 
-    def _pooled_over_masks(self, batch: dict[str, Any]) -> Tensor:
-        """Logits (N, n) of training crops, in part averaged over the last round's masks."""
-        queries = self._queries(batch, "pooling masks").float()
+    def _pooled_over_places(self, batch: dict[str, Any]) -> Tensor:
+        """Logits (N, n) of training crops, in part averaged over the last round's masks, or over the middle."""
+        if self.pooling.kind == "centre":
+            places = centre_blob().to(self.device) * batch["tags"][:, :, None, None]
+        else:
+            places = self._queries(batch, "pooling masks").float()[:, 1:]
         activation = self.network.activation(self.normalized(batch["image"])).float()
-        masks = seen_through(queries, batch.get("crop"), (activation.shape[-2], activation.shape[-1]))[:, 1:]
+        masks = seen_through(places, batch.get("crop"), (activation.shape[-2], activation.shape[-1]))
         return mask_pooled(activation, masks, self.pooling.share)
 
     def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
@@ -312,8 +318,8 @@ class CONTAClassifier(TrainedModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         image, tags = batch["image"], self._tags(batch)
         train = split == "train"
-        if train and self.pooling.kind == "masks":
-            logits = self._pooled_over_masks(batch)
+        if train and self.pooling.kind in _PLACES:
+            logits = self._pooled_over_places(batch)
         else:
             logits = self(image, self._context(batch, train), batch.get("crop")).float()
             logits = logits if train else require_finite(logits, batch)

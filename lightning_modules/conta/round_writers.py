@@ -22,6 +22,7 @@ from structseg.datamodules.round_files import (
     check_folder,
     origin_of,
     read_artefact_mask,
+    read_cams,
     write_cams,
     write_confounders,
     write_mask,
@@ -62,6 +63,7 @@ class CAMWriter(ArtefactWriter):
         crf: settings of the CRF.
         foreground: threshold above which a pixel is a seed of its class.
         background: threshold up to which it is a seed of the background.
+        relative: take both as multiples of the threshold at which the maps are best; all images are kept until then.
         workers: processes of the CRF, on each device; None shares out the cores, 0 uses none.
         pairs: names of classes whose mix-up is counted by itself.
     """
@@ -78,10 +80,13 @@ class CAMWriter(ArtefactWriter):
         background: float = 0.05,
         workers: int | None = None,
         pairs: Pairs = (),
+        relative: bool = False,
     ) -> None:
         super().__init__(out, label_space)
         seed_maps(np.zeros((1, 1, 1)), (1, 1), foreground, background)  # so that wrong thresholds are found at once
         self.crf, self.foreground, self.background, self.workers = crf, foreground, background, workers
+        self.relative = relative
+        self._waiting: list[tuple[str, NDArray[np.uint8], Tensor | None]] = []  # images for which the threshold is open
         self.pairs = checked_pairs(pairs, label_space.classes)
         classes, ignored = label_space.classes, label_space.ignore_index
         self.metrics = {"cam": CAMThresholds(classes, ignored), "relation": RelationLabelScores(classes, ignored)}
@@ -100,7 +105,7 @@ class CAMWriter(ArtefactWriter):
         self._manipulation.reset()
         self._manipulation.to(pl_module.device)
         pool = CRFPool(self.crf, workers_here(self.workers, trainer.num_devices))
-        self._stack, self._under_way = ExitStack(), deque()
+        self._stack, self._under_way, self._waiting = ExitStack(), deque(), []
         super().on_predict_start(trainer, pl_module)
         self._pool = self._stack.enter_context(pool)
 
@@ -121,17 +126,35 @@ class CAMWriter(ArtefactWriter):
                 self.note("empty", f"{name}: {' and '.join(empty)}")
             if truth is not None:
                 self.metrics["cam"].update(maps.to(truth.device), truth)
-            pixels = as_pixels(image)
-            strict, lenient = (
-                self._pool.submit_labels(pixels, labels, len(self.label_space))
-                for labels in seed_maps(cams, size, self.foreground, self.background)
-            )
-            self._under_way.append(_Seeds(name, strict, lenient, truth))
+            if self.relative:
+                self._waiting.append((name, as_pixels(image), truth))
+            else:
+                self._seed(name, as_pixels(image), cams, truth, 1.0)
         while self._under_way and self._under_way[0].done:
             self._write_seeds(self._under_way.popleft())
 
+    def _seed(
+        self, name: str, pixels: NDArray[np.uint8], cams: NDArray[np.float32], truth: Tensor | None, factor: float
+    ) -> None:
+        thresholds = (min(factor * threshold, 1.0) for threshold in (self.foreground, self.background))
+        size = (pixels.shape[0], pixels.shape[1])
+        strict, lenient = (
+            self._pool.submit_labels(pixels, labels, len(self.label_space))
+            for labels in seed_maps(cams, size, *thresholds)
+        )
+        self._under_way.append(_Seeds(name, strict, lenient, truth))
+
     def finish_images(self) -> None:
-        """Waits for the CRF."""
+        """Gives the CRF the seeds whose thresholds are known only now, and waits for it.
+
+        Raises:
+            ValueError: no image has a true mask, which relative thresholds are found by.
+        """
+        best = float(self.metrics["cam"].compute()["threshold"]) if self.relative else 1.0
+        if math.isnan(best):
+            raise ValueError("cam.relative chooses thresholds by true masks, the split has none; set it to false")
+        for name, pixels, truth in self._waiting:
+            self._seed(name, pixels, read_cams(self.part("cams"), name, self.label_space).maps, truth, best)
         while self._under_way:
             self._write_seeds(self._under_way.popleft())
         self._stack.close()
@@ -366,7 +389,8 @@ def artefact_writer(model: LightningModule, datamodule: DataSettings) -> Artefac
     pairs: Pairs = getattr(model, "pairs", ())
     if isinstance(model, CONTAClassifier):
         foreground, background = model.cam.relation_thresholds
-        return CAMWriter(out, space, pairs=pairs, foreground=foreground, background=background)
+        relative = model.cam.relative
+        return CAMWriter(out, space, pairs=pairs, foreground=foreground, background=background, relative=relative)
     if isinstance(model, CONTARelationNetwork):
         return PseudoMaskWriter(out, space, pairs)
     if isinstance(model, CONTASegmenter):

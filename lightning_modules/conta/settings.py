@@ -10,7 +10,7 @@ from structseg.losses.company_offset import OffsetOf
 
 AdjustmentKind = Literal["none", "tag_offset"]
 ContextKind = Literal["none", "sum", "mean", "constant", "placebo"]
-PoolingKind = Literal["mean", "masks", "c2am"]
+PoolingKind = Literal["mean", "masks", "centre", "c2am"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class PoolingSettings:
     Args:
         kind: `mean`: over all positions. `masks`: in part over where the last round's segmentation of the image
             (--data.queries) sees the class, see `mask_pooled`; maps and tags are predicted without it. Its controls are
-            --data.context_of another_of_class and displaced. `c2am`: times the classes' mean activation map, see
-            `CAMClassifier`.
-        share: of `masks`: how much of a logit is averaged over the mask and not over the whole crop; 0..1.
+            --data.context_of another_of_class and displaced. `centre`, a control too: in part over one blob in the
+            middle of the image, for every class of its tags (`centre_blob`). `c2am`: times the classes' mean
+            activation map, see `CAMClassifier`.
+        share: of `masks` and `centre`: how much of a logit is averaged over the mask, not the whole crop; 0..1.
     """
 
     kind: PoolingKind
@@ -77,12 +78,15 @@ class CAMSettings:
         threshold: what the activation map of a class must exceed to be shown in a photograph's prediction; 0..1.
         relation_thresholds: above the first a map is a seed of its class, below the second of the background; each goes
             through the CRF. For maps of a training split.
+        relative: take the relation thresholds as multiples of the one at which the maps are best by the true masks of
+            the split, so that maps that lie higher have higher ones. Keeps the images of the split in memory.
     """
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     flip: bool = True
     threshold: float = 0.3
     relation_thresholds: tuple[float, float] = (0.3, 0.05)
+    relative: bool = False
 
     def faults(self) -> list[str]:
         """What is out of its range."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_BLOB_SIZE, _BLOB_SPREAD = (32, 32), 0.25  # its deviation, as a share of the image's sides
 _SMALLEST = 0.01  # share of a crop that a class has to cover
 
 
@@ -40,3 +41,10 @@ def mask_pooled(activation: Tensor, masks: Tensor, share: float) -> Tensor:
     area = masks.mean((2, 3), keepdim=True)
     weights = torch.where(area >= _SMALLEST, masks / area.clamp(min=_SMALLEST), 1.0)
     return (activation * (1 + share * (weights - 1))).mean((2, 3))
+
+
+def centre_blob() -> Tensor:
+    """A Gaussian in the middle of an image, (1, 1, 32, 32) in 0..1: a place that is of no class and of no image."""
+    sides = [(torch.arange(count) + 0.5) / count - 0.5 for count in _BLOB_SIZE]
+    rows, columns = (torch.exp(-0.5 * (side / _BLOB_SPREAD).square()) for side in sides)
+    return (rows[:, None] * columns)[None, None]

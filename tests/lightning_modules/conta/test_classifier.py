@@ -20,7 +20,7 @@ from structseg.lightning_modules.conta.classifier import CONTAClassifier
 from structseg.lightning_modules.conta.settings import AdjustmentSettings, CAMSettings, ContextSettings, PoolingSettings
 from structseg.lightning_modules.metrics.tag_scores import TagScores
 from structseg.lightning_modules.networks.context import seen_through
-from structseg.lightning_modules.networks.mask_pooling import mask_pooled
+from structseg.lightning_modules.networks.mask_pooling import centre_blob, mask_pooled
 
 SPACE = LabelSpace("pets", ("background", "cat", "dog", "cow"), ((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9)))
 SIZE = (4, 4)
@@ -276,6 +276,21 @@ def test_logits_of_a_fit_are_pooled_over_the_images_own_masks(tmp_path):
     with pytest.raises(ValueError, match=r"pooling masks needs the last round's segmentation .* set --data.queries"):
         _fit(_made(pooling="masks"), _Data(_batch()), tmp_path, num_sanity_val_steps=0)
     _fit(_made(pooling="masks"), _Data(_batch(context=True), "another_of_class"), tmp_path)  # its control
+
+
+def test_the_centre_blob_is_for_the_tags_of_a_training_and_follows_the_crop():
+    module, batch = _made(pooling=PoolingSettings("centre", 0.75)), _batch()
+    activation = module.network.activation(module.normalized(batch["image"])).detach()
+    said = []
+    module.loss.register_forward_pre_hook(lambda _, given: said.append(given[0].detach()))
+    module.log = lambda *args, **kwargs: None
+    module.training_step(batch, 0)
+    module.training_step({**batch, "crop": torch.tensor([[[0.2, 0, 0.8], [0, 0.2, 0.8]]]).expand(2, 2, 3)}, 0)
+    places = seen_through(centre_blob().expand(2, 3, -1, -1), None, tuple(activation.shape[2:]))
+    torch.testing.assert_close(said[0], mask_pooled(activation, places * batch["tags"][:, :, None, None], 0.75))
+    assert torch.equal(said[0][0, 1:], activation.mean((2, 3))[0, 1:])  # of classes that the tags lack
+    assert (said[1] - said[0])[0, 0].abs() > 1e-3
+    torch.testing.assert_close(module(batch["image"]), activation.mean((2, 3)))
 
 
 def test_the_wrong_source_of_masks_is_refused(tmp_path):
@@ -555,6 +570,7 @@ def test_random_weights_and_another_batch_are_noticed(tmp_path):
         ({"pooling": PoolingSettings("masks", -0.5)}, r"pooling=masks, share -0.5 \(.*; a share from 0 to 1\)"),
         ({"pooling": PoolingSettings("max")}, "pooling=max, share 0.7"),
         ({"pooling": "masks", "context": "sum"}, "pooling=masks with context=sum"),
+        ({"pooling": "centre", "context": "mean"}, "pooling=centre with context=mean"),
     ],
 )
 def test_a_share_that_makes_no_sense(given, message):

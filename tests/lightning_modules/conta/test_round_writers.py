@@ -141,6 +141,28 @@ def test_cams_and_relation_labels(tmp_path, workers):
     assert (labels.kind, labels.scores) == ("relation_labels", about.scores)
 
 
+@pytest.mark.parametrize("height", [1.0, 0.5])
+def test_relative_thresholds_follow_the_maps(tmp_path, height):
+    """The best threshold of the maps is `height` times as high, so that the seeds are the same."""
+
+    class Low(CONTAClassifier):
+        def predict_step(self, batch):
+            maps = super().predict_step(batch)["cams"]
+            spread = torch.tensor([0.9, 0.8, 0.3, 0.1])  # of each column
+            return {"cams": [height * spread * torch.ones_like(one) * one.amax((1, 2), keepdim=True) for one in maps]}
+
+    run(CAMWriter(tmp_path, SPACE, STILL, workers=0, foreground=0.98, background=0.5, relative=True), Low())
+    scores = ArtefactManifest.read(tmp_path / "cams").scores
+    assert scores["cam_threshold"] == pytest.approx(0.3 * height + 0.01)  # the lowest above the third column
+    assert read_artefact_mask(tmp_path / "relation_labels", "a", SPACE).tolist() == [[1, 1, 255, 0]] * 4
+
+
+def test_relative_thresholds_need_true_masks(tmp_path):
+    with pytest.raises(ValueError, match=r"cam\.relative chooses thresholds by true masks, the split has none"):
+        run(CAMWriter(tmp_path, SPACE, STILL, workers=0, relative=True), CONTAClassifier(), PartOfTruth("abc"))
+    assert not (tmp_path / "cams").exists()
+
+
 def test_pseudo_masks_are_scored_by_fault(tmp_path):
     out = tmp_path / "round_1"
     run(PseudoMaskWriter(out, SPACE, CONTARelationNetwork.pairs), CONTARelationNetwork())

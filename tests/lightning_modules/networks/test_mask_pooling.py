@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from structseg.lightning_modules.networks.mask_pooling import mask_pooled
+from structseg.lightning_modules.networks.mask_pooling import centre_blob, mask_pooled
 
 
 def test_by_hand():
@@ -37,3 +37,12 @@ def test_what_lies_off_the_mask_gets_the_rest_of_the_gradient():
 def test_shapes_that_differ():
     with pytest.raises(ValueError, match=r"activations \(1, 2, 3, 3\), masks \(1, 1, 3, 3\); both have to be"):
         mask_pooled(torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3), 0.5)
+
+
+def test_the_blob_lies_in_the_middle_and_is_symmetric():
+    blob = centre_blob()
+    assert blob.shape == (1, 1, 32, 32)
+    for turned in (blob.flip(2), blob.flip(3), blob.transpose(2, 3)):
+        torch.testing.assert_close(turned, blob)
+    assert blob[0, 0, 15:17, 15:17].min() > 0.99
+    assert 0.1 < blob[0, 0, 0, 16] < 0.16  # 2 deviations from the middle
