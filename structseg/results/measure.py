@@ -91,7 +91,9 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
         left.unlink(missing_ok=True)  # scores of the test before must not be taken for this one's
         scored = _finished(run(args), "test")
         logged = {key: float(value) for key, value in scored.trainer.callback_metrics.items()}
-        metrics[test], images[test] = nest_metrics(logged, split), read_table(left)
+        metrics[test] = nest_metrics(logged, split)
+        if left.is_file():  # a classifier's test has tags, no masks
+            images[test] = read_table(left)
     processor, _, threads = hardware(device).removesuffix(" threads").rpartition(", ")
     measured = Run(
         row=row.name,
