@@ -18,6 +18,13 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C, as where the file that is being written cannot be ended any more."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean X?)`, or nothing where nothing is near."""
     near = difflib.get_close_matches(name, sorted(set(known) - {name}), 1, 0.55)

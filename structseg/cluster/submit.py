@@ -11,13 +11,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from structseg.command.arguments import split_further
 from structseg.command.config_files import find_config, load_config
+from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import command_line
 from structseg.files import experiments_folder
-from structseg.messages import fail
 from structseg.pipelines.file import load_pipeline
 
 TEMPLATES = experiments_folder() / "slurm"
@@ -272,18 +272,13 @@ def submit(found: list[Job]) -> list[str]:
     return numbers
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"submit: {message}", 2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="structseg submit",
+def make_parser() -> PlainParser:
+    """The options of `structseg submit`."""
+    parser = PlainParser(
+        "submit",
         usage="%(prog)s CONFIG [options] [further options of structseg fit]",
         description="Writes a SLURM job of an experiment into RUNS/slurm, shows it and submits it; for a pipeline one "
         "a stage, each after the one before. A job that runs out of time, or is pre-empted, is requeued and resumed.",
-        allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="an experiment or a pipeline, by path or name")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
@@ -305,12 +300,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def parsed(args: list[str]) -> argparse.Namespace:
     """The options of `structseg submit` itself."""
-    return _parser().parse_args(args)
+    return make_parser().parse_args(args)
 
 
 def main(args: list[str]) -> None:
     """Entry point of `structseg submit`."""
-    own, further = split_further(args, _parser()._option_string_actions)
+    own, further = split_further(args, make_parser()._option_string_actions)
     origin = [arg for arg in own if arg != "--dry-run"] + ([] if not further else ["--", *further])
     found = jobs(parsed(own), further, command_line(["submit", *origin]))
     if not found:

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from structseg.command.subcommands import ROOTS, check_options, check_subcommand
-from structseg.messages import UsageError, nearest
+from structseg.command.config_files import config_names, find_config, load_config
+from structseg.command.option_names import CONFIG, check_names, chosen, given_options
+from structseg.command.plain_parser import PlainParser
+from structseg.command.signatures import parameters
+from structseg.command.subcommands import EXAMPLES, ROOTS, check_subcommand
+from structseg.messages import UsageError
 
-_CONFIG = ("--config", "-c")
-_OTHER_DATA = (
-    "--data",
-    "--data.class_path",
-    "--print_config",
-    "--help",
-    "-h",
-)  # what leaves a config's data class aside
 _KEYWORDS = ("best", "last", "hpc")  # that Lightning takes for a checkpoint
 _SECTIONS = {"trainer", "checkpoint", "pictures"}
+_CHECKPOINTS = "give the path of a checkpoint, such as runs/EXPERIMENT/ID/checkpoints/best.ckpt"
 
 
 def as_options(args: Sequence[str]) -> list[str]:
     """A subcommand and options alone, for the parser: no positional arguments, configurations by their paths, no `--`.
 
     Positional arguments follow the subcommand: configurations; for all but `fit` a checkpoint first; for `predict`
-    then images, folders, a video or a camera.
+    then images, folders, a video or a camera. One number for a height and width becomes both.
 
     Raises:
-        UsageError: an option that does not exist, one that would be lost before `--config`, something given twice, or
-            a configuration that cannot be used, which the parser would take apart first.
+        UsageError: an option that does not exist, one that would be lost before `--config`, something given twice, no
+            configuration, or one that cannot be used, which the parser would take apart first.
         FileNotFoundError: no such checkpoint, image or folder.
         ValueError: nothing to predict.
     """
@@ -43,23 +39,36 @@ def as_options(args: Sequence[str]) -> list[str]:
     positional, options = words[:end], words[end:]
     if "--" in options:  # as where a subcommand's own options stand before it
         options.remove("--")
-    check_options(subcommand, options)
-    added = []
-    checkpoint = value_of("--ckpt_path", options)
+    given, added = dict(given_options(options)), []
+    checkpoint = given.get("--ckpt_path")
     if subcommand != "fit" and positional and not _is_config(positional[0]) and checkpoint is None:
         checkpoint = positional.pop(0)
         added += ["--ckpt_path", checkpoint]
     if checkpoint is not None and checkpoint not in _KEYWORDS and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}; check --ckpt_path")
+        raise FileNotFoundError(f"no checkpoint {checkpoint}; {_CHECKPOINTS}")
     configs = [word for word in positional if subcommand != "predict" or _is_config(word)]
     images = [word for word in positional if word not in configs]
     if images:
-        _check_images(images, options)
+        _check_images(images, given)
         added += ["--data.predict_dir", json.dumps(images)]
-    elif subcommand == "predict" and checkpoint is not None and not _names_data(options):
-        raise ValueError("predict needs images: give images, folders, a video or camera:0 after the checkpoint")
     first = [word for config in configs for word in ("--config", _config_path(config))]
-    return [subcommand, *first, *_with_paths(options), *added]
+    found = [*first, *_with_paths(options), *added]
+    if _asks(found, "--help", ".help"):
+        return [subcommand, *found]
+    found = check_names(subcommand, found)
+    if (
+        not _asks(found, "--print_config")
+        and not {*CONFIG, "--ckpt_path", "--model", "--model.class_path"} & dict(given_options(found)).keys()
+    ):
+        needed = "configuration" if subcommand == "fit" else "checkpoint"
+        raise UsageError(f"{subcommand} needs a {needed}, such as: {EXAMPLES[subcommand][0]}")
+    if (
+        subcommand == "predict"
+        and not images
+        and not any(name.startswith(("--data", *CONFIG, "--print")) for name in given)
+    ):
+        raise ValueError("predict needs images: give images, folders, a video or camera:0 after the checkpoint")
+    return [subcommand, *found]
 
 
 def check_data(args: Sequence[str]) -> None:
@@ -72,25 +81,30 @@ def check_data(args: Sequence[str]) -> None:
         UsageError: the configuration's data need `data.root`, which is missing.
         FileNotFoundError: no such folder, and nothing is to be downloaded into it.
     """
-    from structseg.command.class_index import required_arguments
-    from structseg.command.config_files import load_config, merge
-
-    whole: Any = {}
-    for option, value in pairwise(args):
-        if option in _CONFIG:
-            whole = merge(whole, load_config(Path(value)) or {})
-    data = whole.get("data")
-    settings = (data.get("init_args") or {}) if isinstance(data, dict) else None
-    if not isinstance(settings, dict) or any(word.partition("=")[0] in _OTHER_DATA for word in args):
+    data = {} if _asks(args, "--help", ".help", "--print_config") else chosen(args).get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         return
-    given = value_of("--data.root", args) or value_of("--data.init_args.root", args) or settings.get("root")
-    names = [word[len("--data.") :].partition("=")[0] for word in args if word.startswith("--data.")]
-    misspelt = any(nearest(name, ["root"]) for name in names)  # the parser says which
-    if given is None and not misspelt and "root" in required_arguments(str(data.get("class_path"))):
+    root, known = data.get("root"), parameters(data["class_path"]) or {}
+    if root is None and "root" in known and known["root"].default is None:
         raise UsageError("data: missing root; give it on the command line or in --config: --data.root FOLDER")
-    download = value_of("--data.download", args) or settings.get("download")
-    if isinstance(given, str) and str(download).lower() != "true" and not Path(given).expanduser().is_dir():
-        raise FileNotFoundError(f"no folder {given}; give the folder of the data as --data.root")
+    if isinstance(root, str) and str(data.get("download")).lower() != "true" and not Path(root).expanduser().is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the folder of the data as --data.root")
+
+
+def _asks(args: Sequence[str], *ends: str) -> bool:
+    """Whether a command only asks for help, or for its settings."""
+    return any(word.partition("=")[0].endswith(ends) for word in args if word.startswith("-"))
+
+
+def parse_tool(parser: PlainParser, args: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """The options of a tool that takes a configuration's data, and `--config PATH --data...` for `parse_data`.
+
+    Raises:
+        OSError, ValueError: as of `find_config` and `check_names`.
+    """
+    own, further = split_further(args, parser._option_string_actions)
+    given = parser.parse_args(own)
+    return given, check_names("fit", ["--config", str(find_config(given.config)), *further])
 
 
 def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -114,29 +128,14 @@ def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], l
     return taken, [*further, *args[at + 1 :]]
 
 
-def value_of(option: str, args: Sequence[str]) -> str | None:
-    """The value of an option among words, of several the last, as the parser takes it; None without any."""
-    for number, word in reversed(list(enumerate(args))):
-        name, equals, value = word.partition("=")
-        if name == option:
-            return value if equals else next(iter(args[number + 1 : number + 2]), None)
-    return None
-
-
 def _is_config(word: str) -> bool:
     if word.endswith((".yaml", ".yml")) or Path(word).exists():
         return word.endswith((".yaml", ".yml"))
-    from structseg.command.config_files import config_names
-
     return any(word in (name, name.partition("/")[2]) for name in config_names())
 
 
-def _names_data(options: Sequence[str]) -> bool:
-    return any(word.startswith(("--data", *_CONFIG, "--print_config", "--help")) for word in options)
-
-
-def _check_images(images: Sequence[str], options: Sequence[str]) -> None:
-    if value_of("--data.predict_dir", options) is not None:
+def _check_images(images: Sequence[str], given: Mapping[str, str | None]) -> None:
+    if "--data.predict_dir" in given:
         raise UsageError(f"images are given twice: {images[0]}, and by --data.predict_dir")
     for image in images:
         if not image.startswith("camera:") and not Path(image).exists():
@@ -144,25 +143,25 @@ def _check_images(images: Sequence[str], options: Sequence[str]) -> None:
 
 
 def _with_paths(options: Sequence[str]) -> list[str]:
-    """The options with the paths of configurations that are given by name."""
-    found = list(options)
-    for position, word in enumerate(options):
+    """The options with the paths of configurations that are given by name, each as `--config PATH`."""
+    found: list[str] = []
+    words = iter(options)
+    for word in words:
         option, equals, value = word.partition("=")
-        if option not in _CONFIG:
+        if option not in CONFIG:
+            found.append(word)
             continue
-        before = [w for w in options[:position] if w.startswith("-") and w.partition("=")[0] not in _CONFIG]
+        before = [w for w in found if w.startswith("-") and w not in CONFIG]
         if before:
             raise UsageError(f"{before[0]} stands before --config, which would override it; give --config first")
-        if equals:
-            found[position] = f"{option}={_config_path(value)}"
-        elif position + 1 < len(found):
-            found[position + 1] = _config_path(found[position + 1])
+        value = value if equals else next(words, "")
+        if not value:
+            raise UsageError(f"{option} has no value; give a configuration, by path or name")
+        found += ["--config", _config_path(value)]
     return found
 
 
 def _config_path(given: str) -> str:
-    from structseg.command.config_files import find_config, load_config
-
     try:
         path = find_config(given)
         tree = load_config(path)

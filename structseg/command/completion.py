@@ -1,56 +1,69 @@
-"""`structseg completion bash|zsh`: what makes a shell complete subcommands, their usual options and configurations."""
+"""`structseg completion bash|zsh`: what makes a shell complete subcommands, options, configurations and rows."""
 
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
 import shtab
 
-from structseg.command.config_files import config_names
+from structseg.command.config_files import config_names, kind_of
+from structseg.command.plain_parser import PlainParser
 from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, options_of
-from structseg.messages import UsageError
+from structseg.files import experiments_folder
+from structseg.yaml_files import load_yaml
 
 SHELLS = ("bash", "zsh")
-_WITH_CONFIG = ("pipeline", "check", "submit", "show")
+
+
+def make_parser() -> PlainParser:
+    """The options of `structseg completion`."""
+    parser = PlainParser(
+        "completion",
+        ("bash",),
+        description="Prints what completes this command: source <(structseg completion bash), there or in ~/.bashrc.",
+    )
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
+    return parser
 
 
 def main(args: list[str]) -> None:
-    """Prints the shell's script, for `source <(structseg completion bash)`.
-
-    Raises:
-        UsageError: no such shell.
-    """
-    if args in (["-h"], ["--help"]):
-        print(
-            "usage: structseg completion bash|zsh\n\nsource <(structseg completion bash), or put that line in ~/.bashrc"
-        )
-        return
-    if len(args) != 1 or args[0] not in SHELLS:
-        raise UsageError(f"completion: expected {' or '.join(SHELLS)}, got {' '.join(args) or 'nothing'}")
-    print(shtab.complete(tree(), args[0]))
+    """Prints the shell's script."""
+    print(shtab.complete(tree(), make_parser().parse_args(args).shell))
 
 
 def tree() -> argparse.ArgumentParser:
     """The command line as plain argparse: it completes, and parses nothing."""
     parser = argparse.ArgumentParser(prog="structseg")
     parser.add_argument("--version", action="store_true")
-    known = [*config_names(), *(name.partition("/")[2] for name in config_names())]
+    kinds = {name: kind_of(path) for name, path in config_names().items()}
+    rows, _ = load_yaml(experiments_folder() / "results" / "manifest.yaml")
+    sources = {str(row.get("config") or row.get("pipeline")) for row in rows.values()}
+    choices = {
+        "CONFIG": _short([name for name, kind in kinds.items() if kind != "pipeline"]),
+        "PIPELINE": _short([name for name, kind in kinds.items() if kind == "pipeline"]),
+        "ROW": [*rows],
+        "METHOD": sorted({source.split("/")[-2] for source in sources}),
+        "SHELL": [*SHELLS],
+    }
     subparsers = parser.add_subparsers()
     for name, subcommand in SUBCOMMANDS.items():
-        sub = subparsers.add_parser(name, help=subcommand.line)
-        if name == "completion":
-            sub.add_argument("shell", choices=SHELLS)
-        elif name in LIGHTNING:
+        if name in LIGHTNING:
+            sub = subparsers.add_parser(name, help=subcommand.line)
             for option in options_of(name):
-                added = sub.add_argument(option.name, help=option.line.replace("%", "%%"))
-                if option.name == "--config":
-                    added.choices = known
-                elif option.value in ("FILE", "PATH"):
-                    added.complete = shtab.FILE  # type: ignore[attr-defined]
-                elif option.value == "FOLDER":
-                    added.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        if name == "fit" or name in _WITH_CONFIG:
-            sub.add_argument("configuration", choices=known)
-        elif name in LIGHTNING or name == "rounds":
-            sub.add_argument("paths", nargs="*").complete = shtab.FILE  # type: ignore[attr-defined]
+                sub.add_argument(option.name, help=option.line.replace("%", "%%"), metavar=option.value)
+            sub.add_argument("paths", nargs="*", metavar="CONFIG" if name == "fit" else "FILE")
+        else:
+            parent = import_module(subcommand.module).make_parser()
+            sub = subparsers.add_parser(name, help=subcommand.line, parents=[parent], add_help=False)
+        for action in sub._actions:
+            if action.metavar in choices:
+                action.choices = choices[str(action.metavar)]
+            elif action.metavar in ("FILE", "PATH", "FOLDER", "RUN_FOLDER", "PICTURE", "PNG"):
+                place = shtab.DIRECTORY if "FOLDER" in action.metavar else shtab.FILE
+                action.complete = place  # type: ignore[attr-defined]
     return parser
+
+
+def _short(names: list[str]) -> list[str]:
+    return [*names, *(name.partition("/")[2] for name in names)]

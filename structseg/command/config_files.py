@@ -1,4 +1,4 @@
-"""The files of configurations: found by name or path, laid on top of their bases; `structseg configs` lists them.
+"""The files of configurations: found by name or path, laid on top of their bases.
 
 A configuration may begin with `base: FILE`, the path of another one from its own folder, or a name. What it says then
 comes on top: keys are merged, lists and single values are replaced, and another `class_path` drops the base's
@@ -13,14 +13,23 @@ from typing import Any
 import yaml
 
 from structseg.files import experiments_folder
-from structseg.messages import fail, nearest
+from structseg.messages import nearest
 from structseg.yaml_files import load_yaml
 
 
 def config_names() -> dict[str, Path]:
     """The suite's configurations and pipelines by name: `FOLDER/FILE` without `.yaml`."""
-    found = sorted(experiments_folder().glob("*/*.yaml"))
+    found = (path for path in sorted(experiments_folder().glob("*/*.yaml")) if path.stem != "sweep")  # that is W&B's
     return {f"{path.parent.name}/{path.stem}": path for path in found if path.parent.name != "results"}
+
+
+def kind_of(path: Path) -> str:
+    """What a configuration is for: `fit`, `pipeline`, or `part` of others."""
+    tree = load_config(path)
+    if isinstance(tree, dict) and "stages" in tree:
+        return "pipeline"
+    whole = isinstance(tree, dict) and all("class_path" in (tree.get(key) or {}) for key in ("model", "data"))
+    return "fit" if whole and not path.stem.endswith("_base") else "part"
 
 
 def find_config(given: str | Path, folder: Path = Path()) -> Path:
@@ -99,18 +108,3 @@ def _same_class(below: Any, above: Any) -> bool:
     if not isinstance(below, str) or not isinstance(above, str) or below == above:
         return True
     return below.endswith(f".{above}") or above.endswith(f".{below}")
-
-
-def main(args: list[str]) -> None:
-    """`structseg configs [WORD]`: each configuration's name and its first line; with a word, those that have it."""
-    if len(args) > 1 or (args and args[0].startswith("-")):
-        fail(f"configs: expected one word that the names contain, got {' '.join(args)}", 2)
-    known = config_names()
-    found = [name for name in known if not args or args[0] in name]
-    if not found:
-        hint = nearest(args[0], {*known, *(part for name in known for part in name.split("/"))})
-        fail(f"configs: no name contains {args[0]}{hint}", 2)
-    width = max(map(len, found))
-    for name in found:
-        with known[name].open() as file:
-            print(f"{name:{width}}  {file.readline().lstrip('# ').rstrip()}")

@@ -4,50 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace
 
 from structseg.command.arguments import as_options
 from structseg.command.class_index import import_named
-from structseg.command.config_files import find_config, load_config
+from structseg.command.config_files import load_config
 from structseg.command.lightning import StructsegCLI
+from structseg.command.option_names import with_pairs
 from structseg.command.parser import StructsegParser, shorten
 from structseg.datamodules.base import SegmentationDataModule
 
 
-def parse_data(parser: StructsegParser, args: list[str], tool: str) -> Namespace:
-    """Adds the argument `config_file` and the options `--data...`, whose defaults that file gives, and parses.
+def parse_data(options: Sequence[str], tool: str) -> SegmentationDataModule:
+    """The datamodule of a configuration, with further options: `--config PATH --data.root FOLDER`.
 
     Raises:
-        FileNotFoundError: no such configuration.
-        ValueError: the configuration is no YAML or has no data; the message names the `tool` that needs some.
+        ValueError: the configuration has no data; the message names the `tool` that needs some.
     """
-    args = [arg for number, arg in enumerate(args) if arg != "--" or "--" in args[:number]]
-    import_named(args)
-    given = _positional(parser, args)
-    parser.add_argument("config_file", type=str, help="an experiment, by path or name; its data part is used")
+    _, path, *further = options
+    import_named(options)
+    content = with_pairs(load_config(Path(path)))
+    data = content.get("data") if isinstance(content, dict) else None
+    if not data:
+        raise ValueError(f"{path} has no data part; {tool} needs a datamodule")
+    parser = StructsegParser(prog=f"structseg {tool}")
     parser.add_subclass_arguments(SegmentationDataModule, "data", fail_untyped=False)
-    if given:
-        path = find_config(given)
-        import_named([str(path)])
-        content = load_config(path)
-        data = content.get("data") if isinstance(content, dict) else None
-        if not data:
-            raise ValueError(f"{path} has no data part; {tool} needs a datamodule")
-        parser.set_defaults({"data": data})
-    return parser.parse_args(args)
-
-
-def _positional(parser: StructsegParser, args: Sequence[str]) -> str:
-    """The first argument that is neither an option nor the value of one; "" if all are."""
-    flags = {option for action in parser._actions if action.nargs == 0 for option in action.option_strings}
-    for before, arg in pairwise(["", *args]):
-        if not arg.startswith("-") and (not before.startswith("-") or before in flags or "=" in before):
-            return arg
-    return ""
+    parser.set_defaults({"data": data})
+    made: SegmentationDataModule = parser.instantiate_classes(parser.parse_args(further)).data
+    return made
 
 
 class _Refused(Exception):

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from structseg.command import show
-from structseg.command.lightning import ended_in_one_line, run
-from structseg.messages import fail
+from structseg.command.config_files import find_config
+from structseg.command.plain_parser import PlainParser
 
 CONFIG = "fasseg_unet/synthetic"
 
 
+def make_parser() -> PlainParser:
+    """It has no options."""
+    return PlainParser(
+        "demo", ("",), description=f"Trains and tests a small U-Net on drawn faces ({CONFIG}), in minutes on a CPU."
+    )
+
+
 def main(args: list[str]) -> None:
     """Fit, test with the best checkpoint, and the list of pictures."""
-    if args:
-        fail(f"demo: it takes no arguments, got {args[0]}", 2)
+    make_parser().parse_args(args)
+    from structseg.command.batch_sheet import save_batch  # takes seconds to load
+    from structseg.command.configs import parse_data
+    from structseg.command.lightning import ended_in_one_line, run
+
     start = time.monotonic()
     with ended_in_one_line():
         fitted = run(["fit", "--config", CONFIG])
-        folder = fitted.folder.path
+        pictures = fitted.folder.path / "pictures"
         best = str(fitted.folder.checkpoints / "best.ckpt")
         run(["test", "--config", str(fitted.folder.config), "--ckpt_path", best])
-    show.main([CONFIG, "--out", str(folder / "pictures" / "training_batch.png")])
+    save_batch(parse_data(["--config", str(find_config(CONFIG))], "demo"), pictures / "training_batch.png")
     print(f"trained and tested in {(time.monotonic() - start) / 60:.1f} minutes; look at:")
-    for picture in sorted((Path(folder) / "pictures").glob("*.png")):
+    for picture in sorted(pictures.glob("*.png")):
         print(f"  {picture}")

@@ -3,46 +3,65 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import structseg
 from structseg.command.arguments import as_options, check_data
-from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, one_page, overview
-from structseg.messages import UsageError, fail
+from structseg.command.help_pages import help_page
+from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, overview
+from structseg.messages import UsageError, fail, interrupted
 
 
 def main() -> None:
-    """Entry point. Errors are one line; the exit code is 1, 2 where the command is wrong, 130 where interrupted."""
+    """Entry point. Errors are one line; the exit code is 1, 2 where the command is wrong, 130 where interrupted.
+
+    A reader that stops reading, as `head` does, ends the command without a word and with 141.
+    """
     if str(Path.cwd()) not in sys.path:  # of the user's own classes; last, so that it hides none
         sys.path.append(str(Path.cwd()))
-    args = sys.argv[1:]
+    try:
+        _run(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except UsageError as error:
+        fail(str(error), 2)
+    except Exception as error:  # the one place where every error becomes a line
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at exit goes there
+            raise SystemExit(141) from None
+        if interrupted(error):
+            fail("interrupted", 130)
+        if os.environ.get("STRUCTSEG_TRACEBACK"):
+            raise
+        fail(_one_line(error))
+
+
+def _run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
         print(overview())
         return
     if args[0] in ("--version", "-V", "version"):
         print(f"structseg {structseg.__version__}")
         return
-    try:
-        check_subcommand(args[0])
-        if args[0] not in LIGHTNING:
-            words = args[1:]
-        elif "-h" in args:
-            print(one_page(args[0]))
+    check_subcommand(args[0])
+    words = args[1:]
+    if args[0] in LIGHTNING:
+        if page := help_page(args[0], words):
+            print(page)
             return
-        else:
-            words = as_options(args)
-            check_data(words)
-        import_module(SUBCOMMANDS[args[0]].module).main(words)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except UsageError as error:
-        fail(str(error), 2)
-    except Exception as error:  # the one place where every error becomes a line
-        if os.environ.get("STRUCTSEG_TRACEBACK"):
-            raise
-        fail(_one_line(error))
+        words = as_options(args)
+        check_data(words)
+    import_module(SUBCOMMANDS[args[0]].module).main(words)
+
+
+def _nobody_reads() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _one_line(error: Exception) -> str:

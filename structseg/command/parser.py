@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from structseg.command.class_index import class_modules, import_all
+from structseg.command.class_index import class_modules
 from structseg.command.config_files import load_config
-from structseg.datamodules.augmentation import Augmentation
-from structseg.datamodules.base import SegmentationDataModule
+from structseg.command.option_names import nearest_option, with_pairs
 from structseg.datamodules.label_spaces import LabelSpace
-from structseg.lightning_modules.base import TrainedModule
 from structseg.messages import fail, nearest
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
@@ -35,7 +28,7 @@ class StructsegParser(LightningArgumentParser):
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Like the parent's, with the configuration on top of its base."""
-        self._whole = yaml.safe_dump(load_config(Path(path)), sort_keys=False)
+        self._whole = yaml.safe_dump(with_pairs(load_config(Path(path))), sort_keys=False)
         return super().parse_path(path, *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
@@ -64,8 +57,7 @@ def shorten(message: str) -> str:
         found = [group for group in (grouped or unknown).groups() if group]  # type: ignore[union-attr]
         name = ".".join(found)
         full = name if not key or name.startswith(key) else f"{key}.{name}"
-        part = next((p for p in name.split(".") if p in ("init_arg", "class")), name.rsplit(".", 1)[-1])
-        return f"unknown option {full[:100]}{nearest(part, _option_names())}"
+        return f"unknown option --{full[:100]}{nearest_option(full, {})}"
     required = re.findall(r"arguments are required: ([^\n]+)", message)
     if required:
         hint = ", or give --ckpt_path" if ".model" in required[-1] and "fit." not in required[-1] else ""
@@ -83,8 +75,7 @@ def shorten(message: str) -> str:
         return f"{where}expected {' or '.join(dict.fromkeys(types))}, got {value[0] if value else 'something else'}"
     missing = re.search(r"Expected a dot import path string: (\S+)", message)
     if missing:
-        classes = {*class_modules(), *(found.__name__ for found in _classes())}
-        return f"{where}there is no class {missing[1]}{nearest(missing[1], classes)}"
+        return f"{where}there is no class {missing[1]}{nearest(missing[1], {*class_modules(), *torch.optim.__all__})}"
     return " ".join(line.strip(" -") for line in message.splitlines()[:3])
 
 
@@ -98,27 +89,3 @@ _FRAME = re.compile(
 def _reasons(message: str) -> list[str]:
     lines = [line.strip().removeprefix("- ").strip() for line in message.splitlines()]
     return list(dict.fromkeys(line for line in lines if line and not _FRAME.match(line)))
-
-
-def _classes() -> list[type]:
-    """Every class that a configuration is likely to name: the suite's, the optimisers, schedules and callbacks."""
-    ours = ("structseg", "torch.optim", "pytorch_lightning")
-    pending: list[type] = [TrainedModule, SegmentationDataModule, nn.Module, Optimizer, LRScheduler, Callback]
-    found: list[type] = [Trainer]
-    while pending:
-        one = pending.pop()
-        pending += one.__subclasses__()
-        if one.__module__.startswith(ours):
-            found.append(one)
-    return found
-
-
-def _option_names() -> set[str]:
-    """The names of every option of the suite, the trainer and the optimisers, without their prefixes."""
-    import_all()
-    names = {"config", "ckpt_path", "print_config", "experiment", "runs_dir", "seed_everything", "trainer", "model"}
-    names |= {"data", "checkpoint", "pictures", "init_args", "class_path"}
-    for found in _classes():
-        names |= set(inspect.signature(found.__init__).parameters)  # type: ignore[misc]
-    names |= {field.name for field in dataclasses.fields(Augmentation)}
-    return names - {"self", "args", "kwargs"}

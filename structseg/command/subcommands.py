@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from typing import NamedTuple
 
-from structseg.messages import UsageError, nearest
+from structseg.messages import UsageError
 
 
 class Subcommand(NamedTuple):
@@ -55,7 +54,7 @@ SUBCOMMANDS = {
     ),
     "check": Subcommand("structseg.audit.command", "every broken file of a data set, at once"),
     "submit": Subcommand("structseg.cluster.submit", "write a SLURM job for a configuration, and submit it"),
-    "configs": Subcommand("structseg.command.config_files", "list the configurations that --config finds by name"),
+    "configs": Subcommand("structseg.command.configs_list", "list the configurations that --config finds by name"),
     "show": Subcommand("structseg.command.show", "draw an augmented batch with its labels"),
     "results": Subcommand("structseg.results.command", "the results table, and the runs behind it"),
     "completion": Subcommand("structseg.command.completion", "print what completes this command in bash or zsh"),
@@ -121,29 +120,39 @@ ROOTS = {
 }
 
 # What other suites call them, beside the last parts of the names above.
-_OTHER_OPTIONS = {
+OTHER_OPTIONS = {
     "batch": "data.batch_size",
     "bs": "data.batch_size",
     "cfg": "config",
     "ckpt": "ckpt_path",
+    "checkpoint_path": "ckpt_path",
     "data_dir": "data.root",
     "data_root": "data.root",
     "device": "trainer.accelerator",
     "dataset": "data",
+    "encoder": "model.network.encoder_name",
+    "backbone": "model.network.encoder_name",
+    "pretrained": "model.network.encoder_weights",
     "epochs": "trainer.max_epochs",
     "gpus": "trainer.devices",
+    "image_size": "data.size",
     "images": "data.predict_dir",
+    "img_size": "data.size",
     "input": "data.predict_dir",
     "learning_rate": "model.optimizer.lr",
+    "max_epoch": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
     "name": "experiment",
     "resume_from": "ckpt_path",
+    "num_gpus": "trainer.devices",
+    "resolution": "data.size",
     "seed": "seed_everything",
     "source": "data.predict_dir",
     "weights": "ckpt_path",
     "workers": "data.num_workers",
 }
 
-_EXAMPLES = {
+EXAMPLES = {
     "fit": (
         "structseg fit fasseg_v2 --data.root FASSEG",
         "structseg fit fasseg_v2 --data.root FASSEG --trainer.max_epochs 40 --resume auto",
@@ -165,7 +174,7 @@ _EXAMPLES = {
         "structseg predict best.ckpt camera:0 --trainer.accelerator cpu",
     ),
 }
-_USAGE = {
+USAGE = {
     "fit": "structseg fit CONFIG [options]",
     "validate": "structseg validate CHECKPOINT [options]",
     "test": "structseg test CHECKPOINT [options]",
@@ -185,19 +194,6 @@ def options_of(subcommand: str) -> list[Option]:
     return [option for option in OPTIONS if not option.only or subcommand in option.only]
 
 
-def one_page(subcommand: str) -> str:
-    """The short help of one of Lightning's subcommands: what it does, three examples, the usual options."""
-    lines = [f"usage: {_USAGE[subcommand]}", "", LIGHTNING[subcommand].line, "", "examples:"]
-    lines += [f"  {example}" for example in _EXAMPLES[subcommand]]
-    lines += ["", "usual options:"]
-    for option in options_of(subcommand):
-        default = "" if option.default is None else f"; default: {option.default}"
-        lines.append(f"  {f'{option.name} {option.value}':28}{option.line}{default}")
-    more = f"structseg {subcommand} --help lists every option, --model.help CLASS those of a class"
-    lines += ["", more]
-    return "\n".join(lines)
-
-
 def check_subcommand(name: str) -> None:
     """Refuses a subcommand that does not exist.
 
@@ -212,21 +208,3 @@ def check_subcommand(name: str) -> None:
     near = near or _OTHER_NAMES.get(next(iter(difflib.get_close_matches(name.lower(), _OTHER_NAMES, 1, 0.8)), ""))
     hint = f"did you mean {near}?" if near else f"the subcommand comes first: {', '.join(SUBCOMMANDS)}"
     raise UsageError(f"{name} is no subcommand; {hint}")
-
-
-def check_options(subcommand: str, args: Iterable[str]) -> None:
-    """Refuses an option of one of Lightning's subcommands by the first part of its name; the parser does the rest.
-
-    Raises:
-        UsageError: no option begins so; the message has the nearest one.
-    """
-    for arg in args:
-        name = arg.partition("=")[0]
-        if not name.startswith("--") or name.lstrip("-").partition(".")[0].rstrip("+") in ROOTS[subcommand]:
-            continue
-        name = name[2:]
-        usual = [option.name[2:] for option in options_of(subcommand)]
-        same = [other for other in usual if other.rpartition(".")[2] == name]
-        found = (same or [other for other in [_OTHER_OPTIONS.get(name, "")] if other])[:1]
-        hint = f" (did you mean {found[0]}?)" if found else nearest(name, {*usual, *ROOTS[subcommand]})
-        raise UsageError(f"unknown option {name[:100]}{hint}; structseg {subcommand} -h shows the usual ones")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from structseg.command.arguments import split_further
+from structseg.command.arguments import check_data, split_further
 from structseg.command.config_files import find_config
+from structseg.command.option_names import check_names
+from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import command_line
-from structseg.messages import fail, nearest
+from structseg.messages import nearest
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import Record
 from structseg.tables import TextTable
@@ -38,36 +39,43 @@ def comparison(session: Session, records: Mapping[str, Record]) -> TextTable:
     return TextTable(("stage", *wanted, "min"), lines, title=title, notes=notes)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"pipeline: {message}", 2)
+def make_parser() -> PlainParser:
+    """The options of `structseg pipeline`."""
+    parser = PlainParser(
+        "pipeline",
+        ("stn_icnn/synthetic", "conta/voc_photos --arm sum", "stn_icnn/helen --data.root HELEN --dry-run"),
+        usage="%(prog)s PIPELINE [options] [further options of every stage's fit and test]",
+        description="Runs fits and predictions that build on each other. A finished stage is skipped, unless what it "
+        "was made from has changed; a prediction of another configuration is replaced only with --anew. Remove a "
+        "stage's folder to run it again.",
+    )
+    parser.add_argument("file", metavar="PIPELINE", help="YAML that names the stages, by path or name")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run and why, and the commands")
+    parser.add_argument("--anew", action="store_true", help="replace finished predictions of another configuration")
+    parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
+    parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds; `all`: every one")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every stage; default: 0")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
+    return parser
 
 
 def main(args: list[str]) -> None:
     """Entry point of `structseg pipeline`."""
-    parser = _Parser(
-        prog="structseg pipeline",
-        usage="%(prog)s FILE [options] [further options of every stage's fit and test]",
-        description="Runs fits and predictions that build on each other. A finished stage is skipped, unless what it "
-        "was made from has changed; a prediction of another configuration is replaced only with --anew. Remove a "
-        "stage's folder to run it again.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", metavar="FILE", help="YAML that names the stages, by path or name")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run and why, and the commands")
-    parser.add_argument("--anew", action="store_true", help="replace finished predictions of another configuration")
-    parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
-    parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds")
-    parser.add_argument("--seed", type=int, default=0, help="of every stage; default: 0")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
+    parser = make_parser()
     own, further = split_further(args, parser._option_string_actions)
     given = parser.parse_args(own)
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; expected a whole number from 0")
+    pipeline = load_pipeline(find_config(given.file)).of_arm(given.arm, given.until)
+    for stage in pipeline.needed(given.until):
+        base = [word for config in stage.configs for word in ("--config", str(config))]
+        try:
+            check_data(check_names("predict" if stage.predicts else "fit", [*base, *stage.args, *further]))
+        except (ValueError, OSError) as error:
+            raise type(error)(f"{given.file}: stage {stage.name}: {error}") from None
+    print(pipeline.size(given.until), flush=True)
     from structseg.pipelines.session import Session  # takes seconds to load
 
-    pipeline = load_pipeline(find_config(given.file))
-    pipeline = pipeline if given.arm is None else pipeline.of_arm(given.arm)
     session = Session(pipeline, given.seed, given.runs_dir, tuple(further), given.until)
     if given.dry_run:
         configs = session.configs()

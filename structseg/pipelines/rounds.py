@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from structseg.messages import fail, nearest
+from structseg.command.plain_parser import PlainParser
+from structseg.messages import nearest
 from structseg.metric_names import flat_metrics
 from structseg.pipelines.record import RECORD, read_record
 from structseg.pipelines.round_report import REPORT, round_report
@@ -182,17 +182,12 @@ def _figure(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"rounds: {message}", 2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="structseg rounds",
+def make_parser() -> PlainParser:
+    """The options of `structseg rounds`."""
+    parser = PlainParser(
+        "rounds",
         description="Prints what the rounds of a pipeline measured (FP: false positives of the pseudo-masks, as shares "
         "of what they say), or draws what the rounds made.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="of a pipeline's run: runs/PIPELINE/SEED")
     parser.add_argument("--only", nargs="+", metavar="ROUND", help="these rounds, as round_0 round_1_sum; default: all")
@@ -207,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(args: list[str]) -> None:
     """Entry point of `structseg rounds`."""
-    parser = _parser()
+    parser = make_parser()
     given = parser.parse_args(args)
     if given.out and not given.names:
         parser.error("--out has no effect without --names")

@@ -15,7 +15,7 @@ from structseg.command.run_folder import NOTICES_NAME
 from structseg.datamodules.round_files import ArtefactManifest
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.conta.dense_crf import require_pydensecrf
-from structseg.pipelines.file import argument_faults
+from structseg.pipelines.file_faults import argument_faults
 from structseg.pipelines.record import (
     Inputs,
     Record,

@@ -72,6 +72,7 @@ class Pipeline:
         table: metrics to compare, as `structseg test` logs them, without `test/`.
         rounds: folders of the rounds and the names of their stages.
         round_megabytes: what a round takes on disk, about; 0 = nobody said.
+        round_minutes: what a round takes on 2 CPU cores, about; 0 = nobody said.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Pipeline:
     table: tuple[str, ...]
     rounds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     round_megabytes: float = 0.0
+    round_minutes: float = 0.0
 
     def needed(self, last: str | None) -> list[Stage]:
         """A stage and all that it builds on, in the order in which they run; None = every stage.
@@ -106,20 +108,39 @@ class Pipeline:
         number, arm = (round_and_arm(stage.partition("/")[0]) if self.rounds else None) or (0, "")
         return [f"round_{n}_{arm}" if n and arm else f"round_{n}" for n in range(number)]
 
-    def of_arm(self, arm: str) -> Pipeline:
+    def of_arm(self, arm: str | None, last: str | None = None) -> Pipeline:
         """Without the other arms.
 
+        Args:
+            arm: its name, or `all` for every one; None: it has to be given where there are more than two.
+            last: the stage to stop at, which names its arm itself.
+
         Raises:
-            ValueError: there is no such arm; the message has the nearest name.
+            ValueError: there is no such arm (the message has the nearest), or one of many has to be chosen.
         """
         arm_of = {folder: (round_and_arm(folder) or (0, ""))[1] for folder in self.rounds}
-        arms = dict.fromkeys(filter(None, arm_of.values()))
+        arms = list(dict.fromkeys(filter(None, arm_of.values())))
+        if arm is None and last is None and len(arms) > 2:
+            raise ValueError(
+                f"{self.path} has {len(arms)} arms ({', '.join(arms)}), together {self.size()}; "
+                f"choose one, such as --arm {arms[0]}, or --arm all"
+            )
+        if arm is None or (arm == "all" and arms):
+            return self
         if arm not in arms:
             known = nearest(arm, arms) or (f"; there are {', '.join(arms)}" if arms else "; it has no arms")
             raise ValueError(f"{self.path} has no arm {arm}{known}")
         rounds = {name: own for name, own in self.rounds.items() if arm_of[name] in ("", arm)}
         stages = {name: self.stages[name] for own in rounds.values() for name in own}
         return replace(self, rounds=rounds, stages=stages)
+
+    def size(self, last: str | None = None) -> str:
+        """How many stages there are up to one of them, and how long they take, in words."""
+        stages = self.needed(last)
+        rounds = {stage.name.partition("/")[0] for stage in stages} if self.rounds else set()
+        known = bool(self.round_minutes and rounds)
+        hours = len(rounds) * self.round_minutes / 60
+        return f"{len(stages)} stages" + f", about {hours:.1f} hours on 2 CPU cores" * known
 
 
 def pipeline_folder(path: Path, seed: int, runs_dir: Path) -> Path:

@@ -7,8 +7,8 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from structseg.command.plain_parser import PlainParser
 from structseg.files import ROOT, write_whole
 from structseg.messages import fail
 from structseg.pipelines.record import checkpoint_of
@@ -45,17 +45,12 @@ _MODES = ("details", "missing", "run", "compare", "write")
 _MARKS = ("<!-- structseg results --write -->", "<!-- end -->")  # around what it writes into a page
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"results: {message}", 2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="structseg results",
+def make_parser() -> PlainParser:
+    """The options of `structseg results`."""
+    parser = PlainParser(
+        "results",
         description="Prints what is claimed of each method and what was measured of it, or the rows of one method. "
         "Compares rows, and measures them.",
-        allow_abbrev=False,
     )
     parser.add_argument("method", nargs="?", metavar="METHOD", help="claims and rows of this method: conta")
     what = parser.add_mutually_exclusive_group()
@@ -76,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parsed(args: list[str]) -> argparse.Namespace:
-    parser = _parser()
+    parser = make_parser()
     given = parser.parse_args(args)
     for option, modes in _ONLY_WITH.items():
         if getattr(given, option) not in (None, False) and not any(getattr(given, mode) for mode in modes):

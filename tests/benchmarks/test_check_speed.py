@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from structseg.audit.command import GROUP, SPLITS, check
+from structseg.audit.check import GROUP, SPLITS, check
 from structseg.datamodules.celebamask_hq.datamodule import CelebAMaskHQDataModule
 from structseg.datamodules.files.listing import FileSample, Listed
 from structseg.datamodules.lfw_parts.datamodule import LFWPartsDataModule

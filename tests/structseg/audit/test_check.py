@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from structseg.audit import command as command
-from structseg.audit.command import IDENTICAL, LEAKS, LISTS, MENDED, NEAR, SIDES, check
+from structseg.audit.check import IDENTICAL, LEAKS, LISTS, MENDED, NEAR, SIDES, check
 from structseg.audit.copies import find_copies, thumbnail
 from structseg.audit.samples import BROKEN, EMPTY, LABELS, MISSING, SIZES, TAGS, sides
 from structseg.command.main import main as structseg
@@ -368,7 +368,7 @@ class TestCommand:
         (tmp_path / "bad.yaml").write_text("data: [")
         for args, message in (
             (["nowhere.yaml"], "no configuration nowhere.yaml"),
-            ([], "config_file"),
+            ([], "CONFIG is missing"),
             ([str(tmp_path / "none.yaml")], "has no data part; check needs a datamodule"),
             ([str(tmp_path / "bad.yaml")], "is no YAML"),
             ([config, "--workers", "-1"], "--workers is -1"),
@@ -381,7 +381,7 @@ class TestCommand:
 
     def test_no_data_is_a_fault_said_once(self, tmp_path, monkeypatch, capsys):
         assert self.run(monkeypatch, self.config(tmp_path, tmp_path / "gone"), "--workers", "0") == 1
-        assert capsys.readouterr().out.count("no folder") == 1
+        assert capsys.readouterr().err.count("no folder") == 1
 
     def test_made_data_have_no_files(self, tmp_path, monkeypatch, capsys):
         path = tmp_path / "made.yaml"

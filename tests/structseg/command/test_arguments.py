@@ -47,7 +47,7 @@ def test_what_would_be_lost_or_cannot_be_used_is_refused(here, args, message):
     [
         (["fit", "c.yaml", "--data.root", "x"], ["fit", "--config", "c.yaml", "--data.root", "x"]),
         (["fit", "c.yaml", "--", "--data.root", "x"], ["fit", "--config", "c.yaml", "--data.root", "x"]),
-        (["fit", "c.yaml", "-c=c.yaml", "--data.root=x"], ["fit", "--config", "c.yaml", "-c=c.yaml", "--data.root=x"]),
+        (["fit", "c.yaml", "-c=c.yaml", "--data.root=x"], ["fit", "--config", "c.yaml", "--config", "c.yaml", "--data.root=x"]),
         (["test", "a.ckpt", "--data.root", "x"], ["test", "--data.root", "x", "--ckpt_path", "a.ckpt"]),
         (["validate", "a.ckpt"], ["validate", "--ckpt_path", "a.ckpt"]),
         (["test", "c.yaml", "--ckpt_path", "a.ckpt"], ["test", "--config", "c.yaml", "--ckpt_path", "a.ckpt"]),
@@ -64,7 +64,7 @@ def test_positional_arguments_become_options(here, args, same_as):
 def test_names_become_paths_and_images_a_list(here):
     path = str(find_config("fasseg_v2"))
     given = ["fit", "--config", "fasseg_v2", f"-c={path}", "--trainer.max_epochs", "3"]
-    assert as_options(given) == ["fit", "--config", path, *given[3:]]
+    assert as_options(given) == ["fit", "--config", path, "--config", path, *given[4:]]
     assert as_options(["fit", "fasseg_v2"]) == ["fit", "--config", path]
     images = ["p.jpg", "q.png", "camera:0"]
     assert json.loads(as_options(["predict", "a.ckpt", *images])[-1]) == images

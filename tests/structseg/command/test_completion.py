@@ -6,7 +6,6 @@ import subprocess
 import pytest
 
 from structseg.command import completion
-from structseg.messages import UsageError
 from tests.structseg.command.test_light_commands import light
 
 
@@ -30,7 +29,8 @@ while read -r line; do
 done
 """
     lines = ["structseg fi", "structseg fit --trainer.max", "structseg predict --data.predict_o", "structseg fit fasseg_v2_rea",
-             "structseg fit --config consensus/synth", "structseg completion z"]  # fmt: skip
+             "structseg fit --config consensus/synth", "structseg completion z", "structseg pipeline --unt",
+             "structseg results sup", "structseg results --details conta_voc_su", "structseg submit --gpus"]  # fmt: skip
     done = subprocess.run(
         ["bash", "--norc", "-c", asked],
         input="\n".join(lines) + "\n",
@@ -39,8 +39,9 @@ done
         cwd=tmp_path,
         check=True,
     )
-    fit, epochs, out, name, config, shell = done.stdout.splitlines()
+    fit, epochs, out, name, config, shell, until, _, row, gpus = done.stdout.splitlines()
     assert (fit, epochs, out, shell) == ("fit", "--trainer.max_epochs", "--data.predict_out", "zsh")
+    assert (until, row, gpus) == ("--until", "conta_voc_sum conta_voc_sum_t3", "--gpus-per-node")
     assert "fasseg_v2_readme" in name.split()
     assert "consensus/synthetic_occlusion" in config.split()
 
@@ -50,6 +51,7 @@ def test_zsh_has_a_script_of_its_own():
 
 
 @pytest.mark.parametrize("args", [[], ["fish"], ["bash", "zsh"]])
-def test_other_shells_are_refused(args):
-    with pytest.raises(UsageError, match="expected bash or zsh, got"):
+def test_other_shells_are_refused(args, capsys):
+    with pytest.raises(SystemExit, match="2"):
         completion.main(args)
+    assert capsys.readouterr().err.startswith("structseg: error: completion: ")

@@ -1,16 +1,16 @@
 """Configurations: found by name, laid on top of their bases, and the same in every command."""
 
-import subprocess
-import sys
+from itertools import pairwise
 
 import pytest
 import yaml
 
 from structseg.audit import command as audit
-from structseg.command import config_files, show
+from structseg.command import configs_list, show
 from structseg.command.config_files import config_names, find_config, load_config, merge
 from structseg.command.configs import resolved_config
-from structseg.files import ROOT, experiments_folder
+from structseg.files import experiments_folder
+from structseg.messages import UsageError
 
 
 class TestNames:
@@ -44,20 +44,23 @@ class TestNames:
             find_config(given)
 
     def test_the_list(self, capsys):
-        config_files.main(["consensus/"])
+        configs_list.main([])
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == [name for name in config_names() if name.startswith("consensus/")]
-        assert all("  " in line and "#" not in line for line in lines)
-        with pytest.raises(SystemExit):
-            config_files.main(["consensuss"])
-        assert "no name contains consensuss (did you mean consensus?)" in capsys.readouterr().err
+        titles = [number for number, line in enumerate(lines) if not line.startswith("  ")]
+        kinds = [[line.split()[0] for line in lines[a + 1 : b]] for a, b in pairwise([*titles, len(lines)])]
+        fits, pipelines, parts = map(set, kinds)
+        assert fits | pipelines | parts == set(config_names())
+        assert {"fasseg_unet/fasseg_v2", "consensus/lfw_parts"} <= fits
+        assert {"conta/voc12", "stn_icnn/helen"} <= pipelines
+        assert {"conta/voc12_data", "stn_icnn/helen_base", "conta/small_relation"} <= parts
+        assert "sweep" not in "".join(lines)
+        with pytest.raises(UsageError, match=r"no name contains consensuss \(did you mean consensus\?"):
+            configs_list.main(["consensuss"])
 
-    def test_the_list_loads_no_torch(self, tmp_path):
-        code = "import sys; from structseg.command.config_files import main; main([]); print('torch' in sys.modules)"
-        where = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT)}}
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **where).stdout
-        assert out.splitlines()[-1] == "False"
-        assert len(out.splitlines()) == 1 + len(config_names())
+    def test_what_a_configuration_is_said_to_be_is_a_whole_sentence(self, tmp_path):
+        (tmp_path / "a.yaml").write_text("# A net for V2. of\n# two lines, on U-Nets.\n# More.\nmodel: {}\n# No\n")
+        assert configs_list.sentence_of(tmp_path / "a.yaml") == "A net for V2. of two lines, on U-Nets."
+        assert all(configs_list.sentence_of(path).endswith((".", ")")) for path in config_names().values())
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -167,7 +170,7 @@ class TestBases:
 
 
 def test_what_the_command_line_refuses_is_an_error_here(based, tmp_path, capsys):
-    for more, message in ((["--trainer.max_epoch", "1"], r"unknown option trainer.max_epoch \(did you mean max_epochs"),
+    for more, message in ((["--trainer.max_epoch", "1"], r"unknown option --trainer.max_epoch \(did you mean --trainer.max_epochs"),
                           (["--data.batch_size", "x"], "data.batch_size: expected int, got x"),
                           (["--seed_everything", "x"], "seed_everything: expected bool or int, got x")):  # fmt: skip
         with pytest.raises(ValueError, match=message):

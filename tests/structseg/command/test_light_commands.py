@@ -9,6 +9,7 @@ import pytest
 
 from structseg.command import subcommands
 from structseg.files import ROOT
+from structseg.messages import interrupted
 
 _HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "jsonargparse", "numpy", "PIL", "rich")
 _RUN = rf"""
@@ -76,13 +77,13 @@ def test_short_help_is_one_page(name):
         (["inference"], "did you mean predict?", 2),
         (["xyzzy"], "the subcommand comes first: fit, validate", 2),
         (["--config", "x.yaml", "fit"], "the subcommand comes first: fit, validate", 2),
-        (["fit", "--lr", "0.1"], "unknown option lr (did you mean model.optimizer.lr?)", 2),
-        (["fit", "--epochs=3"], "unknown option epochs (did you mean trainer.max_epochs?)", 2),
-        (["fit", "--trainr.max_epochs", "3"], "(did you mean trainer.max_epochs?)", 2),
-        (["test", "--resum", "auto"], "unknown option resum", 2),
-        (["predict", "--input", "a.jpg"], "(did you mean data.predict_dir?)", 2),
-        (["test", "none.ckpt"], "no checkpoint at none.ckpt", 1),
-        (["predict", "--ckpt_path=none.ckpt", "--data.predict_dir", "x"], "no checkpoint at none.ckpt", 1),
+        (["fit", "--lr", "0.1"], "unknown option --lr (did you mean --model.optimizer.lr?)", 2),
+        (["fit", "--epochs=3"], "unknown option --epochs (did you mean --trainer.max_epochs?)", 2),
+        (["fit", "--trainr.max_epochs", "3"], "(did you mean --trainer.max_epochs?)", 2),
+        (["test", "--resum", "auto"], "unknown option --resum", 2),
+        (["predict", "--input", "a.jpg"], "(did you mean --data.predict_dir?)", 2),
+        (["test", "none.ckpt"], "no checkpoint none.ckpt; give the path", 1),
+        (["predict", "--ckpt_path=none.ckpt", "--data.predict_dir", "x"], "no checkpoint none.ckpt; give the path", 1),
         (["predict", "pyproject.toml"], "predict needs images", 1),
         (["predict", "pyproject.toml", "none.jpg"], "no file or folder none.jpg", 1),
         (["predict", "pyproject.toml", "docs", "--data.predict_dir", "x"], "images are given twice", 2),
@@ -117,3 +118,29 @@ def test_importing_structseg_is_light_and_its_names_are_found_beside_folders_of_
         )  # fmt: skip
         assert done.stderr == ""
         assert done.stdout == "module 'structseg' has no attribute 'nothing' structseg.losses.consensus\n"
+
+
+@pytest.mark.parametrize("name", [name for name in subcommands.SUBCOMMANDS if name not in subcommands.LIGHTNING])
+def test_every_help_is_a_page(name):
+    code, out, err = light(name, "-h")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: structseg {name}")
+    assert len(out.splitlines()) <= 45
+    assert "lambda" not in out
+
+
+@pytest.mark.parametrize("words", [["configs"], ["fit", "--data.help"]], ids=" ".join)
+def test_a_reader_that_stops_reading_ends_it_without_a_word(words):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "structseg", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
+    process.stdout.close()  # before anything is written
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+def test_an_error_that_comes_of_an_interruption_is_one():
+    error = RuntimeError("enforce fail at inline_container.cc")
+    assert not interrupted(error)
+    error.__context__ = OSError()
+    error.__context__.__context__ = KeyboardInterrupt()
+    assert interrupted(error)

@@ -9,11 +9,11 @@ from structseg.command.parser import StructsegParser, shorten
         (
             "Parser key \"data\":\n  Errors:\n  - Problem with given class_path 'x.Y':\n      Option 'rot' is not accepted\n"
             "  - Expected a <class 'NoneType'>",
-            "unknown option data.rot (did you mean root?)",
+            "unknown option --data.rot (did you mean --data.root?)",
         ),
         (
             "unrecognized arguments: --trainer.max_epoch 1",
-            "unknown option trainer.max_epoch (did you mean max_epochs?)",
+            "unknown option --trainer.max_epoch (did you mean --trainer.max_epochs?)",
         ),
         (
             'Parser key "data":\n - Parser key "size":\n Expected a <class \'tuple\'>. Got value: 3\n',
@@ -38,4 +38,4 @@ def test_an_abbreviation_is_refused(capsys):
     parser.add_argument("--epochs", type=int)
     with pytest.raises(SystemExit):
         parser.parse_args(["--epo", "3"])
-    assert "unknown option epo" in capsys.readouterr().err
+    assert "unknown option --epo" in capsys.readouterr().err

@@ -4,13 +4,14 @@ import torch
 from PIL import Image
 
 from structseg.command import show
+from structseg.command.batch_sheet import draw_batch
 from structseg.datamodules.label_spaces import PARTS
 
 
 def test_the_picture_shows_images_and_label_colours(tmp_path):
     image, mask = torch.zeros(1, 3, 20, 30), torch.zeros(1, 20, 30, dtype=torch.int64)
     image[0, 0], mask[0, :, 15:] = 1.0, 1
-    page = np.asarray(show.draw_batch({"image": image, "mask": mask, "name": ["a"]}, PARTS))
+    page = np.asarray(draw_batch({"image": image, "mask": mask, "name": ["a"]}, PARTS))
     assert (page[:20, :30] == (255, 0, 0)).all(), "the image alone"
     assert (page[:20, 60:75] == PARTS.palette[0]).all()
     assert (page[:20, 75:90] == PARTS.palette[1]).all()
@@ -19,7 +20,7 @@ def test_the_picture_shows_images_and_label_colours(tmp_path):
 def test_blobs_have_a_colour_each_and_what_is_missing_is_left_out():
     image, blobs = torch.zeros(1, 3, 20, 30), torch.zeros(1, 20, 30, dtype=torch.int64)
     blobs[0, :, 10:] = 1
-    page = np.asarray(show.draw_batch({"image": image, "blobs": blobs, "name": ["a"]}, PARTS))
+    page = np.asarray(draw_batch({"image": image, "blobs": blobs, "name": ["a"]}, PARTS))
     shown = page[:20, 30:60].reshape(20, 30, 3)
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) == 2
     assert (shown[:, :10] == shown[0, 0]).all()
@@ -41,6 +42,6 @@ def test_the_command_draws_an_augmented_batch(tmp_path, capsys):
 def test_what_cannot_be_shown(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no configuration none\.yaml"):
         show.main(["none.yaml"])
-    (tmp_path / "e.yaml").write_text("model: {}")
+    (tmp_path / "e.yaml").write_text("trainer: {}")
     with pytest.raises(ValueError, match="has no data part"):
         show.main([str(tmp_path / "e.yaml")])

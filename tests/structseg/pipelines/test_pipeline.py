@@ -24,6 +24,7 @@ from structseg.pipelines.command import comparison, main
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import RECORD, Inputs, read_record
 from structseg.pipelines.session import Session
+from tests.structseg.command.test_light_commands import light
 
 STAGES = {
     "coarse": {"model": {"stage": "coarse"}},
@@ -414,6 +415,7 @@ class TestRunning:
         best = "RUN_ID/checkpoints/best.ckpt"
         test = f"    structseg test --ckpt_path {where}/parts/{best} --data.root 'a b'"
         assert capsys.readouterr().out.splitlines() == [
+            "2 stages",
             "coarse: run (not run yet)",
             "    structseg fit --config base.yaml --model.stage coarse --data.root 'a b' --experiment coarse "
             f"--runs_dir {where} --seed_everything 2",
@@ -471,9 +473,9 @@ class TestRunning:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["p.yaml", "--sed", "1"], "unrecognized arguments: --sed 1"),
+        (["p.yaml", "--sed", "1"], "unknown option --sed (did you mean --seed?)"),
         (["p.yaml", "--seed", "-1"], "--seed is -1; expected a whole number from 0"),
-        ([], "the following arguments are required: FILE"),
+        ([], "PIPELINE is missing, as in: structseg pipeline stn_icnn/synthetic"),
     ],
 )
 def test_wrong_options_are_one_line(args, message, capsys):
@@ -560,7 +562,9 @@ def test_faults_of_any_stage_are_found_before_the_first_runs(tmp_path):
     path = teaching(tmp_path)
     session = Session(load_pipeline(path), runs_dir=tmp_path / "runs")
     assert session.configs()["student"]["model"]["init_args"]["teacher_ckpt"] == "teacher.ckpt"
-    with pytest.raises(ValueError, match=r"stage teacher: unknown option .*max_epoch \(did you mean max_epochs\?\)"):
+    with pytest.raises(
+        ValueError, match=r"stage teacher: unknown option .*max_epoch \(did you mean --trainer.max_epochs\?\)"
+    ):
         Session(load_pipeline(path), runs_dir=tmp_path / "runs", more=("--trainer.max_epoch", "1")).run()
     text = path.read_text().replace("flip_test", "flip_tset")
     path.write_text(text)
@@ -616,3 +620,27 @@ def test_a_pipeline_through_the_command_line_killed_in_the_middle(tmp_path, caps
     changed = capsys.readouterr().out
     assert "teacher: run (data.init_args.train 4 -> 6)" in changed
     assert "student: run (stage teacher changed)" in changed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fasseg_v2"], "fasseg_v2.yaml is one fit, no pipeline; structseg fit fasseg_unet/fasseg_v2 runs it"),
+        (["conta/voc_photos"], "has 9 arms (none, sum, constant"),
+        (
+            ["conta/voc_photos"],
+            "together 168 stages, about 4.7 hours on 2 CPU cores; choose one, such as --arm none, or",
+        ),
+        (["stn_icnn/helen", "--dry-run", "--data.root", "gone"], "stage coarse: no folder gone; give the folder of"),
+        (["stn_icnn/helen"], "stage coarse: data: missing root"),
+        (
+            ["stn_icnn/synthetic", "--model.learning_rate", "1"],
+            "unknown option --model.learning_rate (did you mean --model.",
+        ),
+        ([], "PIPELINE is missing, as in: structseg pipeline stn_icnn/synthetic"),
+    ],
+)
+def test_what_is_refused_before_torch_is_loaded(args, message):
+    code, out, err = light("pipeline", *args)
+    assert (code > 0, out, err.count("\n")) == (True, "", 1)
+    assert message in err

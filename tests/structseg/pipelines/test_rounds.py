@@ -274,7 +274,7 @@ class TestImages:
             (["--out", "x.png"], "--out has no effect without --names"),
             (["--root", "x", "--notices"], "--root has no effect without --names or --confounders"),
             (["--names", "x", "--notices"], "not allowed with"),
-            (["--name", "x"], "unrecognized"),
+            (["--name", "x"], "did you mean --names?"),
         ],
     )
     def test_options_that_do_not_go_together(self, run, capsys, more, message):

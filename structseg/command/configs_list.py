@@ -1,0 +1,52 @@
+"""`structseg configs`: the configurations that are found by name, with what each is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from structseg.command.config_files import config_names, kind_of
+from structseg.command.plain_parser import PlainParser
+from structseg.messages import UsageError, nearest
+
+_TITLES = {
+    "fit": "fits: structseg fit NAME",
+    "pipeline": "pipelines: structseg pipeline NAME",
+    "part": "parts of these, for `base:` and `config:`",
+}
+
+
+def make_parser() -> PlainParser:
+    """The options of `structseg configs`."""
+    parser = PlainParser(
+        "configs",
+        ("", "fasseg"),
+        description="Lists the configurations that are found by name, and what each is.",
+    )
+    parser.add_argument("word", nargs="?", default="", metavar="WORD", help="only those whose names contain it")
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Prints each configuration's name and what it is: fits, pipelines, and what these are made of.
+
+    Raises:
+        UsageError: no name contains the word.
+    """
+    word, known = make_parser().parse_args(args).word, config_names()
+    found = [name for name in known if word in name]
+    if not found:
+        hint = nearest(word, {*known, *(part for name in known for part in name.split("/"))})
+        raise UsageError(f"configs: no name contains {word}{hint}; structseg configs lists all")
+    kinds, width = {name: kind_of(known[name]) for name in found}, max(map(len, found))
+    for kind, title in _TITLES.items():
+        lines = [f"  {name:{width}}  {sentence_of(known[name])}" for name in found if kinds[name] == kind]
+        if lines:
+            print("\n".join([title, *lines]))
+
+
+def sentence_of(path: Path) -> str:
+    """The first sentence of the comment that a configuration begins with."""
+    comment = re.match(r"(#.*\n)*", path.read_text() + "\n")
+    text = " ".join(line.lstrip("# ").strip() for line in (comment[0] if comment else "").splitlines())
+    return re.split(r"(?<=[.!?]) (?=[A-Z-]|structseg )", text)[0]

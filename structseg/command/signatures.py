@@ -1,0 +1,187 @@
+"""What classes take, by their source alone: nothing is imported for it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import structseg
+from structseg.command.class_index import class_modules
+
+# Where classes lie that configurations name without their path, beside the rooms.
+_PLACES = ("torch.optim", "torch.optim.lr_scheduler", "pytorch_lightning.callbacks", "pytorch_lightning.loggers")
+_MADE_LATER = {"OptimizerCallable": 1, "LRSchedulerCallable": 1}  # types of classes whose first argument is given later
+
+
+class Parameter(NamedTuple):
+    """A parameter of a class.
+
+    Attributes:
+        type: its annotation, as it is written; "" without one.
+        default: its default, as it is written; None where it is required.
+        nested: the class of its fields or of its default, where it has one: `(name, parameters that are left out)`.
+    """
+
+    type: str
+    default: str | None
+    nested: tuple[str, int] | None = None
+
+    @property
+    def given_later(self) -> int:
+        """How many first arguments of the class that stands here are given by the code, as of `Callable[[int], X]`."""
+        node = ast.parse(self.type or "_", mode="eval").body
+        for part in ast.walk(node):
+            if isinstance(part, ast.Subscript) and ast.unparse(part.value) == "Callable":
+                arguments = part.slice.elts[0] if isinstance(part.slice, ast.Tuple) else part.slice
+                return len(arguments.elts) if isinstance(arguments, ast.List) else 0
+        return next((count for name, count in _MADE_LATER.items() if name in self.type), 0)
+
+
+class Definition(NamedTuple):
+    """Where a class is defined: its module and its source."""
+
+    module: str
+    node: ast.ClassDef
+
+
+def definition(name: str) -> Definition | None:
+    """The definition of a class by its name, or its path; None for one that is not found."""
+    module, _, last = name.rpartition(".")
+    places = (*class_modules().get(last, ()), *([module] if module else _PLACES))
+    return next((found for found in (_find(place, last) for place in places) if found is not None), None)
+
+
+@cache
+def parameters(name: str) -> dict[str, Parameter] | None:
+    """What a class takes, that of its bases included where it hands `**kwargs` on; None where that cannot be read."""
+    found = definition(name)
+    return None if found is None else _parameters(found)
+
+
+def descends(name: str, base: str) -> bool:
+    """Whether a class has a base of that name, at whatever distance."""
+    found = definition(name)
+    while found is not None:
+        if any(ast.unparse(node).rpartition(".")[2] == base for node in found.node.bases):
+            return True
+        found = next(_bases(found), None)
+    return False
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    top, *parts = module.split(".")
+    spec = None if top == "structseg" else importlib.util.find_spec(top)
+    for place in structseg.__path__ if top == "structseg" else (spec and spec.submodule_search_locations) or ():
+        path = Path(place, *parts)
+        for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+            if file.is_file():
+                return ast.parse(file.read_bytes())
+    return None
+
+
+def _find(module: str, name: str, ours: bool = False) -> Definition | None:
+    """The class that a module means by a name, in itself or where it imports it from; `ours`: from the suite alone."""
+    tree = None if ours and not module.startswith("structseg.") else _tree(module)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return Definition(module, node)
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    above = module.rsplit(".", node.level - 1)[0] if node.level > 1 else module
+                    return _find(f"{above}.{node.module}" if node.level else str(node.module), alias.name, ours)
+    return None
+
+
+def _parameters(found: Definition) -> dict[str, Parameter] | None:
+    made = next((f for f in found.node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+    if made is None:
+        known = _of_bases(found) or {}
+        fields = [(f.target.id, f.annotation, f.value) for f in found.node.body if _is_field(f)]  # type: ignore[attr-defined]
+        decorated = any("dataclass" in ast.unparse(line) for line in found.node.decorator_list)
+        if decorated:
+            return {**known, **{name: _parameter(found, kind, default) for name, kind, default in fields}}
+        return known or None
+    arguments = made.args
+    plain = [*arguments.posonlyargs, *arguments.args][1:]
+    defaults = [*([None] * (len(plain) - len(arguments.defaults))), *arguments.defaults]
+    pairs = [*zip(plain, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    own = {arg.arg: _parameter(found, arg.annotation, default) for arg, default in pairs}
+    if arguments.kwarg is None:
+        return own
+    for call in (node for node in ast.walk(made) if isinstance(node, ast.Call)):
+        handed_on = any(word.arg is None and ast.unparse(word.value) == arguments.kwarg.arg for word in call.keywords)
+        if handed_on and ast.unparse(call.func) == "super().__init__":
+            above = _of_bases(found)
+            if above is None:
+                return None
+            given = {*list(above)[: len(call.args)], *(word.arg for word in call.keywords)}
+            return {**own, **{name: taken for name, taken in above.items() if name not in {*own, *given}}}
+    return None
+
+
+def _bases(found: Definition) -> Iterator[Definition]:
+    """The bases that are found: `Base`, or `module.Base` where a module of that name is imported from another."""
+    for node in found.node.bases:
+        module, _, name = ast.unparse(node).rpartition(".")
+        for line in (_tree(found.module) or node).body if module else ():  # type: ignore[attr-defined]
+            if isinstance(line, ast.ImportFrom) and any((a.asname or a.name) == module for a in line.names):
+                yield from filter(None, [_find(f"{line.module}.{module}", name)])
+        yield from filter(None, [None if module else _find(found.module, name)])
+
+
+def _of_bases(found: Definition) -> dict[str, Parameter] | None:
+    return next((_parameters(base) for base in _bases(found)), None)
+
+
+def _is_field(node: ast.stmt) -> bool:
+    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+
+
+def _parameter(found: Definition, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
+    made = Parameter(ast.unparse(annotation) if annotation else "", ast.unparse(default) if default else None)
+    if isinstance(default, ast.Name) and _find(found.module, default.id):  # a class as the default
+        return made._replace(nested=(f"{found.module}.{default.id}", made.given_later))
+    for word in [node.id for node in ast.walk(annotation or ast.Pass()) if isinstance(node, ast.Name)]:
+        nested = _find(found.module, word, ours=True)
+        if nested and any("dataclass" in ast.unparse(line) for line in nested.node.decorator_list):
+            return made._replace(nested=(f"{nested.module}.{word}", 0))
+    return made
+
+
+def class_help(name: str, prefix: str) -> list[str]:
+    """A line for each parameter of a class: option, type, default and what its docstring says."""
+    found, known = definition(name), parameters(name)
+    if found is None or known is None:
+        return []
+    said = _described(found)
+    lines = []
+    for key, (kind, default, _) in known.items():
+        about = f" = {default}" if default is not None else ""
+        lines += [f"  {prefix}.{key} ({kind or 'any'}{about})", *([f"      {said[key]}"] if key in said else [])]
+    return lines
+
+
+def _described(found: Definition) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of each parameter."""
+    said: dict[str, str] = {}
+    node: Definition | None = found
+    while node is not None:
+        key, own = "", dict[str, str]()
+        for line in (ast.get_docstring(node.node) or "").splitlines():
+            text, indent = line.strip(), len(line) - len(line.lstrip())
+            if indent == 4 and ": " in text:
+                key, _, text = text.partition(": ")
+                own[key] = text
+            elif indent > 4 and key:
+                own[key] += f" {text}"
+            else:
+                key = ""
+        said = {**own, **said}
+        node = next(_bases(node), None)
+    return said
