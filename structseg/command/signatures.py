@@ -65,11 +65,12 @@ def parameters(name: str) -> dict[str, Parameter] | None:
 def descends(name: str, base: str) -> bool:
     """Whether a class has a base of that name, at whatever distance."""
     found = definition(name)
-    while found is not None:
-        if any(ast.unparse(node).rpartition(".")[2] == base for node in found.node.bases):
-            return True
-        found = next(_bases(found), None)
-    return False
+    return found is not None and _descends(found, base)
+
+
+def _descends(found: Definition, base: str) -> bool:
+    named = any(ast.unparse(node).rpartition(".")[2] == base for node in found.node.bases)
+    return named or any(_descends(above, base) for above in _bases(found))
 
 
 @cache
@@ -129,14 +130,15 @@ def _bases(found: Definition) -> Iterator[Definition]:
     """The bases that are found: `Base`, or `module.Base` where a module of that name is imported from another."""
     for node in found.node.bases:
         module, _, name = ast.unparse(node).rpartition(".")
-        for line in (_tree(found.module) or node).body if module else ():  # type: ignore[attr-defined]
+        tree = _tree(found.module) if module else None
+        for line in tree.body if tree else ():
             if isinstance(line, ast.ImportFrom) and any((a.asname or a.name) == module for a in line.names):
                 yield from filter(None, [_find(f"{line.module}.{module}", name)])
         yield from filter(None, [None if module else _find(found.module, name)])
 
 
 def _of_bases(found: Definition) -> dict[str, Parameter] | None:
-    return next((_parameters(base) for base in _bases(found)), None)
+    return next((taken for base in _bases(found) if (taken := _parameters(base)) is not None), None)
 
 
 def _is_field(node: ast.stmt) -> bool:

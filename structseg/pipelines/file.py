@@ -63,7 +63,7 @@ def load_pipeline(path: Path) -> Pipeline:
         raise ValueError(f"{path}: {'; '.join(faults)}")
     stages = {name: _stage(tree, name, content) for name, content in tree["stages"].items()}
     table = tuple(tree.get("table") or ())
-    needs = {key: float(tree.get(key, 0)) for key in ABOUT_A_ROUND}
+    needs: dict[str, Any] = {key: float(tree.get(key, 0)) for key in ABOUT_A_ROUND}
     if "rounds" not in tree:
         return Pipeline(path, stages, table, **needs)
     rounds = unroll(stages, tree["rounds"], _arms(tree))

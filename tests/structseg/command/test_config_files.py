@@ -60,7 +60,7 @@ class TestNames:
     def test_what_a_configuration_is_said_to_be_is_a_whole_sentence(self, tmp_path):
         (tmp_path / "a.yaml").write_text("# A net for V2. of\n# two lines, on U-Nets.\n# More.\nmodel: {}\n# No\n")
         assert configs_list.sentence_of(tmp_path / "a.yaml") == "A net for V2. of two lines, on U-Nets."
-        assert all(configs_list.sentence_of(path).endswith((".", ")")) for path in config_names().values())
+        assert all(configs_list.sentence_of(path).endswith((".", ")", "?")) for path in config_names().values())
 
 
 @pytest.mark.parametrize("name", config_names())

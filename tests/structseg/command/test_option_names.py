@@ -11,6 +11,8 @@ from structseg.command.config_files import find_config
 from structseg.command.help_pages import help_page
 from structseg.command.option_names import check_names, known_options, with_pairs
 from structseg.command.signatures import parameters
+from structseg.datamodules.base import SegmentationDataModule
+from structseg.lightning_modules.base import TrainedModule
 from structseg.messages import UsageError
 from tests.structseg.command.test_light_commands import light
 
@@ -106,6 +108,8 @@ def test_signatures_read_from_the_source_are_those_of_the_classes():
     checked = 0
     for name, (module, *_) in class_modules().items():
         found, kind = parameters(name), getattr(__import__(module, fromlist=[name]), name, None)
+        if isinstance(kind, type) and issubclass(kind, TrainedModule | SegmentationDataModule):
+            assert found, name
         if found is None or not isinstance(kind, type) or not issubclass(kind, torch.nn.Module) or name[0] == "_":
             continue
         own = [p for p in inspect.signature(kind.__init__).parameters.values() if p.kind != p.VAR_KEYWORD][1:]
