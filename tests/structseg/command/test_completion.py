@@ -41,7 +41,8 @@ done
     )
     fit, epochs, out, name, config, shell, until, _, row, gpus = done.stdout.splitlines()
     assert (fit, epochs, out, shell) == ("fit", "--trainer.max_epochs", "--data.predict_out", "zsh")
-    assert (until, row, gpus) == ("--until", "conta_voc_sum conta_voc_sum_t3", "--gpus-per-node")
+    assert (until, gpus) == ("--until", "--gpus-per-node")
+    assert "conta_voc_sum" in row.split()
     assert "fasseg_v2_readme" in name.split()
     assert "consensus/synthetic_occlusion" in config.split()
 
