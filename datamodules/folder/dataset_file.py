@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from structseg.datamodules.batch import SPLITS, Split
 from structseg.datamodules.files.listing import read_split_lists
 from structseg.datamodules.folder.masks import IGNORE, JPEGMasks, MaskReader, Value
-from structseg.datamodules.folder.pairs import Pair, find_pairs, natural
+from structseg.datamodules.folder.pairs import Pair, find_pairs, grouped_split
 from structseg.datamodules.label_spaces import (
     DATASET_FILE,
     LabelSpace,
@@ -102,45 +100,6 @@ class DatasetFile:
 
         names = read_split_lists(self.home, lists, name_of, "image of the folder with a mask", faults)
         return {split: tuple(by_name[name] for name in names.get(split, ())) for split in SPLITS}
-
-
-def grouped_split(
-    pairs: Sequence[Pair], seed: int, val: float, test: float, group: str | None
-) -> dict[Split, tuple[Pair, ...]]:
-    """A random split by whole groups, the same whatever else is in the folder's order.
-
-    Args:
-        pairs: all of them.
-        seed: of the split.
-        val: share of the images that validate, 0 to 1.
-        test: share that test.
-        group: regular expression on the names, whose first group (or whole match) names the group of an image; without
-            a match, or None, an image is its own group.
-
-    Raises:
-        ValueError: a split that is asked for gets no image.
-    """
-    groups: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        match = re.search(group, pair.name) if group else None
-        key = pair.name if match is None else f"\0{match[1] if match.re.groups else match[0]}"
-        groups.setdefault(key, []).append(pair)
-    names = sorted(groups)
-    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    held: dict[Split, list[Pair]] = {"test": [], "val": [], "train": []}
-    shares: dict[Split, float] = {"test": test, "val": val}
-    for key in order:
-        members = groups[key]
-        # To the first split that is nearer to its share with the group than without.
-        fits = (s for s, share in shares.items() if len(held[s]) + len(members) / 2 <= share * len(pairs))
-        held[next(fits, "train")] += members
-    empty = next((split for split, share in {**shares, "train": 1}.items() if share and not held[split]), None)
-    if empty is not None:
-        raise ValueError(
-            f"split: val {val} and test {test} of {len(pairs)} images in {len(names)} groups leave none for {empty}; "
-            "change the shares (0 holds nothing out) or the group"
-        )
-    return {split: tuple(sorted(held[split], key=natural)) for split in SPLITS}
 
 
 def read_dataset_file(root: Path) -> DatasetFile:

@@ -8,8 +8,14 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from structseg.datamodules.images import IMAGE_SUFFIXES, stored_size
+
+if TYPE_CHECKING:
+    from structseg.datamodules.batch import Split
 
 _SHOWN = 5  # faults that an error names
 
@@ -121,6 +127,45 @@ def _by_name(paths: Sequence[Path] | Iterator[Path], folder: Path, what: str, fa
 def _from_template(image: Path, folder: Path, template: str, home: Path) -> Path:
     parent = image.relative_to(folder).parent.as_posix()
     return home / template.replace("{stem}", image.stem).replace("{parent}", parent)
+
+
+def grouped_split(
+    pairs: Sequence[Pair], seed: int, val: float, test: float, group: str | None
+) -> dict[Split, tuple[Pair, ...]]:
+    """A random split by whole groups, the same whatever else is in the folder's order.
+
+    Args:
+        pairs: all of them.
+        seed: of the split.
+        val: share of the images that validate, 0 to 1.
+        test: share that test.
+        group: regular expression on the names, whose first group (or whole match) names the group of an image; without
+            a match, or None, an image is its own group.
+
+    Raises:
+        ValueError: a split that is asked for gets no image.
+    """
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        match = re.search(group, pair.name) if group else None
+        key = pair.name if match is None else f"\0{match[1] if match.re.groups else match[0]}"
+        groups.setdefault(key, []).append(pair)
+    names = sorted(groups)
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    held: dict[Split, list[Pair]] = {"train": [], "val": [], "test": []}
+    shares: dict[Split, float] = {"test": test, "val": val}
+    for key in order:
+        members = groups[key]
+        # To the first split that is nearer to its share with the group than without.
+        fits = (s for s, share in shares.items() if len(held[s]) + len(members) / 2 <= share * len(pairs))
+        held[next(fits, "train")] += members
+    empty = next((split for split, share in {**shares, "train": 1}.items() if share and not held[split]), None)
+    if empty is not None:
+        raise ValueError(
+            f"split: val {val} and test {test} of {len(pairs)} images in {len(names)} groups leave none for {empty}; "
+            "change the shares (0 holds nothing out) or the group"
+        )
+    return {split: tuple(sorted(members, key=natural)) for split, members in held.items()}
 
 
 def check_sizes(pairs: Sequence[Pair], faults: list[str]) -> list[str]:

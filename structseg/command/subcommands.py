@@ -47,6 +47,7 @@ LIGHTNING = {
 }
 SUBCOMMANDS = {
     **LIGHTNING,
+    "init": Subcommand("structseg.command.init", "write the dataset.yaml of a folder of your own images and masks"),
     "demo": Subcommand("structseg.command.demo", "train and test on drawn faces, in some minutes on a CPU"),
     "pipeline": Subcommand("structseg.pipelines.command", "fits that build on each other, finished ones skipped"),
     "rounds": Subcommand(
@@ -73,6 +74,7 @@ _OTHER_NAMES = {
     "inference": "predict",
     "segment": "predict",
     "stages": "pipeline",
+    "new": "init",
     "verify": "check",
     "lint": "check",
     "slurm": "submit",

@@ -1,0 +1,361 @@
+"""`structseg init FOLDER`: writes the `dataset.yaml` of own images and masks, and says what it assumed."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from math import sqrt
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+from structseg.datamodules.folder.layout import find_layout
+from structseg.datamodules.folder.masks import grey_depth, lossy, wide_colours
+from structseg.datamodules.folder.pairs import Pair, check_sizes, find_pairs, grouped_split
+from structseg.datamodules.images import open_image, stored_size
+from structseg.messages import fail
+
+_FILE = "dataset.yaml"
+_MOST = 254  # values of one mask; more are a photograph, or an edge that was smoothed
+_SHOWN = 20  # faults that are printed
+_VOID = (224, 224, 192)  # VOC's colour of what is not labelled
+_SIDE = 256  # of the square with as many pixels as images are resized to
+_GROUPS = (r"^(.+)/", r"^([^/_-]+)[_-]", r"^(.+)[_-][^_-]+$")  # what groups of images may have in common
+_COLOURS = 1 << 24  # added to a colour, so that it differs from grey values
+
+
+class Seen(NamedTuple):
+    """What a mask holds.
+
+    Attributes:
+        fault: why it cannot be used, or "".
+        coloured: whether values are colours.
+        values: pixels of each value: grey values or indices; colours as red + 256 green + 65536 blue.
+        size: (height, width) of the photograph.
+    """
+
+    fault: str
+    coloured: bool
+    values: dict[int, int]
+    size: tuple[int, int]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"init: {message}", 2)
+
+
+def main(args: list[str]) -> None:
+    """Entry point.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: the folder holds nothing to train on.
+        SystemExit: 1 with faults, after they were listed; 2 where the command is wrong.
+    """
+    parser = _Parser(
+        prog="structseg init",
+        description=f"Writes FOLDER/{_FILE}: where images and masks lie, the classes, a split, sizes. It asks nothing "
+        "and says what it assumed. Name the classes in it, then: structseg fit own/fasseg_unet --data.root FOLDER",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds images and masks, or images and tags")
+    parser.add_argument("--overwrite", action="store_true", help=f"replace a {_FILE} that is there")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, help="processes that read masks; default: all cores")
+    given = parser.parse_args(args)
+    if given.workers < 1:
+        parser.error(f"--workers is {given.workers}; 1 or more processes read")
+    home = given.folder.expanduser()
+    if not home.is_dir():
+        raise FileNotFoundError(f"no folder {home}; give the folder that holds images and masks")
+    target = home / _FILE
+    if target.exists() and not given.overwrite:
+        raise ValueError(f"{target} is there already; --overwrite replaces it")
+    tree, said, faults = propose(home, given.workers)
+    part = target.with_name(f".{_FILE}.part")
+    part.write_text(as_yaml(tree), encoding="utf-8")
+    part.replace(target)
+    print("\n".join(f"  {line}" for line in said))
+    if faults:
+        print(f"{len(faults)} faults, which fit refuses:")
+        print("\n".join([f"  {fault}" for fault in faults[:_SHOWN]] + ["  ..."] * (len(faults) > _SHOWN)))
+    method = "structseg fit own/fasseg_unet" if "masks" in str(tree) else "structseg pipeline own/conta"
+    print(f"wrote {target}; next: {method} --data.root {given.folder}")
+    if faults:
+        raise SystemExit(1)
+
+
+def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[str]]:
+    """What a `dataset.yaml` of a folder may say, what was assumed for it, and what is wrong with the folder.
+
+    Raises:
+        ValueError: there is nothing to train on; the message says what is missing.
+    """
+    tree, faults = find_layout(home), list[str]()
+    parts = {split: tree[split] for split in ("train", "val", "test") if split in tree} or {"": tree}
+    said = [f"{name + ': ' if name else ''}{_place(part)}" for name, part in parts.items()]
+    pairs = {name: find_pairs(home / part["images"], part.get("masks"), home, faults) for name, part in parts.items()}
+    every = [pair for found in pairs.values() for pair in found]
+    check_sizes(every, faults)
+    if "tags" in tree:
+        classes, sizes = _classes_of_tags(home, tree["tags"], every), [_size(pair) for pair in every]
+        said.append(f"no masks: tags from {tree['tags']}, for structseg pipeline own/conta")
+    else:
+        if not every:
+            raise ValueError(f"{home}: no image has a mask; {faults[0]}" if faults else f"{home}: no pairs")
+        classes, sizes = _classes_of_masks(home, every, workers, tree, said, faults)
+    tree["classes"] = classes
+    names = [entry if isinstance(entry, str) else entry["name"] for entry in classes]
+    if flips := _flip_pairs(names):
+        tree["flip_pairs"] = flips
+        said.append(f"a flip exchanges {', '.join(' and '.join(pair) for pair in flips)}")
+    train = len(every)
+    if "" in parts:
+        tree["split"] = _split(every, said)
+        shares = grouped_split(every, **{"group": None, **tree["split"]})
+        train = len(shares["train"])
+        said.append("split: " + ", ".join(f"{len(found)} {name}" for name, found in shares.items()))
+    else:
+        train = len(pairs["train"])
+        said.append("split as the folders: " + ", ".join(f"{len(found)} {name}" for name, found in pairs.items()))
+    height, width = (statistics.median(axis) for axis in zip(*sizes, strict=True))
+    scale = min(1.0, _SIDE / sqrt(height * width))
+    tree["size"] = [max(32, 32 * round(side * scale / 32)) for side in (height, width)]
+    tree["batch_size"] = next((b for b in (8, 4, 2) if train >= 4 * b and train % b != 1), 2 if train != 1 else 1)
+    tree["mean"] = tree["std"] = [0.5, 0.5, 0.5]
+    said.append(
+        f"images of {min(s[0] for s in sizes)}x{min(s[1] for s in sizes)} to {max(s[0] for s in sizes)}x"
+        f"{max(s[1] for s in sizes)} (height x width): size {tree['size']}, batch_size {tree['batch_size']}; mean and "
+        "std as the packaged weights expect"
+    )
+    return tree, said, faults
+
+
+def _place(part: Mapping[str, str]) -> str:
+    return f"images in {part['images']}, " + (f"masks in {part['masks']}" if "masks" in part else "no masks")
+
+
+def look(pair: Pair) -> Seen:
+    """Reads the header of a photograph and the mask of a pair; raises nothing that a file could cause."""
+    path = pair.mask
+    assert path is not None
+    try:
+        size = _size(pair)
+        mask = open_image(path)
+        if lossy(path, mask):
+            return Seen(f"{path} is {mask.format}, which does not keep values; save masks as PNG", False, {}, size)
+        if wide_colours(path, mask):
+            return Seen(f"{path} has colours of 16 bits a channel; save the mask with 8", False, {}, size)
+        coloured, values = _values(path, mask)
+    except (OSError, ValueError) as error:
+        return Seen(str(error), False, {}, (0, 0))
+    if not values:
+        return Seen(f"{path} holds more than {_MOST} values; is it a photograph, or was it smoothed?", False, {}, size)
+    return Seen("", coloured, values, size)
+
+
+def _values(path: Path, mask: Any) -> tuple[bool, dict[int, int]]:
+    """Whether a mask is coloured, and the pixels of each value; no value where there are too many."""
+    if mask.mode in ("F",) or mask.mode.startswith("I"):
+        import numpy as np
+
+        found, counts = np.unique(np.asarray(mask), return_counts=True)
+        few = len(found) <= _MOST
+        return False, dict(zip(found.astype(int).tolist(), counts.tolist(), strict=True)) if few else {}
+    if mask.mode in ("1", "L"):
+        step = 255 // ((1 << grey_depth(path)) - 1) if grey_depth(path) < 8 else 1
+        counts = mask.convert("L").histogram()
+        levels = {value: count for value, count in enumerate(counts) if count}
+        return False, levels if step in (1, 255) else {value // step: count for value, count in levels.items()}
+    if mask.mode == "P":
+        flat = mask.getpalette("RGB") or []
+        counts = {index: count for index, count in enumerate(mask.histogram()) if count}
+        colours = {i: tuple(flat[3 * i : 3 * i + 3]) for i in counts}
+        if len(set(colours.values())) < len(colours) or not all(colours.values()):  # a palette that tells nothing
+            return False, counts
+        if all(len(set(c)) == 1 for c in colours.values()) and set(colours.values()) != {(0, 0, 0)}:
+            return False, {colours[i][0]: count for i, count in counts.items()}
+        return True, {r | g << 8 | b << 16: counts[i] for i, (r, g, b) in colours.items()}
+    rgb = (mask if mask.mode == "RGB" else mask.convert("RGBA")).getcolors(_MOST) or []
+    values: dict[int, int] = {}
+    for count, (red, green, blue, *_) in rgb:
+        values[red | green << 8 | blue << 16] = values.get(red | green << 8 | blue << 16, 0) + count
+    if values and all(v & 255 == v >> 8 & 255 == v >> 16 for v in values) and max(values) > 0:  # grey in three channels
+        return False, {value & 255: count for value, count in values.items()}
+    return True, values
+
+
+def _looked_at(pairs: Sequence[Pair], workers: int) -> Iterator[Seen]:
+    if workers == 1 or len(pairs) < 64:
+        yield from map(look, pairs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        step = 64 * workers * 4  # in turns, so that no more than these are in memory
+        for start in range(0, len(pairs), step):
+            yield from pool.map(look, pairs[start : start + step], chunksize=64)
+
+
+def _classes_of_masks(
+    home: Path, pairs: Sequence[Pair], workers: int, tree: dict[str, Any], said: list[str], faults: list[str]
+) -> tuple[list[Any], list[tuple[int, int]]]:
+    pixels, images, first = Counter[int](), Counter[int](), dict[int, Path]()
+    sizes, empty = list[tuple[int, int]](), 0
+    for pair, seen in zip(pairs, _looked_at(pairs, workers), strict=True):
+        if seen.fault:
+            if seen.fault not in faults:
+                faults.append(seen.fault)
+            continue
+        sizes.append(seen.size)
+        values = {v + _COLOURS * seen.coloured: n for v, n in seen.values.items()}
+        empty += len(values) == 1
+        for value, count in values.items():
+            pixels[value] += count
+            images[value] += 1
+            if pair.mask is not None:
+                first.setdefault(value, pair.mask)
+        if len(pixels) > 4 * _MOST:
+            raise ValueError(
+                f"the masks hold more than {4 * _MOST} values, {_shown(value)} in {pair.mask} among them; a mask needs "
+                "one value a class: were they smoothed, or are they photographs?"
+            )
+    if len(pixels) < 2:
+        held = f"nothing but {_shown(next(iter(pixels)))}" if pixels else "nothing that can be read"
+        why = f" ({faults[0]})" if faults else ""
+        raise ValueError(f"the masks of {home} hold {held}{why}; 2 classes or more are needed")
+    both = 0 in pixels and _COLOURS in pixels  # black as a grey value and as a colour, as of masks of nothing else
+    if both:
+        kept, other = (_COLOURS, 0) if max(pixels) > _COLOURS else (0, _COLOURS)
+        for counter in (pixels, images):
+            counter[kept] += counter.pop(other)
+    values = sorted(pixels)
+    ignored = [v for v in values if v == _COLOURS + _pack(_VOID) or (v == 255 and len(values) > 2 and values[-2] < 128)]
+    for value in ignored:
+        said.append(f"{_shown(value)} takes no part (ignore), as such values mostly mark what is not labelled")
+        values.remove(value)
+        tree["ignore"] = [_plain(value)]
+    background = next((v for v in (0, _COLOURS) if v in values), max(values, key=lambda v: pixels[v]))
+    values = [background, *(v for v in values if v != background)]
+    names, source = _names(home, values)
+    said.append(f"{len(values)} classes, named {source}:")
+    total = sum(pixels.values())
+    classes: list[Any] = []
+    for index, (name, value) in enumerate(zip(names, values, strict=True)):
+        said.append(f"  {name}: {_shown(value)}, {pixels[value] / total:.1%} of the pixels, in {images[value]} masks")
+        rare = pixels[value] < 1e-5 * total and images[value] <= max(1, len(pairs) // 100)
+        if rare:
+            said.append(f"    that is little: a slip? first in {first.get(value)}")
+        plain = value < _COLOURS and value == index
+        own = [_plain(value), *([0] if both and value == _COLOURS else [])]
+        classes.append(name if plain else {"name": name, "rgb" if value > _COLOURS else "values": own})
+    if empty:
+        said.append(f"{empty} masks hold one value alone")
+    return classes, sizes
+
+
+def _pack(colour: tuple[int, int, int]) -> int:
+    return colour[0] | colour[1] << 8 | colour[2] << 16
+
+
+def _plain(value: int) -> int | list[int]:
+    """A grey value, or the colour that a number stands for."""
+    return value if value < _COLOURS else [value & 255, value >> 8 & 255, value >> 16 & 255]
+
+
+def _shown(value: int) -> str:
+    return f"value {value}" if value < _COLOURS else f"colour {_plain(value)}"
+
+
+def _names(home: Path, values: Sequence[int]) -> tuple[list[str], str]:
+    """A name for each value, and where they come from: `labelmap.txt` or `classes.txt`, else their numbers."""
+    default = ["background", "foreground"] if len(values) == 2 and values[1] == 255 else ["background"]
+    default += [f"class_{v if v < _COLOURS else i}" for i, v in enumerate(values) if i >= len(default)]
+    for file in (home / "labelmap.txt", home / "classes.txt", home / "labels.txt"):
+        if not file.is_file():
+            continue
+        lines = [line.strip() for line in file.read_text("utf-8-sig", errors="replace").splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        coloured = [re.match(r"(.+?):(\d+),(\d+),(\d+):", line) for line in lines]
+        by_value = {_COLOURS + _pack((int(m[2]), int(m[3]), int(m[4]))): m[1] for m in coloured if m} or dict(
+            enumerate(lines)
+        )
+        found = [by_value.get(value, "") for value in values]
+        if all(found) and len(set(found)) == len(found):
+            return found, f"as {file.name} says"
+    return default, "by their values; name them in the file"
+
+
+def _classes_of_tags(home: Path, tags: str, pairs: Sequence[Pair]) -> list[Any]:
+    if tags == "folders":
+        found = {Path(pair.name).parent.name for pair in pairs} - {"", "background"}
+    else:
+        with (home / tags).open(encoding="utf-8-sig", newline="") as file:
+            cells = [row.get("classes") or "" for row in csv.DictReader(file)]
+        found = {tag.strip() for cell in cells for tag in (cell.split(";") if ";" in cell else cell.split())} - {""}
+    if not found:
+        raise ValueError(f"{home / tags} names no class; its header is name,classes")
+    return ["background", *sorted(found)]
+
+
+def _flip_pairs(names: Sequence[str]) -> list[list[str]]:
+    """Classes whose names differ by left and right alone."""
+    pairs = []
+    for name in names:
+        for left, right in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT"), ("l", "r"), ("L", "R")):
+            edge = (
+                (r"(?<![A-Za-z])" if left == "left" else r"(?<![A-Z])") + "{}(?![a-z])"
+                if len(left) > 1
+                else r"(?<![A-Za-z]){}(?=[_-])|(?<=[_-]){}$"
+            )
+            other = re.sub(edge.format(left, left), right, name)
+            if other != name and other in names and [name, other] not in pairs:
+                pairs.append([name, other])
+    return pairs
+
+
+def _split(pairs: Sequence[Pair], said: list[str]) -> dict[str, Any]:
+    """A split at random, by groups where the names of the images show some."""
+    shares = {"val": 0.15, "test": 0.15}
+    if len(pairs) < 8:
+        said.append(f"{len(pairs)} images are too few to hold any out; all train")
+        return {"seed": 0, "val": 0, "test": 0}
+    for pattern in _GROUPS:
+        groups = Counter(m[1] if (m := re.search(pattern, pair.name)) else pair.name for pair in pairs)
+        if 5 <= len(groups) <= 0.6 * len(pairs) and max(groups.values()) <= 0.4 * len(pairs):
+            try:
+                grouped_split(pairs, 0, group=pattern, **shares)
+            except ValueError:
+                continue
+            some = ", ".join(name for name, _ in groups.most_common(3))
+            said.append(f"{len(groups)} groups by the names ({some}, ...), none of which is on two sides of the split")
+            return {"seed": 0, **shares, "group": pattern}
+    return {"seed": 0, **shares}
+
+
+def _size(pair: Pair) -> tuple[int, int]:
+    """(height, width) of the upright photograph; raises as `open_image`."""
+    (width, height), orientation = stored_size(pair.image)
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """The file's text: a line a class, a comment on what is to be looked at."""
+
+    def flow(value: Any) -> str:
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+        return text.removesuffix("\n...\n").strip()
+
+    lines = ["# Written by structseg init. Names and values are yours to correct; docs/own_data.md has every key."]
+    for key, value in tree.items():
+        if key != "classes":
+            lines.append(f"{key}: {flow(value)}")
+            continue
+        lines += ["classes:  # the position is the index; 0 is the background", *(f"  - {flow(e)}" for e in value)]
+    return "\n".join(lines) + "\n"
