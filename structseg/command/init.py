@@ -309,11 +309,8 @@ def _flip_pairs(names: Sequence[str]) -> list[list[str]]:
     pairs = []
     for name in names:
         for left, right in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT"), ("l", "r"), ("L", "R")):
-            edge = (
-                (r"(?<![A-Za-z])" if left == "left" else r"(?<![A-Z])") + "{}(?![a-z])"
-                if len(left) > 1
-                else r"(?<![A-Za-z]){}(?=[_-])|(?<=[_-]){}$"
-            )
+            before = r"(?<![A-Za-z])" if left.islower() else r"(?<![A-Z])"
+            edge = before + ("{}(?![a-z])" if len(left) > 1 else "{}(?=[_-])|(?<=[_-]){}$")
             other = re.sub(edge.format(left, left), right, name)
             if other != name and other in names and [name, other] not in pairs:
                 pairs.append([name, other])
