@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
@@ -148,6 +149,18 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
                 made = HiddenPartsDataset(made, self.originals.hide_parts, self.label_space, self.seed)
             self._datasets[split] = made
         return self._datasets[split]
+
+    def class_pixels(self) -> Tensor:
+        """As `DataSettings.class_pixels`, of the masks as they are before augmentation."""
+        data = self.dataset("train")
+        data = data.data if isinstance(data, BlobDataset) else data  # blobs take time
+        counts = torch.zeros(256, dtype=torch.int64)
+        for index in range(len(data)):  # type: ignore[arg-type]
+            sample = data[index]
+            if "mask" not in sample:
+                raise ValueError(f"{sample['name']} has no mask to count for balanced weights; give class weights")
+            counts += torch.bincount(sample["mask"].flatten(), minlength=256)
+        return counts[: len(self.label_space)]
 
     def _load(self, data: Dataset[Sample], train: bool) -> DataLoader[Sample]:
         """Batches of samples; in evaluation one image each where masks are scored as they are."""

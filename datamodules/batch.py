@@ -102,6 +102,14 @@ class DataSettings(Protocol):
         """What tells the queries from another prediction's; None where it is not known."""
         return None
 
+    def class_pixels(self) -> Tensor:
+        """(K,) int64, how many pixels of the training masks each class has; every mask is read once.
+
+        Raises:
+            ValueError: there are no masks to count.
+        """
+        raise ValueError("no datamodule counts the pixels of the training masks; give class weights as numbers")
+
     def names(self, split: Split) -> tuple[str, ...]:  # noqa: ARG002  # for children
         """The names of a split's images, where they are known before any is read."""
         return ()

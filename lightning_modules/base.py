@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Self, TypedDict
 
 import torch
+from jsonargparse.typing import register_type
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_warn
@@ -27,6 +28,15 @@ Split = Literal["train", "val", "test"]
 
 NO_TRUTH = "images of this split have no true mask; give a split or a list of images that have one"
 _SHOWN = ("val/miou", "val/map")  # in the progress bar
+
+
+def _weights(values: Any) -> Tensor:
+    if not isinstance(values, list):
+        raise ValueError("a list of numbers; structseg.losses.CrossEntropyLoss also takes class names and balanced")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+register_type(Tensor, Tensor.tolist, _weights)  # a configuration can give torch's own losses their weights of classes
 
 
 class StepOutput(TypedDict, total=False):

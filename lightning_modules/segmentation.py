@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from structseg.datamodules.batch import data_of
@@ -12,6 +13,7 @@ from structseg.lightning_modules.base import Split, StepOutput, TrainedModule
 from structseg.lightning_modules.inference import Inference
 from structseg.lightning_modules.logits import resize_logits
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
+from structseg.losses.class_weights import ClassWeighted
 from structseg.losses.cross_entropy import CrossEntropyLoss
 
 
@@ -40,6 +42,8 @@ class SegmentationModule(Inference, TrainedModule):
     ) -> None:
         super().__init__(network, label_space, **kwargs)
         self.loss = CrossEntropyLoss.like(loss) if type(loss) is nn.CrossEntropyLoss else loss
+        if isinstance(self.loss, ClassWeighted):
+            self.loss.set_classes(label_space.classes)
         self.set_flip(flip_test)
         ignored = getattr(loss, "ignore_index", label_space.ignore_index)
         if ignored != label_space.ignore_index:
@@ -61,17 +65,35 @@ class SegmentationModule(Inference, TrainedModule):
         return type(self.loss).__module__.startswith("structseg.losses.")
 
     def on_fit_start(self) -> None:
-        """Also notices a loss that several processes make another one of; images without labels need a teacher."""
+        """Also counts the pixels for `balanced` weights, and notices a loss that several processes make another one of.
+
+        Raises:
+            ValueError: `balanced`, or images without labels and without a teacher, and there are no masks.
+        """
         super().on_fit_start()
         if data_of(self.trainer).unlabelled and getattr(self, "teacher_ckpt", None) is None:
             raise ValueError(
                 "training images without labels need a teacher; set --model.teacher_ckpt (ConsensusSegmenter)"
             )
+        if isinstance(self.loss, ClassWeighted) and self.loss.uncounted:
+            self.loss.balance(data_of(self.trainer).class_pixels().to(self.device))
+            rank_zero_info(f"balanced class weights: {self._class_weights()}")
         if self.trainer.world_size > 1 and not self._of_all_ranks:
             self.notice(
                 f"{type(self.loss).__name__} sees the batch of each of {self.trainer.world_size} processes by itself: "
                 "where it divides by what a batch holds, or is no mean over images, one process learns another thing"
             )
+
+    def _class_weights(self) -> dict[str, float]:
+        """The weights of the classes in the loss, by name; empty where it has none."""
+        weight = self.loss.weight if isinstance(self.loss, ClassWeighted) else None
+        values = [] if weight is None else weight.tolist()
+        return {name: round(value, 6) for name, value in zip(self.label_space.classes, values, strict=False)}
+
+    def make_card(self) -> dict[str, Any]:
+        """Also the weights of the classes in the loss, where it has some."""
+        weights = self._class_weights()
+        return {**super().make_card(), **({"class_weights": weights} if weights else {})}
 
     def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         loss: Tensor = self.loss(logits, batch["mask"])

@@ -6,6 +6,7 @@ from structseg.losses.affinity_displacement import (
     affinity_displacement_loss,
 )
 from structseg.losses.affinity_paths import AffinityPath, affinity_paths
+from structseg.losses.class_weights import ClassWeighted, ClassWeights
 from structseg.losses.company_offset import CompanyOffsetLoss
 from structseg.losses.consensus import ConsensusLoss, consensus_loss
 from structseg.losses.cross_entropy import CrossEntropyLoss
@@ -18,6 +19,8 @@ __all__ = [
     "AffinityDisplacement",
     "AffinityDisplacementLoss",
     "AffinityPath",
+    "ClassWeighted",
+    "ClassWeights",
     "CompanyOffsetLoss",
     "ConsensusLoss",
     "CrossEntropyDiceLoss",

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from structseg.losses.class_weights import ClassWeighted, ClassWeights, check_weight
 from structseg.losses.consensus_checks import check_shapes, refuse_conflict, refuse_logits
 from structseg.losses.ranks import divisor, ranks_of, total_over_ranks
 from structseg.losses.region_sums import images_at_once, region_sum, spread, spread_two, sum_two
@@ -48,6 +49,7 @@ def consensus_loss(
     names: Sequence[str] | None = None,
     blob_weight: BlobWeight = "equal",
     counts_over_ranks: bool = False,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Asks the mean prediction t of each blob to be right, and each of its m pixels u to agree with it.
 
@@ -84,6 +86,8 @@ def consensus_loss(
         counts_over_ranks: the mean runs over the blobs of all processes, for DDP; they must then call it together.
             Logits that are not finite then give a loss that is not, so that no process waits for another that has
             stopped. With `published`, ids of H * W and above are known in their own process only.
+        weight: (C,) of each class: what its blobs count in the label term, whose mean over blobs is then weighted; the
+            consensus term asks for agreement, whatever the class. None: all 1. `published` knows none.
 
     Returns:
         A scalar; 0 with zero gradient where every pixel is ignored.
@@ -106,14 +110,19 @@ def consensus_loss(
     over_ranks = ranks_of(counts_over_ranks) > 1
     settings = _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight, over_ranks)
     target, blobs = check_shapes(logits, target, blobs)
+    if weight is not None:
+        _refuse_published_weight(normalization)
+        check_weight(weight, logits.shape[1])
     with torch.autocast(logits.device.type, enabled=False):
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if torch.compiler.is_compiling():
             regions = find_regions(logits, target, blobs, ignore_index, settings.published, validate=False)
+            regions = regions._replace(class_weight=weight)
             return _plain(logits, regions, settings)
         with torch.no_grad():
             regions = find_regions(logits, target, blobs, ignore_index, settings.published, validate, names)
+            regions = regions._replace(class_weight=weight)
             p, total, *sums = _sums(logits.log_softmax(1), regions, settings)
             conflict, underflows, finite = _flags(total, sums[0], regions, settings, validate)
             if conflict:
@@ -131,7 +140,7 @@ def consensus_loss(
         return loss
 
 
-class ConsensusLoss(nn.Module):
+class ConsensusLoss(ClassWeighted):
     """`consensus_loss` with its settings kept.
 
     Args:
@@ -143,6 +152,7 @@ class ConsensusLoss(nn.Module):
         ignore_index: target value of the pixels that belong to no blob.
         validate: check values too, not only shapes.
         blob_weight: `equal`, or `size` for blobs that count as their pixels.
+        weight: of each class in the label term: a list, by class name, or `balanced` (`ClassWeighted`).
 
     Raises:
         ValueError: a negative or infinite weight, or an unknown word.
@@ -158,8 +168,12 @@ class ConsensusLoss(nn.Module):
         ignore_index: int = 255,
         validate: bool = True,
         blob_weight: BlobWeight = "equal",
+        weight: ClassWeights = None,
     ) -> None:
         super().__init__()
+        if weight is not None:
+            _refuse_published_weight(normalization)
+        self.set_weight(weight)
         _settings(alpha, beta, normalization, label_reduction, consensus_reduction, blob_weight, False)
         self.alpha, self.beta = alpha, beta
         self.normalization: Normalization = normalization
@@ -175,6 +189,7 @@ class ConsensusLoss(nn.Module):
         return consensus_loss(
             logits, target, blobs, self.alpha, self.beta, self.normalization, self.label_reduction,
             self.consensus_reduction, self.ignore_index, self.validate, names, self.blob_weight, self.training,
+            self.weight_of_classes(),
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -207,6 +222,11 @@ def _settings(
         raise ValueError("consensus loss: " + ", ".join(problems))
     published, by_image = normalization == "published", (label == "image", consensus == "image")
     return _Settings(alpha, beta, published, *by_image, blob_weight == "size", over_ranks)
+
+
+def _refuse_published_weight(normalization: str) -> None:
+    if normalization == "published":
+        raise ValueError("consensus loss: weight with normalization='published' (blob)")
 
 
 class _WithGradient(torch.autograd.Function):
@@ -301,7 +321,13 @@ def _loss_of_sums(
     else:
         each = pixels if settings.by_size else present
         each = each / divisor(each.sum(), settings.over_ranks)
-        label_weight = each * settings.alpha
+        weighted = each
+        if regions.class_weight is not None:
+            of_class = regions.class_weight.to(each)
+            weighted = each * (of_class[regions.label] if regions.classes is not None else of_class.view(1, -1, 1))
+            known = weighted if regions.classes is not None else weighted * regions.label / at_least_one
+            weighted = weighted / divisor(known.sum(), settings.over_ranks)
+        label_weight = weighted * settings.alpha
         consensus_weight = each * settings.beta / (area if settings.consensus_by_image else at_least_one)
 
     size = torch.full_like(pixels, area) if settings.label_by_image else at_least_one

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from structseg.losses.class_weights import ClassWeighted, ClassWeights, count_pixels
 from structseg.losses.ranks import divisor, sum_over_ranks
 
 
@@ -16,6 +17,7 @@ def cross_entropy_dice(
     label_smoothing: float = 0.0,
     ignore_index: int = 255,
     counts_over_ranks: bool = False,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy over the labelled pixels + `dice_weight` times (1 - mean soft Dice over the batch's classes).
 
@@ -29,6 +31,7 @@ def cross_entropy_dice(
         label_smoothing: of the cross-entropy, 0..1.
         ignore_index: value of the pixels that count in neither term.
         counts_over_ranks: the batch is that of all processes together, for DDP; they must then call it together.
+        weight: (C,) of each class: of its pixels in the cross-entropy, and of its Dice in their mean. None: all 1.
 
     Returns:
         A scalar, 0 or more; 0 with zero gradient where every pixel is ignored.
@@ -48,11 +51,12 @@ def cross_entropy_dice(
         )
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    labelled = target != ignore_index
+    weight = None if weight is None else weight.to(logits.dtype)
+    labelled, counted = target != ignore_index, count_pixels(target, ignore_index, weight, logits.shape[1])
     entropy = F.cross_entropy(
-        logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
+        logits, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
     )
-    loss = entropy / divisor(labelled.sum(), counts_over_ranks)
+    loss = entropy / divisor(counted.sum(), counts_over_ranks)
     if dice_weight:
         probabilities = logits.softmax(1) * labelled[:, None]
         truth = F.one_hot(target.masked_fill(~labelled, 0), logits.shape[1]).movedim(-1, 1) * labelled[:, None]
@@ -60,16 +64,30 @@ def cross_entropy_dice(
         size = truth.sum((0, 2, 3))
         both, found, size = sum_over_ranks(torch.stack([both, found, size.to(both)]), counts_over_ranks)
         dice = 2 * both / (found + size).clamp(min=torch.finfo(logits.dtype).tiny)
-        occurs = size > 0
-        loss = loss + dice_weight * ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)
+        occurs = size > 0 if weight is None else (size > 0) * weight
+        loss = loss + dice_weight * ((1 - dice) * occurs).sum() / divisor(occurs.sum(), False)
     return loss
 
 
-class CrossEntropyDiceLoss(nn.Module):
-    """`cross_entropy_dice` with its settings kept; while it trains, of the batches of all processes together."""
+class CrossEntropyDiceLoss(ClassWeighted):
+    """`cross_entropy_dice` with its settings kept; while it trains, of the batches of all processes together.
 
-    def __init__(self, dice_weight: float = 1.0, label_smoothing: float = 0.0, ignore_index: int = 255) -> None:
+    Args:
+        dice_weight: weight of the Dice term, 0 or more.
+        label_smoothing: of the cross-entropy, 0..1.
+        ignore_index: value of the pixels that count in neither term.
+        weight: of each class: a list, by class name, or `balanced` (`ClassWeighted`).
+    """
+
+    def __init__(
+        self,
+        dice_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        ignore_index: int = 255,
+        weight: ClassWeights = None,
+    ) -> None:
         super().__init__()
+        self.set_weight(weight)
         if dice_weight < 0 or not 0 <= label_smoothing <= 1:
             raise ValueError(
                 f"dice_weight={dice_weight}, label_smoothing={label_smoothing}; 0 or more and 0..1 are needed"
@@ -79,5 +97,11 @@ class CrossEntropyDiceLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """(N, C, H, W) and (N, H, W) to a scalar."""
         return cross_entropy_dice(
-            logits, target, self.dice_weight, self.label_smoothing, self.ignore_index, self.training
+            logits,
+            target,
+            self.dice_weight,
+            self.label_smoothing,
+            self.ignore_index,
+            self.training,
+            self.weight_of_classes(),
         )

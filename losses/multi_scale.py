@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from structseg.losses.class_weights import ClassWeighted, ClassWeights, count_pixels
 from structseg.losses.ranks import divisor
 
 
 def multi_scale_cross_entropy(
-    logits: Tensor | list[Tensor], target: Tensor, ignore_index: int = 255, counts_over_ranks: bool = False
+    logits: Tensor | list[Tensor],
+    target: Tensor,
+    ignore_index: int = 255,
+    counts_over_ranks: bool = False,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The sum over all logits of their cross-entropy on the labels at their size.
 
@@ -24,6 +29,7 @@ def multi_scale_cross_entropy(
         target: (N, H, W) int64, `ignore_index` where nothing counts.
         ignore_index: 0..255 or negative.
         counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
+        weight: (K,) of each class: of its pixels, in weighted means. None: all 1.
 
     Returns:
         A scalar, float32 at least.
@@ -37,10 +43,12 @@ def multi_scale_cross_entropy(
         raise ValueError(f"logits {shapes} and target {tuple(target.shape)}; expected (N, K, h, w) and (N, H, W)")
     total = torch.zeros((), device=target.device)
     targets = [resized_labels(target, (one.shape[-2], one.shape[-1])) for one in each]
-    counts = torch.stack([(labels != ignore_index).sum() for labels in targets])
+    classes = each[0].shape[1]
+    counts = torch.stack([count_pixels(labels, ignore_index, weight, classes).sum() for labels in targets])
     for one, labels, number in zip(each, targets, divisor(counts, counts_over_ranks), strict=True):
         precise = one if one.dtype == torch.float64 else one.float()
-        summed = F.cross_entropy(precise, labels, ignore_index=ignore_index, reduction="sum")
+        used = None if weight is None else weight.to(precise.dtype)
+        summed = F.cross_entropy(precise, labels, used, ignore_index=ignore_index, reduction="sum")
         total = total + summed / number
     return total
 
@@ -60,17 +68,20 @@ def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels[:, rows[:, None], columns]
 
 
-class MultiScaleCrossEntropy(nn.Module):
+class MultiScaleCrossEntropy(ClassWeighted):
     """`multi_scale_cross_entropy` as a module; while it trains, the means are over all processes.
 
     Args:
         ignore_index: target value of the pixels to leave out.
+        weight: of each class: a list, by class name, or `balanced` (`ClassWeighted`).
     """
 
-    def __init__(self, ignore_index: int = 255) -> None:
+    def __init__(self, ignore_index: int = 255, weight: ClassWeights = None) -> None:
         super().__init__()
         self.ignore_index = ignore_index
+        self.set_weight(weight)
 
     def forward(self, logits: Tensor | list[Tensor], target: Tensor) -> Tensor:
         """The loss of logits (N, K, h, w), or of a list of them, and a target (N, H, W)."""
-        return multi_scale_cross_entropy(logits, target, self.ignore_index, self.training)
+        weight = self.weight_of_classes()
+        return multi_scale_cross_entropy(logits, target, self.ignore_index, self.training, weight)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from structseg.losses.class_weights import ClassWeighted, ClassWeights, count_pixels
 from structseg.losses.ranks import divisor
 
 
 def one_hot_binary_cross_entropy(
-    logits: Tensor, target: Tensor, ignore_index: int = 255, counts_over_ranks: bool = False
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int = 255,
+    counts_over_ranks: bool = False,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean over classes and labelled pixels of -(t log p + (1 - t) log(1 - p)).
 
@@ -22,6 +27,7 @@ def one_hot_binary_cross_entropy(
         target: (N, H, W) int64, 0..C-1 or `ignore_index`.
         ignore_index: value of the pixels that do not count.
         counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
+        weight: (C,) of each class: of its pixels, in a weighted mean. None: all 1.
 
     Returns:
         A scalar, 0 or more; 0 with zero gradient where every pixel is ignored.
@@ -45,16 +51,27 @@ def one_hot_binary_cross_entropy(
     truth = torch.zeros_like(logits).scatter_(1, target[:, None].where(labelled, 0), 1)
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     # Not by a product: an ignored pixel may hold anything, infinity too.
-    return entropy.where(labelled, 0).sum() / divisor(labelled.sum() * logits.shape[1], counts_over_ranks)
+    entropy = entropy.where(labelled, 0)
+    counted = count_pixels(target, ignore_index, weight, logits.shape[1])
+    if weight is not None:
+        entropy = entropy * counted[:, None]
+    return entropy.sum() / divisor(counted.sum() * logits.shape[1], counts_over_ranks)
 
 
-class OneHotBCELoss(nn.Module):
-    """`one_hot_binary_cross_entropy` with its setting kept; while it trains, the mean is over all processes."""
+class OneHotBCELoss(ClassWeighted):
+    """`one_hot_binary_cross_entropy` with its settings kept; while it trains, the mean is over all processes.
 
-    def __init__(self, ignore_index: int = 255) -> None:
+    Args:
+        ignore_index: value of the pixels that do not count.
+        weight: of each class: a list, by class name, or `balanced` (`ClassWeighted`).
+    """
+
+    def __init__(self, ignore_index: int = 255, weight: ClassWeights = None) -> None:
         super().__init__()
         self.ignore_index = ignore_index
+        self.set_weight(weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """(N, C, H, W) and (N, H, W) to a scalar."""
-        return one_hot_binary_cross_entropy(logits, target, self.ignore_index, self.training)
+        weight = self.weight_of_classes()
+        return one_hot_binary_cross_entropy(logits, target, self.ignore_index, self.training, weight)

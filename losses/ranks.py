@@ -28,14 +28,14 @@ def total_over_ranks(counts: Tensor, largest: bool = False) -> Tensor:
 
 
 def divisor(count: Tensor, counts_over_ranks: bool) -> Tensor:
-    """What a sum is divided by for a mean over `count` things, or of each entry: at least 1.
+    """What a sum is divided by for a mean over `count` things, or of each entry; 1 where there is none.
 
-    Over several processes their mean count, of all of which there is at least 1; it may then be below 1.
+    Things may have weights: then it is their sum. Over several processes the mean of theirs.
     """
     ranks = ranks_of(counts_over_ranks)
-    if ranks == 1:
-        return count.clamp(min=1)
-    return total_over_ranks(count).clamp(min=1) / ranks
+    if ranks > 1:
+        count = total_over_ranks(count)
+    return count.where(count > 0, 1) / ranks if ranks > 1 else count.where(count > 0, 1)
 
 
 def sum_over_ranks(values: Tensor, counts_over_ranks: bool) -> Tensor:

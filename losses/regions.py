@@ -20,6 +20,7 @@ class Regions(NamedTuple):
     label: (N, 1, bins) int64, or the (N, C, bins) sums of soft targets.
     classes: the hard target, (N, 1, H, W), 0 where it is ignored; None where it is soft.
     conflict: whether a region has two labels, a scalar.
+    class_weight: (C,) what a class counts in the label term, or None.
     """
 
     ids: Tensor
@@ -27,6 +28,7 @@ class Regions(NamedTuple):
     label: Tensor
     classes: Tensor | None
     conflict: Tensor
+    class_weight: Tensor | None = None
 
     @property
     def bins(self) -> int:

@@ -23,6 +23,7 @@ from structseg.lightning_modules.metrics.faults import FaultMetrics, checked_pai
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 from structseg.lightning_modules.networks.deeplab_v2 import RESNET101, SCALES, DeepLabV2, MultiScale
 from structseg.lightning_modules.segmentation import SegmentationModule
+from structseg.losses.class_weights import ClassWeights
 from structseg.losses.multi_scale import MultiScaleCrossEntropy
 
 QUERY_SIZE = (32, 32)  # (h, w) of the class probabilities that the next round's classifier is given
@@ -62,6 +63,7 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
             tags lack. Tags of other splits are not used: at test time they are unknown.
         confounders_from: predicting the training split, what the confounder set is the mean of: `masks`, the class
             probabilities that are predicted, or `pseudo_masks`, those that the segmenter learned from (--data.masks).
+        class_weights: of each class in the loss: a list, by class name, or `balanced` (`ClassWeighted`).
         pairs: names (A, B) of classes whose mix-up is scored by itself, as `on/A/B` and `goes_to/A/B`.
         **kwargs: settings of `SegmentationModule`; `flip_test` at each of `test_scales`. Published: `PolyLR` with
             every 10, and a batch of 10.
@@ -86,6 +88,7 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
         crf_workers: int | None = None,
         use_tags: bool = True,
         confounders_from: Literal["masks", "pseudo_masks"] = "masks",
+        class_weights: ClassWeights = None,
         pairs: list[tuple[str, str]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -97,7 +100,7 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
             raise ValueError(f"scales are {tuple(scales)}; each is above 0 and below 1, or none is given: []")
         self.pairs = checked_pairs(pairs or (), label_space.classes)  # the parent makes the scores
         network = MultiScale(DeepLabV2(len(label_space), backbone, weights, output_stride), tuple(scales))
-        loss = MultiScaleCrossEntropy(label_space.ignore_index)
+        loss = MultiScaleCrossEntropy(label_space.ignore_index, class_weights)
         super().__init__(network, loss, label_space, **kwargs)
         self.batch_norm = batch_norm
         self.set_scales(test_scales)

@@ -139,6 +139,8 @@ class STNiCNN(STNInference, SegmentationModule):
             problems.append(f"theta_weight={theta_weight} (0 or more)")
         if stage != "end_to_end" and (theta_weight or loss_on != "parts"):
             problems.append(f"theta_weight={theta_weight}, loss_on={loss_on} with stage {stage} (for end_to_end alone)")
+        if stage != "coarse" and getattr(loss, "class_weights", None) is not None:
+            problems.append(f"loss.weight={loss.class_weights} with stage {stage} (windows have classes of their own)")
         for key, value, usual in (("train_on", train_on, "true"), ("jitter", jitter, 0)):
             if stage != "parts" and value != usual:
                 problems.append(f"{key}={value} with stage {stage} (for parts alone)")
