@@ -1,4 +1,4 @@
-"""What all datamodules share: loaders, on-device augmentation, the folder of images to predict."""
+"""What all datamodules share: loaders and on-device augmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
 from structseg.datamodules.batch import SPLITS, Batch, DataSettings, MaskFilter, Sample, Split, collate, pad_masks
@@ -20,7 +20,6 @@ from structseg.datamodules.files.listing import Listed
 from structseg.datamodules.images import check_image
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.label_spaces import label_space as find_label_space
-from structseg.datamodules.predict.inputs import predict_inputs
 from structseg.datamodules.samplers import EpochSampler, EvaluationSampler, WeightedSampler, read_weights, run_seed
 from structseg.datamodules.wrappers.blobs import BlobDataset, BlobKind
 from structseg.datamodules.wrappers.full_size import Originals
@@ -31,8 +30,6 @@ from structseg.datamodules.wrappers.unlabelled import UnlabelledDataset
 
 class SegmentationDataModule(LightningDataModule, DataSettings):
     """Loaders, augmentation and normalisation; a child gives the data sets.
-
-    On its own it holds no labelled data and serves `predict` alone.
 
     Args:
         label_space: the space of the labels (and of a checkpoint's classes): its name, or a `dataset.yaml`; of both
@@ -49,8 +46,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
             `majority` gives each pixel the label that covers most of it.
         blobs: regions that a loss asks to agree, made in the workers: the labels, their connected components, or
             superpixels cut by the labels; None makes none.
-        predict_dir: for `predict`: an image, a folder of images, a list of these, a video file, or `camera:N`.
-        predict_out: the folder that predictions are written to.
+        predict_out: the folder that predictions of a split are written to.
         unlabelled: a folder that is searched through for images to train on in place of the labelled ones, which are
             left out where they lie in it. They have no mask: for a student that learns a teacher's predictions.
         sample_weights: how often training images are drawn, with replacement, as many as there are an epoch: `class`
@@ -72,7 +68,6 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         score_at: Literal["size", "native"] = "size",
         seed: int = 0,
-        predict_dir: list[str] | str | None = None,
         predict_out: str = "predictions",
         blobs: BlobKind | None = None,
         mask_filter: MaskFilter = "nearest",
@@ -103,7 +98,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         self.seed = seed
         self.blobs: BlobKind | None = blobs
         self.mask_filter: MaskFilter = mask_filter
-        self.predict_dir, self.predict_out = predict_dir, predict_out
+        self.predict_out = predict_out
         self.unlabelled = None if unlabelled is None else Path(unlabelled).expanduser()
         self.sample_weights = sample_weights
         self.pipeline = AugmentationPipeline(augmentation, self.label_space)
@@ -196,20 +191,6 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
     def test_dataloader(self) -> DataLoader[Sample]:
         """In order, each image once over all ranks."""
         return self._load(self.dataset("test"), train=False)
-
-    def predict_dataloader(self) -> DataLoader[Sample]:
-        """The images of `predict_dir`, one a batch, each with its original.
-
-        Raises:
-            ValueError: no `predict_dir`.
-        """
-        if self.predict_dir is None:
-            raise ValueError("predict needs images: give --data.predict_dir an image, a folder, a video or camera:0")
-        inputs = predict_inputs(self.predict_dir, self.size, Path(self.predict_out))
-        if isinstance(inputs, IterableDataset):  # a video: one process reads it, in order
-            return DataLoader(inputs, batch_size=1, collate_fn=collate)
-        sampler = self._sampler(inputs, train=False)
-        return DataLoader(inputs, batch_size=1, sampler=sampler, num_workers=self.num_workers, collate_fn=collate)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's hook
         """Augments training batches on their device, seeded by (seed, epoch, batch, rank) and not by history."""

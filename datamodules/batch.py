@@ -69,8 +69,8 @@ class DataSettings(Protocol):
         batch_size: images a training batch, on each device; None where it is not known.
         test_subsets: parts of the test set, by sample name, that are also scored apart.
         notices: what a reader of the figures has to know of the data.
-        predict_out: the folder that predictions are written to.
-        predict_split: the split that is predicted; None: photographs.
+        predict_out: the folder that predictions of a split are written to.
+        predict_split: the split that is predicted; None: no prediction.
         unlabelled: a folder of training images without labels.
         masks: of training: None, `truth`, or a folder of an earlier stage.
         queries: folder of the last round's class probabilities.

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from structseg.datamodules.batch import MaskFilter
 
 IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
-    ".webp",
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+_HEIF_SUFFIXES = (".heic", ".heif")
 
 # Only these: Pillow also reads formats that start a program (PostScript) or are recognised by a few bytes (TGA, PCX).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
@@ -45,6 +47,31 @@ _DECODING_ERRORS = (
 )  # fmt: skip
 
 
+@cache
+def _formats(heif: bool) -> tuple[str, ...]:
+    """The formats that may be in a file; HEIF only where its name says so, as it is read by an extra.
+
+    Raises:
+        ValueError: the extra is not installed.
+    """
+    if not heif:
+        return _FORMATS
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ValueError("HEIC needs pillow-heif, which is not installed; pip install 'structseg[heic]'") from None
+    register_heif_opener()
+    return (*_FORMATS, "HEIF")
+
+
+def formats_of(path: Path) -> tuple[str, ...]:
+    """Pillow's names of the formats that a file of this name may have; ValueError for HEIC without its extra."""
+    try:
+        return _formats(path.suffix.lower() in _HEIF_SUFFIXES)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turns what Pillow raises into one line with the file's name."""
@@ -65,9 +92,9 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _header(file: BinaryIO) -> Iterator[Image.Image]:
+def _header(file: BinaryIO, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """An image of which nothing is decoded yet, unless it would unpack to far more than it is."""
-    with Image.open(file, formats=_FORMATS) as image:
+    with Image.open(file, formats=formats) as image:
         pixels, size = image.width * image.height, os.fstat(file.fileno()).st_size
         if pixels > max(_BOMB_PIXELS, _BOMB_PIXELS_A_BYTE * size):
             raise ValueError(f"{pixels // 10**6} million pixels in {size} bytes, a decompression bomb")
@@ -108,7 +135,8 @@ def open_image(path: Path) -> Image.Image:
         ValueError: the file is empty, truncated or no image; the message names it.
     """
     # From a path, Pillow maps an uncompressed TIFF into memory, and jumbles it where it lies on its side.
-    with _naming(path), path.open("rb") as file, _header(file) as image:
+    formats = formats_of(path)
+    with _naming(path), path.open("rb") as file, _header(file, formats) as image:
         if image.format == "PNG":  # the decoder passes over checksums
             _hold_to_checksums(file)
         _refuse_planes(image)
@@ -130,7 +158,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def stored_size(path: Path) -> tuple[tuple[int, int], int]:
     """(width, height) as stored, and the EXIF orientation (1 to 8), from the header; raises as `open_image`."""
     try:
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with path.open("rb") as file, Image.open(file, formats=formats_of(path)) as image:
             # Pillow decodes a whole PNG to look for EXIF behind its pixels, where next to nobody puts it.
             exif = Image.Image.getexif(image)
             if image.format == "PNG" and not exif and _ends_with_more(file):
@@ -169,7 +197,8 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def check_image(path: Path) -> None:
     """Raises as `open_image`, for less: a JPEG is decoded at an eighth of its size, a PNG is held to its checksums."""
-    with _naming(path), path.open("rb") as file, _header(file) as image:
+    formats = formats_of(path)
+    with _naming(path), path.open("rb") as file, _header(file, formats) as image:
         if image.format == "PNG":
             _hold_to_checksums(file)
             return

@@ -122,15 +122,6 @@ class SegmentationModule(Inference, TrainedModule):
                     self.subset_scores[subset].update(prediction[inside], mask[inside])  # type: ignore[operator]
         return {"loss": loss, "prediction": prediction}
 
-    def on_predict_start(self) -> None:
-        """Refuses to predict as the method is set."""
-        self.check_prediction()
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """The classes of each image at its own size: (h, w) uint8, one tensor an image."""
-        sizes = [(image.shape[-2], image.shape[-1]) for image in batch["original"]]
-        return [one.classes() for one in self.label(batch, sizes)]
-
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss` and every score as `val/...`."""
         self._log_scores("val/", self.val_scores, self.val_loss)

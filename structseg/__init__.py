@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # imported at first use, so that `import structseg` loads no torch
+    from structseg.api import Segmenter as Segmenter
+    from structseg.api import load as load
     from structseg.datamodules.label_spaces import LabelSpace as LabelSpace
     from structseg.losses.consensus import ConsensusLoss as ConsensusLoss
     from structseg.losses.consensus import consensus_loss as consensus_loss
@@ -16,9 +18,11 @@ if TYPE_CHECKING:  # imported at first use, so that `import structseg` loads no 
 _MODULES = {
     "ConsensusLoss": "structseg.losses.consensus",
     "LabelSpace": "structseg.datamodules.label_spaces",
+    "Segmenter": "structseg.api",
     "consensus_loss": "structseg.losses.consensus",
+    "load": "structseg.api",
 }
-__all__ = ["ConsensusLoss", "LabelSpace", "__version__", "consensus_loss"]
+__all__ = ["ConsensusLoss", "LabelSpace", "Segmenter", "__version__", "consensus_loss", "load"]
 
 # Read once, when torch loads its threads: those that wait shall sleep. Spinning ones, with another job on the same
 # cores, make a training step take 30 times as long.

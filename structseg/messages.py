@@ -14,7 +14,7 @@ class UsageError(ValueError):
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Ends the program with one line on stderr."""
-    sys.stderr.write(f"structseg: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"structseg: error: {printable(' '.join(message.split()))}\n")
     raise SystemExit(code)
 
 
@@ -23,6 +23,11 @@ def interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def printable(text: str) -> str:
+    """The text with bytes of file names that are not UTF-8 as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

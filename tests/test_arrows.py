@@ -20,7 +20,7 @@ GROUND = (
     "torchvision_fallback",
     "yaml_files",
 )
-UPPER = ("command", "audit", "pipelines", "results", "cluster")
+UPPER = ("api", "tiles", "command", "prediction", "audit", "pipelines", "results", "cluster")
 # What a Lightning module takes of the data: the classes, the batch, the files of a CONTA round.
 FOR_MODULES = ("label_spaces", "batch", "round_files")
 
@@ -65,7 +65,9 @@ def forbidden(file: str, name: str) -> bool:
     if inner in GROUND:
         return target not in GROUND
     if inner == "command":
-        return target in ("audit", "pipelines", "results", "cluster")
+        return target in ("prediction", "audit", "pipelines", "results", "cluster")
+    if inner in ("api", "tiles"):
+        return target in set(UPPER) - {"tiles", "command"}
     if inner == "pipelines":
         return target in ("audit", "results", "cluster")
     return False

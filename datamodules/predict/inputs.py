@@ -1,135 +1,108 @@
-"""What `predict` works through: an image, every image below a folder, a video, or a camera."""
+"""What `predict` works through: images, every image below a folder, a video, or a camera; and what it passes over."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from torch.utils.data import Dataset
-
-from structseg.datamodules.batch import Sample, image_tensor
-from structseg.datamodules.images import IMAGE_SUFFIXES, check_image, read_image, resize_image
+from structseg.datamodules.images import IMAGE_SUFFIXES
 from structseg.datamodules.predict.video import CAMERA, VIDEO_SUFFIXES, PredictFrames
 
-_SHOWN = 10  # unreadable files that an error names
+
+class PredictImages(NamedTuple):
+    """Files that are taken for images; none has been opened.
+
+    Attributes:
+        files: by the name that its predictions get, in order.
+        passed_over: why other files were left, by their name.
+    """
+
+    files: dict[str, Path]
+    passed_over: dict[str, str]
 
 
-class PredictImages(Dataset[Sample]):
-    """Images of any size and mode. All are checked when the data set is made, so that a long run does not end early.
+def predict_inputs(sources: Sequence[str], out: Path) -> PredictImages | PredictFrames:
+    """What the sources name.
 
     Args:
-        source: an image file, or a folder that is searched with its subfolders; names that begin with a dot are
-            passed over. Or several of these: their images are named below the folder that holds them all where two
-            would have one name.
-        size: (H, W) that the network sees.
-        out: the folder that predictions go to, if any; nothing below it is read.
+        sources: images, and folders that are searched with their subfolders, links too; or one video file, or
+            `camera:N`. Names that begin with a dot are left out. An image is named by its path below the folder that
+            was given, or below the folder that holds all of them where two would have one name.
+        out: the folder that predictions go to; nothing below it is read, and nothing that an earlier prediction wrote.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: a folder without images, predictions that would lie among the images, or images that cannot be
-            read; the message names them.
+        ValueError: no image at all, a video beside others, or predictions that would lie among the images.
     """
-
-    def __init__(self, source: Path | Sequence[Path], size: tuple[int, int], out: Path | None = None) -> None:
-        self.size = size
-        found: dict[Path, tuple[Path, str]] = {}  # an image that is given twice is predicted once
-        for one in [source] if isinstance(source, Path) else source:
-            root, files = (one.parent, [one]) if one.is_file() else (one, _images_below(one, out))
-            found |= {file.absolute(): (file, file.relative_to(root).as_posix()) for file in files}
-        self.files = [file for file, _ in found.values()]
-        self.names = [name for _, name in found.values()]
-        if len(set(self.names)) < len(self.names):
-            top = os.path.commonpath([path.parent for path in found])
-            self.names = [path.relative_to(top).as_posix() for path in found]
-        folders = {file.parent.resolve() for file in self.files}
-        if out is not None and folders & {(out / name).parent.resolve() for name in self.names}:
-            raise ValueError(f"predictions in {out} would lie among the images that are read; set --data.predict_out")
-        _check_all(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) at `size`, `original` (3, h, w), both 0..1, and `name`: the path below the folder."""
-        image = read_image(self.files[index])
-        return {
-            "image": image_tensor(resize_image(image, self.size)),
-            "original": image_tensor(image),
-            "name": self.names[index],
-        }
-
-
-def predict_inputs(source: str | Sequence[str], size: tuple[int, int], out: Path) -> PredictImages | PredictFrames:
-    """The data set that `source` names.
-
-    Args:
-        source: an image, a folder of images, a video file, or `camera:N`; or several images and folders.
-        size: (H, W) that the network sees.
-        out: the folder that predictions go to.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: nothing that can be read; the message says what and why.
-    """
-    sources = [source] if isinstance(source, str) else list(source)
     videos = [one for one in sources if one.startswith(CAMERA) or _is_video(Path(one))]
     if videos and len(sources) > 1:
         raise ValueError(f"{videos[0]} is a video or a camera, which is predicted alone; leave the rest out")
     if videos:
-        return PredictFrames(videos[0], size)
-    return PredictImages([Path(one) for one in sources], size, out)
+        return PredictFrames(videos[0])
+    found: dict[Path, tuple[Path, Path]] = {}  # an image that is given twice is predicted once
+    others: dict[Path, tuple[Path, Path]] = {}
+    for source in map(Path, sources):
+        files = [source] if source.is_file() else sorted(_files_below(source, out))
+        images = [file for file in files if file == source or file.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise ValueError(
+                f"{source} holds no images ({', '.join(IMAGE_SUFFIXES)}); give a video by the path of its file"
+            )
+        root = source.parent if source.is_file() else source
+        for file in files:
+            (found if file in images else others).setdefault(file.absolute(), (file, root))
+    tops = {file: root for file, (_, root) in (found | others).items()}
+    names = {file: file.relative_to(root.absolute()).as_posix() for file, root in tops.items()}
+    if len({names[file] for file in found}) < len(found):
+        top = os.path.commonpath([path.parent for path in found])
+        names = {file: os.path.relpath(file, top).replace(os.sep, "/") for file in names}
+    result = PredictImages(
+        {names[path]: file for path, (file, _) in found.items()},
+        {names[path]: _reason(file) for path, (file, _) in others.items()},
+    )
+    folders = {folder.resolve() for folder in {file.parent for file in found}}
+    if folders & {folder.resolve() for folder in {(out / name).parent for name in result.files}}:
+        raise ValueError(f"predictions in {out} would lie among the images that are read; give another --out")
+    return result
 
 
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
-def _images_below(folder: Path, out: Path | None) -> list[Path]:
-    """The images to predict: none of `out`, and none that an earlier prediction wrote below the folder.
+def _reason(file: Path) -> str:
+    if file.suffix.lower() in VIDEO_SUFFIXES:
+        return "a video, which is predicted alone"
+    return f"{file.suffix or 'a name without a suffix'} is no image that is read"
+
+
+def _files_below(folder: Path, out: Path) -> Iterator[Path]:
+    """The files, links followed, each folder once; none of `out`, and none that an earlier prediction wrote.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it holds no images.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no file or folder {folder}; check --data.predict_dir")
-    written = {summary.parent for summary in folder.glob("**/summary.csv") if _is_summary(summary)} - {folder}
-    left_out = out.resolve() if out is not None and out.resolve() != folder.resolve() else None
-    found = []
-    for file in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file() or written & set(file.parents):
+        raise FileNotFoundError(f"no file or folder {folder}; give images, folders, a video or camera:0")
+    seen = {folder.resolve()}
+    if not folder.resolve().is_relative_to(out.resolve()):
+        seen.add(out.resolve())
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here != folder and "summary.csv" in files and _is_summary(here / "summary.csv"):
+            folders.clear()
             continue
-        if left_out is None or folder.resolve().is_relative_to(left_out) or left_out not in file.resolve().parents:
-            found.append(file)
-    if not found:
-        raise ValueError(
-            f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); check --data.predict_dir, and give a video "
-            "by the path of its file"
-        )
-    return sorted(found)
+        inner = {name: (here / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = []
+        for name, real in inner.items():
+            if real not in seen:
+                seen.add(real)
+                folders.append(name)
+        yield from (here / name for name in files if not name.startswith(".") and (here / name).is_file())
 
 
 def _is_summary(file: Path) -> bool:
     with file.open("rb") as content:
         return content.read(18) == b"name,width,height,"
-
-
-def _problem(file: Path) -> str | None:
-    try:
-        check_image(file)
-    except (ValueError, FileNotFoundError) as error:
-        return str(error)
-    return None
-
-
-def _check_all(files: list[Path]) -> None:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        problems = [problem for problem in pool.map(_problem, files) if problem]
-    if len(problems) == 1:
-        raise ValueError(problems[0])
-    if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ValueError(f"{len(problems)} of {len(files)} images cannot be read: {'; '.join(problems[:_SHOWN])}{more}")

@@ -16,10 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import IterableDataset
-
-from structseg.datamodules.batch import Sample, image_tensor
-from structseg.datamodules.images import resize_image
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 CAMERA = "camera:"
@@ -40,14 +36,13 @@ def load_av() -> ModuleType:
     return av  # type: ignore[no-any-return, unused-ignore]
 
 
-class PredictFrames(IterableDataset[Sample]):
+class PredictFrames:
     """The frames of a video, upright and in order. Sound is not read.
 
     A camera runs until Ctrl-C, which finishes the current frame first; a second Ctrl-C interrupts as usual.
 
     Args:
         source: a video file, or `camera:N` with N from 0.
-        size: (H, W) that the network sees.
 
     Attributes:
         stem: what the names of the frames begin with: the file's stem, or `camera_N`.
@@ -57,8 +52,8 @@ class PredictFrames(IterableDataset[Sample]):
         ValueError: PyAV is missing, no camera of that number, or a file without a video that can be read.
     """
 
-    def __init__(self, source: str, size: tuple[int, int]) -> None:
-        self.source, self.size = source, size
+    def __init__(self, source: str) -> None:
+        self.source = source
         self._av = load_av()
         self.camera: int | None = None
         self.frame_rate: Fraction | None = None
@@ -77,8 +72,8 @@ class PredictFrames(IterableDataset[Sample]):
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             self.frame_rate = Fraction(rate.numerator, rate.denominator)
 
-    def __iter__(self) -> Iterator[Sample]:
-        """`image` (3, H, W) at `size`, `original` (3, h, w), both 0..1, and `name`: `stem/000123`, counted from 0."""
+    def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
+        """The name of each frame, `stem/000123`, counted from 0, and its RGB image."""
         with self._naming(0), self._open() as container:
             frames = _waiting(container)
             with _until_interrupted(self.camera is not None) as stopped:
@@ -88,18 +83,11 @@ class PredictFrames(IterableDataset[Sample]):
                         frame = next(frames, None)
                     if frame is None:
                         break
-                    yield self._sample(upright(frame.to_ndarray(format="rgb24"), frame.rotation), count)
+                    pixels = upright(frame.to_ndarray(format="rgb24"), frame.rotation)
+                    yield f"{self.stem}/{count:06d}", Image.fromarray(pixels)
                     count += 1
         if count == 0 and self.camera is None:
             raise ValueError(f"{self.source} holds no frame that can be decoded; copy it again")
-
-    def _sample(self, pixels: NDArray[np.uint8], count: int) -> Sample:
-        image = Image.fromarray(pixels)
-        return {
-            "image": image_tensor(resize_image(image, self.size)),
-            "original": image_tensor(image),
-            "name": f"{self.stem}/{count:06d}",
-        }
 
     def _open(self) -> Any:
         if self.camera is None:

@@ -60,7 +60,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         context_of: `own`; `another`: each image gets another's of its split (the placebo); `another_of_class`: each of
             its tags' classes comes from another image that has it, the rest is background; `displaced`: its own, each
             class shifted at random, round the edges. Fixed by `seed`.
-        predict_split: predict over a split of the data, in its evaluation form; instead of `predict_dir`.
+        predict_split: predict over a split of the data, in its evaluation form.
         crops: how training images are cropped.
         unknown_classes: of images with classes that the label space lacks: those classes become `background`, in tags
             and masks alike, or the images are left out (`leave_out`). Training images with none of the label space's
@@ -95,8 +95,6 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             problems.append(f"crops.flip with {self.label_space.name} (a flip would exchange classes; leave it at 0)")
         if self.unlabelled is not None or self.sample_weights is not None:
             problems.append("unlabelled or sample_weights with weak supervision (which has tags for every image)")
-        if predict_split is not None and self.predict_dir is not None:
-            problems.append(f"predict_split={predict_split} with predict_dir={self.predict_dir} (give one of them)")
         if context_of != "own" and queries is None:
             problems.append(f"context_of={context_of} without queries (give --data.queries)")
         raise_problems("data", problems)
@@ -337,13 +335,13 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         return folder
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """The images of `predict_dir`; with `predict_split` the split's in evaluation form, each once over all ranks.
+        """The images of `predict_split` in evaluation form, each once over all ranks.
 
         Raises:
-            ValueError: neither is given, or the split is empty; artefacts as in `make_dataset`.
+            ValueError: no split is given, or it is empty; artefacts as in `make_dataset`.
         """
         if self.predict_split is None:
-            return super().predict_dataloader()
+            raise ValueError("no split to predict; set --data.predict_split")
         split = self.predict_split
         names = self.names(split)
         if not names:

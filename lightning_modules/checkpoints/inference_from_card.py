@@ -40,7 +40,8 @@ def load_inference(path: Path, options: Mapping[str, Any]) -> tuple[Inference, d
     if card["size"] is None:
         raise ValueError(f"{path} does not say what size its images had; use a checkpoint that `structseg fit` wrote")
     method = card["config"].get("model", {}).get("class_path", card["method"])
-    plain = _PLAIN.get(method.removeprefix(_ROOM), "")
+    names = {name: plain for path, plain in _PLAIN.items() for name in (_ROOM + path, path.rpartition(".")[2])}
+    plain = names.get(method, "")
     options = {name: value for name, value in options.items() if value is not None}
     try:
         if plain:

@@ -248,8 +248,6 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
             `masks`, (H, W) uint8 at the size that is evaluated, and `queries`, (K, 32, 32) float32 class probabilities,
             area averages. Both are after the CRF where there is one.
         """
-        if "original" in batch:
-            return super().predict_step(batch, batch_idx)
         logits = self.evaluated(batch)
         height, width = batch.get("mask", batch["image"]).shape[-2:]
         allowed = self._allowed(batch)

@@ -1,10 +1,9 @@
-"""The words after `structseg fit`, `validate`, `test` and `predict`: what can be checked before torch is loaded."""
+"""The words after `structseg fit`, `validate` and `test`: what can be checked before torch is loaded."""
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from structseg.command.config_files import config_names, find_config, load_config
@@ -22,14 +21,13 @@ _CHECKPOINTS = "give the path of a checkpoint, such as runs/EXPERIMENT/ID/checkp
 def as_options(args: Sequence[str]) -> list[str]:
     """A subcommand and options alone, for the parser: no positional arguments, configurations by their paths, no `--`.
 
-    Positional arguments follow the subcommand: configurations; for all but `fit` a checkpoint first; for `predict`
-    then images, folders, a video or a camera. One number for a height and width becomes both.
+    Positional arguments follow the subcommand: configurations; for all but `fit` a checkpoint first. One number for a
+    height and width becomes both. `predict` is that of a split of the data.
 
     Raises:
         UsageError: an option that does not exist, one that would be lost before `--config`, something given twice, no
             configuration, or one that cannot be used, which the parser would take apart first.
-        FileNotFoundError: no such checkpoint, image or folder.
-        ValueError: nothing to predict.
+        FileNotFoundError: no such checkpoint.
     """
     if not args:
         raise UsageError("a subcommand is missing; structseg --help lists them")
@@ -39,19 +37,14 @@ def as_options(args: Sequence[str]) -> list[str]:
     positional, options = words[:end], words[end:]
     if "--" in options:  # as where a subcommand's own options stand before it
         options.remove("--")
-    given, added = dict(given_options(options)), []
-    checkpoint = given.get("--ckpt_path")
+    added = []
+    checkpoint = dict(given_options(options)).get("--ckpt_path")
     if subcommand != "fit" and positional and not _is_config(positional[0]) and checkpoint is None:
         checkpoint = positional.pop(0)
         added += ["--ckpt_path", checkpoint]
     if checkpoint is not None and checkpoint not in _KEYWORDS and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint {checkpoint}; {_CHECKPOINTS}")
-    configs = [word for word in positional if subcommand != "predict" or _is_config(word)]
-    images = [word for word in positional if word not in configs]
-    if images:
-        _check_images(images, given)
-        added += ["--data.predict_dir", json.dumps(images)]
-    first = [word for config in configs for word in ("--config", _config_path(config))]
+    first = [word for config in positional for word in ("--config", _config_path(config))]
     found = [*first, *_with_paths(options), *added]
     if _asks(found, "--help", ".help"):
         return [subcommand, *found]
@@ -61,13 +54,8 @@ def as_options(args: Sequence[str]) -> list[str]:
         and not {*CONFIG, "--ckpt_path", "--model", "--model.class_path"} & dict(given_options(found)).keys()
     ):
         needed = "configuration" if subcommand == "fit" else "checkpoint"
-        raise UsageError(f"{subcommand} needs a {needed}, such as: {EXAMPLES[subcommand][0]}")
-    if (
-        subcommand == "predict"
-        and not images
-        and not any(name.startswith(("--data", *CONFIG, "--print")) for name in given)
-    ):
-        raise ValueError("predict needs images: give images, folders, a video or camera:0 after the checkpoint")
+        example = EXAMPLES.get(subcommand, ("structseg predict --ckpt_path CHECKPOINT --data.predict_split train",))[0]
+        raise UsageError(f"{subcommand} needs a {needed}, such as: {example}")
     return [subcommand, *found]
 
 
@@ -132,14 +120,6 @@ def _is_config(word: str) -> bool:
     if word.endswith((".yaml", ".yml")) or Path(word).exists():
         return word.endswith((".yaml", ".yml"))
     return any(word in (name, name.partition("/")[2]) for name in config_names())
-
-
-def _check_images(images: Sequence[str], given: Mapping[str, str | None]) -> None:
-    if "--data.predict_dir" in given:
-        raise UsageError(f"images are given twice: {images[0]}, and by --data.predict_dir")
-    for image in images:
-        if not image.startswith("camera:") and not Path(image).exists():
-            raise FileNotFoundError(f"no file or folder {image}; give images, folders, a video or camera:0")
 
 
 def _with_paths(options: Sequence[str]) -> list[str]:

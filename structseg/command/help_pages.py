@@ -1,4 +1,4 @@
-"""What `fit`, `validate`, `test` and `predict` say of themselves and of the suite's classes, before torch is loaded."""
+"""What `fit`, `validate` and `test` say of themselves and of the suite's classes, before torch is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KINDS = {
 
 def help_page(subcommand: str, args: Sequence[str]) -> str | None:
     """The page that the arguments ask for: `-h`, `--model.help`, `--model.help CLASS`; None where they ask for none."""
-    if "-h" in args:
+    if "-h" in args and subcommand in LIGHTNING:
         return one_page(subcommand)
     for name, value in given_options(args):
         option = name.removesuffix(".help")

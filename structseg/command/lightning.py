@@ -42,11 +42,10 @@ from structseg.lightning_modules.callbacks.interruption import REQUEUE, Interrup
 from structseg.lightning_modules.callbacks.mid_epoch import MidEpoch
 from structseg.lightning_modules.callbacks.numeric_guard import NumericGuard
 from structseg.lightning_modules.callbacks.pictures import Pictures
-from structseg.lightning_modules.callbacks.prediction_writer import PredictionWriter
 from structseg.lightning_modules.callbacks.step_seed import StepSeed
 from structseg.lightning_modules.callbacks.tables import ScoreTables
 from structseg.lightning_modules.callbacks.watched_keys import check_watched_keys
-from structseg.lightning_modules.checkpoints.card import read_card, space_of
+from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.messages import fail
 
@@ -249,7 +248,9 @@ class StructsegCLI(LightningCLI):
         if config["enable_progress_bar"] is not False:
             config["callbacks"].append(RichProgressBar())
         if predicting:
-            config["callbacks"].append(self._writer())
+            from structseg.lightning_modules.conta.round_writers import artefact_writer
+
+            config["callbacks"].append(artefact_writer(self.model, self.datamodule))
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # Lightning's own order
             config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # `Interruption` does it, between two steps
@@ -261,14 +262,6 @@ class StructsegCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             callback.dirpath = str(self.folder.checkpoints.resolve())  # type: ignore[attr-defined]
         return trainer
-
-    def _writer(self) -> Callback:
-        """What keeps the predictions: of photographs, or of a split of the data for the stages that build on them."""
-        if self.datamodule.predict_split is None:
-            return PredictionWriter(Path(self.datamodule.predict_out), self.model.label_space)
-        from structseg.lightning_modules.conta.round_writers import artefact_writer
-
-        return artefact_writer(self.model, self.datamodule)
 
     def after_instantiate_classes(self) -> None:
         """What is checked and said before a run starts."""
@@ -368,7 +361,7 @@ def changes(config: Any, usual: Any, key: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _with_card(args: list[str]) -> list[str]:
-    """For `test`, `validate` and `predict` without a configuration: that of the checkpoint's card."""
+    """For all but `fit`, without a configuration: that of the checkpoint's card."""
     names = [arg.split("=", 1)[0] for arg in args]
     if args[0] == "fit" or "--ckpt_path" not in names or {"--config", "-c", "--model", "--print_config"} & set(names):
         return args
@@ -381,9 +374,7 @@ def _with_card(args: list[str]) -> list[str]:
         fail(f"{path} was not written by `structseg fit` and holds no configuration; give --config")
     refuse_moved(card["config"], f"{path} was written before its classes moved: ")
     config = dict(card["config"])
-    if args[0] == "predict":
-        carried = {"label_space": space_of(card).describe(), **{key: card[key] for key in ("size", "mean", "std")}}
-        config["data"] = {"class_path": "SegmentationDataModule", "init_args": carried}
+    config.get("data", {}).get("init_args", {}).pop("predict_dir", None)  # an option of earlier versions
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="card-", delete=False) as file:
         yaml.safe_dump(config, file)
     return [args[0], "--config", file.name, "--experiment", path.resolve().parent.parent.parent.name, *args[1:]]

@@ -11,6 +11,7 @@ from pathlib import Path
 import structseg
 from structseg.command.arguments import as_options, check_data
 from structseg.command.help_pages import help_page
+from structseg.command.option_names import given_options
 from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, overview
 from structseg.messages import UsageError, fail, interrupted
 
@@ -48,14 +49,16 @@ def _run(args: list[str]) -> None:
         print(f"structseg {structseg.__version__}")
         return
     check_subcommand(args[0])
-    words = args[1:]
-    if args[0] in LIGHTNING:
+    module, words = SUBCOMMANDS[args[0]].module, args[1:]
+    of_split = args[0] == "predict" and "--data.predict_split" in dict(given_options(words))  # a pipeline's stage
+    if args[0] in LIGHTNING or of_split:
+        module = LIGHTNING["fit"].module
         if page := help_page(args[0], words):
             print(page)
             return
         words = as_options(args)
         check_data(words)
-    import_module(SUBCOMMANDS[args[0]].module).main(words)
+    import_module(module).main(words)
 
 
 def _nobody_reads() -> bool:

@@ -83,8 +83,6 @@ def check_names(subcommand: str, args: Sequence[str]) -> list[str]:
         UsageError: an option, or a key of a configuration, that no chosen class has; the message has the nearest.
     """
     tree = chosen(args)
-    if subcommand == "predict":
-        tree.setdefault("data", {"class_path": "SegmentationDataModule"})
     names = [name[2:] for name, _ in given_options(args) if name.startswith("--")]
     wrong = [name for name in names if name.partition(".")[0].rstrip("+") not in ROOTS[subcommand]]
     for section in ("model", "data", *_SECTIONS):

@@ -28,7 +28,7 @@ class Option(NamedTuple):
         value: what stands for its value in the help.
         line: what it does.
         default: as it is written on the command line; None where it is long or depends on the configuration.
-        only: the subcommands that have it; empty: all four.
+        only: the subcommands that have it; empty: all three.
     """
 
     name: str
@@ -43,10 +43,10 @@ LIGHTNING = {
     "fit": Subcommand(_LIGHTNING, "train, keep the best and the last checkpoint"),
     "validate": Subcommand(_LIGHTNING, "score the held-out images"),
     "test": Subcommand(_LIGHTNING, "score the test images; a checkpoint is enough"),
-    "predict": Subcommand(_LIGHTNING, "label images, folders, a video or a camera; a checkpoint is enough"),
 }
 SUBCOMMANDS = {
     **LIGHTNING,
+    "predict": Subcommand("structseg.prediction.command", "label images, folders, a video or a camera"),
     "init": Subcommand("structseg.command.init", "write the dataset.yaml of a folder of your own images and masks"),
     "demo": Subcommand("structseg.command.demo", "train and test on drawn faces, in some minutes on a CPU"),
     "pipeline": Subcommand("structseg.pipelines.command", "fits that build on each other, finished ones skipped"),
@@ -86,14 +86,12 @@ _OTHER_NAMES = {
     "benchmark": "results",
 }
 
-_SCORING, _FIT, _PREDICT = ("validate", "test"), ("fit",), ("predict",)
+_SCORING, _FIT = ("validate", "test"), ("fit",)
 OPTIONS = (
     Option("--config", "CONFIG", "an experiment, by path or name; structseg configs lists them"),
     Option("--ckpt_path", "FILE", "the checkpoint; in fit the one to resume from"),
-    Option("--data.root", "FOLDER", "where the data set lies", only=("fit", *_SCORING)),
-    Option("--data.predict_dir", "PATH", "an image, a folder, a video, or camera:0", only=_PREDICT),
-    Option("--data.predict_out", "FOLDER", "where label images, overlays and summary.csv go", "predictions", _PREDICT),
-    Option("--data.batch_size", "N", "images a batch, on each device", only=("fit", *_SCORING)),
+    Option("--data.root", "FOLDER", "where the data set lies"),
+    Option("--data.batch_size", "N", "images a batch, on each device"),
     Option("--data.num_workers", "N", "processes that decode images", "0"),
     Option("--model.optimizer.lr", "X", "learning rate", only=_FIT),
     Option("--trainer.max_epochs", "N", "passes over the training images", only=_FIT),
@@ -118,7 +116,7 @@ ROOTS = {
     "fit": _ROOTS | {"resume", "run_id"},
     "validate": _ROOTS | {"verbose"},
     "test": _ROOTS | {"verbose"},
-    "predict": _ROOTS | {"return_predictions"},
+    "predict": _ROOTS | {"return_predictions"},  # of a split of the data, for a pipeline's stage
 }
 
 # What other suites call them, beside the last parts of the names above.
@@ -138,9 +136,7 @@ OTHER_OPTIONS = {
     "epochs": "trainer.max_epochs",
     "gpus": "trainer.devices",
     "image_size": "data.size",
-    "images": "data.predict_dir",
     "img_size": "data.size",
-    "input": "data.predict_dir",
     "learning_rate": "model.optimizer.lr",
     "max_epoch": "trainer.max_epochs",
     "num_epochs": "trainer.max_epochs",
@@ -149,7 +145,6 @@ OTHER_OPTIONS = {
     "num_gpus": "trainer.devices",
     "resolution": "data.size",
     "seed": "seed_everything",
-    "source": "data.predict_dir",
     "weights": "ckpt_path",
     "workers": "data.num_workers",
 }
@@ -170,17 +165,11 @@ EXAMPLES = {
         "structseg test runs/fasseg_v2/ID/checkpoints/best.ckpt --data.root FASSEG --trainer.accelerator cpu",
         "structseg test --config lfw_parts --ckpt_path best.ckpt",
     ),
-    "predict": (
-        "structseg predict runs/fasseg_v2/ID/checkpoints/best.ckpt photo.jpg holiday/ --data.predict_out labels",
-        "structseg predict best.ckpt video.mp4",
-        "structseg predict best.ckpt camera:0 --trainer.accelerator cpu",
-    ),
 }
 USAGE = {
     "fit": "structseg fit CONFIG [options]",
     "validate": "structseg validate CHECKPOINT [options]",
     "test": "structseg test CHECKPOINT [options]",
-    "predict": "structseg predict CHECKPOINT IMAGE_OR_FOLDER ... [options]",
 }
 
 

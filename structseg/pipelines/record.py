@@ -19,6 +19,7 @@ RECORD = "stage.json"
 # The folder of a run, and whether it is resumed, change no figure.
 _WITHOUT_EFFECT = (
     "experiment", "runs_dir", "run_id", "resume", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out",
+    "data.init_args.predict_dir",  # an option of earlier versions
 )  # fmt: skip
 _SHOWN = 3  # changes that a reason lists
 _HASHED = 1 << 26  # bytes: lists, tags and small weights

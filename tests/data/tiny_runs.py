@@ -50,3 +50,11 @@ def count_pixels(module, dataset, classes, names=None):
             counted = truth != 255
             np.add.at(confusion, (truth[counted], prediction[counted]), 1)
     return confusion
+
+
+def save_checkpoint(path, module, class_path, size=(32, 32), **init_args):
+    """Writes what a fit of the module would, of a configuration with these settings of the model."""
+    module.resolved_config = {"model": {"class_path": class_path, "init_args": init_args}}
+    module.input_size = size
+    torch.save({"structseg": module.make_card(), "state_dict": module.state_dict(), "epoch": 0}, path)
+    return path

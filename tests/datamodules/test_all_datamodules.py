@@ -24,7 +24,7 @@ from tests.data.voc import make_voc
 DRAWN = ("SyntheticFacesDataModule", "ConfoundedScenesDataModule", "SegmentationDataModule")
 # What a DataModule's defaults are where they differ from the base's.
 BASE = {
-    "size": (256, 256), "batch_size": 8, "num_workers": 0, "score_at": "size", "predict_dir": None,
+    "size": (256, 256), "batch_size": 8, "num_workers": 0, "score_at": "size",
     "predict_out": "predictions", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
 }  # fmt: skip
 FACES = {"size": (128, 128), "batch_size": 16}

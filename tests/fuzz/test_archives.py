@@ -188,8 +188,8 @@ VIDEO = template("video", lambda folder: (folder / "a.mp4").write_bytes(video())
 
 
 def frames(path: Path) -> None:
-    for sample in predict_inputs(str(path), (32, 32), path.parent / "out"):  # type: ignore[union-attr]
-        assert sample["image"].shape == (3, 32, 32)
+    for _, image in predict_inputs([str(path)], path.parent / "out"):
+        assert min(image.size) > 0
 
 
 CASES: list[Damage] = [
@@ -213,7 +213,7 @@ CASES: list[Damage] = [
         for n in range(6)
     ),
     *(
-        Damage(f"camera: {name[:30]}", lambda folder: folder, lambda folder, name=name: predict_inputs(name, (32, 32), folder), "is no camera")
+        Damage(f"camera: {name[:30]}", lambda folder: folder, lambda folder, name=name: predict_inputs([name], folder), "is no camera")
         for name in ("camera:", "camera:-1", "camera:one", "camera:²", "camera:0;rm")
     ),
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from structseg.files import ROOT
 from structseg.pipelines.file import load_pipeline
 from structseg.results.manifest import load_manifest
 from tests.fuzz.harm import NOISE, Damage, cut, fault_of, part_of
-from tests.fuzz.test_checkpoints import BUILT, OTHER, TAMPERED, lay
+from tests.fuzz.test_checkpoints import BUILT, FILES, OTHER, TAMPERED, lay
 from tests.fuzz.test_images import png, whole
 
 
@@ -97,6 +97,10 @@ def written(name: str, content: str | bytes) -> Callable[[Path], Path]:
     return lay_it
 
 
+def beside_a_checkpoint(name: str, content: str | bytes) -> Callable[[Path], Path]:
+    return lambda folder: written(name, content)(FILES(folder))
+
+
 def structseg(*args: str) -> Callable[[Path], None]:
     """The command line in this process, its line as an error; `PATH` stands for what is damaged."""
 
@@ -123,17 +127,7 @@ def structseg(*args: str) -> Callable[[Path], None]:
 
 FIT = ("fit", "--model", "FASSEGUNet", "--model.network", "tests.data.tiny.TinyNetwork", "--data", "tests.data.tiny.TinyDataModule",
        "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false")  # fmt: skip
-PREDICT = (
-    "predict",
-    "--ckpt_path",
-    "PATH",
-    "--data.predict_dir",
-    ".",
-    "--data.predict_out",
-    "out",
-    "--trainer.accelerator",
-    "cpu",
-)
+PREDICT = ("predict", "PATH", str(ROOT / "docs"), "--out", "out", "--device", "cpu")
 TEST = ("test", "--ckpt_path", "PATH", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
 ABSURD: dict[str, tuple[str, ...]] = {
     "a size of 10^9": ("--data.size", "[0, 1000000000]"),
@@ -188,10 +182,10 @@ CASES: list[Damage] = [
     )),
     *(Damage(f"test --ckpt_path: {name}", lay("a.ckpt", OTHER[name]), structseg(*TEST), r"error: .*(a\.ckpt|checkpoint|weight)") for name in OTHER),
     *(Damage(f"test --ckpt_path: {name}", lay("a.ckpt", BUILT[name]), structseg(*TEST), "structseg: error: ") for name in BUILT),
-    Damage("predict: a broken image of a name of two lines", written("two\nlines \u2603.png", cut(0.4)(whole("png"))), structseg(
-        "predict", *FIT[1:7], "--data", "SegmentationDataModule", "--data.label_space", "parts", "--trainer.accelerator", "cpu", "--data.predict_dir", ".", "--data.predict_out", "out"), r"lines \u2603\.png"),
-    Damage("predict: a bomb", written("a.png", png(60000, 60000, 1, 0)), structseg(
-        "predict", *FIT[1:5], "--data", "SegmentationDataModule", "--data.label_space", "parts", "--trainer.accelerator", "cpu", "--data.predict_dir", "PATH", "--data.predict_out", "out"), r"a\.png"),
+    *(Damage(f"predict: {name}", beside_a_checkpoint(file, content), structseg("predict", "a.ckpt", "PATH", "--out", "out", "--device", "cpu"), says) for name, file, content, says in (
+        ("a broken image of a name of two lines", "two\nlines \u2603.png", cut(0.4)(whole("png")), r"lines \u2603\.png"),
+        ("a bomb", "a.png", png(60000, 60000, 1, 0), r"a\.png"),
+    )),
 ]  # fmt: skip
 
 
@@ -211,7 +205,7 @@ def test_bad_yaml_and_commands(case: Damage, tmp_path: Path, monkeypatch: pytest
         *(
             pytest.param(*case, marks=pytest.mark.fuzz)
             for case in (
-                ("a.ckpt", TAMPERED["a bare pickle with a payload"], ("predict", "--ckpt_path", "PATH")),
+                ("a.ckpt", TAMPERED["a bare pickle with a payload"], ("predict", "PATH", str(ROOT / "docs"))),
                 ("a.yaml", lambda folder: str(BAD["a million laughs"]).encode(), ("fit", "--config", "PATH")),
                 ("p.yaml", lambda folder: NOISE, ("pipeline", "PATH")),
             )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from structseg.command.lightning import run
 from structseg.command.main import main
+from structseg.prediction.command import main as predict
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.lfw import make_lfw
 
@@ -83,7 +84,7 @@ def test_masks_at_their_own_size_are_another_score(fitted):
 def test_predict_from_the_checkpoint_alone(fitted, lfw, tmp_path):
     best, out = str(fitted.folder.checkpoints / "best.ckpt"), tmp_path / "out"
     photographs = lfw / "lfw_funneled" / "Ann_Lee"
-    run(["predict", "--ckpt_path", best, "--data.predict_dir", str(photographs), "--data.predict_out", str(out)])
+    predict([best, str(photographs), "--out", str(out)])
     rows = list(csv.DictReader((out / "summary.csv").open()))
     assert len(rows) == 3
     masks = [np.asarray(Image.open(file)) for file in out.rglob("*.png") if "overlay" not in str(file)]

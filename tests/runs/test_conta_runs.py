@@ -17,6 +17,7 @@ from structseg.lightning_modules.conta import round_writers
 from structseg.pipelines import session as pipeline
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.session import Session
+from structseg.prediction.command import main as predict
 from tests.data.coco import make_coco
 from tests.data.voc import make_voc
 
@@ -149,8 +150,7 @@ def test_a_stage_alone_and_a_photograph(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "p.jpg")
     for crf in ("false", "true"):
         out = tmp_path / f"crf_{crf}"
-        run(["predict", "--ckpt_path", best, "--data.predict_dir", str(tmp_path / "p.jpg"), "--data.predict_out", str(out),
-             "--model.crf", crf])  # fmt: skip
+        predict([best, str(tmp_path / "p.jpg"), "--out", str(out), "--crf", crf])
         with Image.open(out / "p.png") as mask:
             assert (mask.size, mask.mode) == ((70, 50), "P")
 

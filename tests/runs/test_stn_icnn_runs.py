@@ -10,6 +10,7 @@ from PIL import Image
 from structseg.command.lightning import run
 from structseg.command.main import main
 from structseg.lightning_modules.checkpoints.card import read_card
+from structseg.prediction.command import main as predict
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.helen import make_helen, name_of
 
@@ -103,7 +104,7 @@ def test_predict_gives_each_photograph_a_mask_of_its_size(stages, tmp_path):
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels if name != "wide" else pixels[..., 0]).save(photographs / f"{name}.png")
     out = tmp_path / "out"
-    run(["predict", "--ckpt_path", best(parts), "--data.predict_dir", str(photographs), "--data.predict_out", str(out)])
+    predict([best(parts), str(photographs), "--out", str(out)])
     for name, size in sizes.items():
         mask = np.asarray(Image.open(out / f"{name}.png"))
         assert mask.shape == size

@@ -1,70 +1,75 @@
-"""What is found below a folder, what is refused before the work begins, and which input a source names."""
+"""What is found below a folder, what is passed over or refused, and which input a source names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from structseg.datamodules.predict.inputs import PredictImages, predict_inputs
 from structseg.datamodules.predict.video import PredictFrames
 
-SIZE = (8, 6)
 
-
-def save(file: Path, value: int = 0, size: tuple[int, int] = (5, 7)) -> Path:
-    """A grey image of (width, height)."""
+def save(file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, 0, 0)).save(file)
+    Image.new("RGB", (5, 7)).save(file)
     return file
 
 
-def test_a_folder_is_searched_in_order_and_samples_have_both_sizes(tmp_path: Path) -> None:
-    for value, name in enumerate(["b.png", "A.JPG", "sub/deep/c.tiff", "sub/a.webp"]):
-        save(tmp_path / name, value * 51)
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / ".hidden.png").write_text("what macOS leaves behind")
-    (tmp_path / ".thumbnails").mkdir()
-    save(tmp_path / ".thumbnails/b.png")
+def names(out: Path, *sources: Path | str) -> list[str]:
+    found = predict_inputs(list(map(str, sources)), out)
+    assert isinstance(found, PredictImages)
+    return list(found.files)
+
+
+def test_a_folder_is_searched_in_order_and_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
+    for name in ("b.png", "A.JPG", "sub/deep/c.tiff", "sub/a.webp", "d.jpe.jpg", ".hidden.png", ".thumbnails/b.png"):
+        save(tmp_path / name)
+    for name in ("notes.txt", "sub/clip.MP4", "README", "scan.tga"):
+        (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    images = PredictImages(tmp_path, SIZE)
-    assert images.names == ["A.JPG", "b.png", "sub/a.webp", "sub/deep/c.tiff"]
-    assert len(images) == 4
-    sample = images[3]
-    assert sample["name"] == "sub/deep/c.tiff"
-    assert sample["image"].shape == (3, 8, 6)
-    assert sample["original"].shape == (3, 7, 5)
-    assert torch.allclose(sample["original"][0], torch.full((7, 5), 102 / 255))
-    assert sample["original"][1:].max() == 0
-    assert set(sample) == {"image", "original", "name"}
+    found = predict_inputs([str(tmp_path)], tmp_path / "out")
+    assert isinstance(found, PredictImages)
+    assert list(found.files) == ["A.JPG", "b.png", "d.jpe.jpg", "sub/a.webp", "sub/deep/c.tiff"]
+    assert found.files["sub/a.webp"] == tmp_path / "sub/a.webp"
+    assert found.passed_over == {
+        "README": "a name without a suffix is no image that is read",
+        "notes.txt": ".txt is no image that is read",
+        "scan.tga": ".tga is no image that is read",
+        "sub/clip.MP4": "a video, which is predicted alone",
+    }
+
+
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere/x/p.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/x/ring").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "in/q.png").symlink_to(tmp_path / "elsewhere/x/p.png")
+    (tmp_path / "in/gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert names(tmp_path / "out", tmp_path / "in") == ["link/x/p.png", "q.png"]
 
 
 def test_one_image_whatever_it_is_called(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((1, 1), np.uint8)).save(tmp_path / "scan.dat", "PNG")
-    images = PredictImages(tmp_path / "scan.dat", SIZE, tmp_path / "out")
-    assert images.names == ["scan.dat"]
-    assert images[0]["original"].shape == (3, 1, 1)
+    save(tmp_path / "a.png").rename(tmp_path / "scan.dat")
+    assert names(tmp_path / "out", tmp_path / "scan.dat") == ["scan.dat"]
 
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_predictions_below_the_folder_are_not_read(
     relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(tmp_path / "a.jpg")
-    save(tmp_path / "out/a.png")
-    save(tmp_path / "out/sub/b.png")
-    save(tmp_path / "outside/c.png")
+    for name in ("a.jpg", "out/a.png", "out/sub/b.png", "outside/c.png"):
+        save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     source, out = (Path(), Path("out")) if relative else (tmp_path, tmp_path / "out")
-    assert PredictImages(source, SIZE, out).names == ["a.jpg", "outside/c.png"]
+    assert names(out, source) == ["a.jpg", "outside/c.png"]
 
 
 def test_a_folder_below_the_predictions_is_read(tmp_path: Path) -> None:
     save(tmp_path / "in/a.jpg")
-    assert PredictImages(tmp_path / "in", SIZE, tmp_path).names == ["a.jpg"]
+    assert names(tmp_path, tmp_path / "in") == ["a.jpg"]
 
 
 @pytest.mark.parametrize("case", ["the folder itself", "the image's folder", "by way of a subfolder"])
@@ -77,71 +82,46 @@ def test_predictions_among_the_images_are_refused(case: str, tmp_path: Path) -> 
         source, out = tmp_path / "x", tmp_path
         save(source / "x/b.png")
         save(source / "b.png")
-    before = file.read_bytes()
-    with pytest.raises(ValueError, match=r"would lie among the images that are read; set --data\.predict_out"):
-        PredictImages(source, SIZE, out)
-    assert file.read_bytes() == before
-
-
-def test_all_unreadable_images_are_named_at_the_start_in_one_line(tmp_path: Path) -> None:
-    good = save(tmp_path / "a.jpg", size=(640, 640))
-    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"^\S*cut\.jpg cannot be decoded \(.*truncated.*\); copy it again"):
-        PredictImages(tmp_path, SIZE)
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("text")
-    with pytest.raises(
-        ValueError, match=r"3 of 4 images cannot be read: .*cut\.jpg.*; .*empty\.png.*; .*text\.png"
-    ) as e:
-        PredictImages(tmp_path, SIZE)
-    assert "\n" not in str(e.value)
-    for number in range(20):
-        (tmp_path / f"z{number:02d}.png").touch()
-    with pytest.raises(ValueError, match=r"23 of 24 images.*z06\.png is empty.*; and 13 more$"):
-        PredictImages(tmp_path, SIZE)
+    with pytest.raises(ValueError, match=r"would lie among the images that are read; give another --out"):
+        names(out, source)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "movie.mp4").touch()
-    with pytest.raises(ValueError, match=r"holds no images .*check --data\.predict_dir, and give a video by the path"):
-        PredictImages(tmp_path, SIZE)
+    with pytest.raises(ValueError, match=r"holds no images .*give a video by the path"):
+        names(tmp_path / "out", tmp_path)
     for missing in ("gone", "gone.png", "gone.mp4"):
-        with pytest.raises(FileNotFoundError, match=rf"no file or folder .*{missing}; check --data\.predict_dir"):
-            predict_inputs(str(tmp_path / missing), SIZE, tmp_path / "out")
+        with pytest.raises(FileNotFoundError, match=rf"no file or folder .*{missing}; give images"):
+            names(tmp_path / "out", tmp_path / missing)
 
 
 def test_the_source_decides(tmp_path: Path) -> None:
     save(tmp_path / "clip.mp4/a.png")  # a folder, however it is called
-    assert isinstance(predict_inputs(str(tmp_path / "clip.mp4"), SIZE, tmp_path / "out"), PredictImages)
-    assert isinstance(predict_inputs(str(tmp_path / "clip.mp4/a.png"), SIZE, tmp_path / "out"), PredictImages)
-    assert isinstance(predict_inputs("camera:0", SIZE, tmp_path / "out"), PredictFrames)
+    assert names(tmp_path / "out", tmp_path / "clip.mp4") == ["a.png"]
+    assert isinstance(predict_inputs(["camera:0"], tmp_path / "out"), PredictFrames)
 
 
-def test_what_an_earlier_prediction_wrote_is_no_photograph(tmp_path):
+def test_what_an_earlier_prediction_wrote_is_no_photograph(tmp_path: Path) -> None:
     for name, summary in (("old", "name,width,height,background\n"), ("own", "name;age\n")):
-        (tmp_path / name).mkdir()
+        save(tmp_path / name / "a.png")
         (tmp_path / name / "summary.csv").write_text(summary)
-        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
-    assert PredictImages(tmp_path, (8, 8), tmp_path / "new").names == ["own/a.png"]
-    assert PredictImages(tmp_path / "old", (8, 8), tmp_path / "new").names == ["a.png"]
+    assert names(tmp_path / "new", tmp_path) == ["own/a.png"]
+    assert names(tmp_path / "new", tmp_path / "old") == ["a.png"]
 
 
-def test_several_images_and_folders(tmp_path):
+def test_several_images_and_folders(tmp_path: Path) -> None:
     """Each once; below the folder that holds them all where two would have one name; no video among them."""
     for name in ("a/p.png", "a/q.png", "b/p.png", "c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (4, 3)).save(tmp_path / name)
+        save(tmp_path / name)
     (tmp_path / "v.mp4").touch()
-    size, out = (8, 8), tmp_path / "out"
 
-    def names(*sources):
-        found = predict_inputs([str(tmp_path / source) for source in sources], size, out)
-        return found.names, [file.relative_to(tmp_path).as_posix() for file in found.files]
+    def found(*sources: str) -> tuple[list[str], list[str]]:
+        images = predict_inputs([str(tmp_path / source) for source in sources], tmp_path / "out")
+        assert isinstance(images, PredictImages)
+        return list(images.files), [file.relative_to(tmp_path).as_posix() for file in images.files.values()]
 
-    assert names("c.png", "a", "a/p.png") == (["c.png", "p.png", "q.png"], ["c.png", "a/p.png", "a/q.png"])
-    assert names("a/p.png", "b") == (["a/p.png", "b/p.png"],) * 2
-    assert names("c.png") == (["c.png"],) * 2
+    assert found("c.png", "a", "a/p.png") == (["c.png", "p.png", "q.png"], ["c.png", "a/p.png", "a/q.png"])
+    assert found("a/p.png", "b") == (["a/p.png", "b/p.png"],) * 2
+    assert found("c.png") == (["c.png"],) * 2
     with pytest.raises(ValueError, match=r"v\.mp4 is a video or a camera, which is predicted alone"):
-        names("c.png", "v.mp4")
-    with pytest.raises(FileNotFoundError, match="no file or folder"):
-        names("c.png", "none")
+        found("c.png", "v.mp4")

@@ -1,5 +1,4 @@
 import inspect
-import json
 
 import pytest
 
@@ -51,9 +50,7 @@ def test_what_would_be_lost_or_cannot_be_used_is_refused(here, args, message):
         (["test", "a.ckpt", "--data.root", "x"], ["test", "--data.root", "x", "--ckpt_path", "a.ckpt"]),
         (["validate", "a.ckpt"], ["validate", "--ckpt_path", "a.ckpt"]),
         (["test", "c.yaml", "--ckpt_path", "a.ckpt"], ["test", "--config", "c.yaml", "--ckpt_path", "a.ckpt"]),
-        (["predict", "a.ckpt", "p.jpg"], ["predict", "--ckpt_path", "a.ckpt", "--data.predict_dir", '["p.jpg"]']),
-        (["predict", "p.jpg", "--ckpt_path=a.ckpt"], ["predict", "--ckpt_path=a.ckpt", "--data.predict_dir", '["p.jpg"]']),
-        (["predict", "a.ckpt", "--data.predict_dir", "p"], ["predict", "--data.predict_dir", "p", "--ckpt_path", "a.ckpt"]),
+        (["predict", "a.ckpt", "--data.predict_split", "val"], ["predict", "--data.predict_split", "val", "--ckpt_path", "a.ckpt"]),
     ],
 )  # fmt: skip
 def test_positional_arguments_become_options(here, args, same_as):
@@ -61,13 +58,11 @@ def test_positional_arguments_become_options(here, args, same_as):
     assert as_options(same_as) == same_as
 
 
-def test_names_become_paths_and_images_a_list(here):
+def test_names_become_paths(here):
     path = str(find_config("fasseg_v2"))
     given = ["fit", "--config", "fasseg_v2", f"-c={path}", "--trainer.max_epochs", "3"]
     assert as_options(given) == ["fit", "--config", path, "--config", path, *given[4:]]
     assert as_options(["fit", "fasseg_v2"]) == ["fit", "--config", path]
-    images = ["p.jpg", "q.png", "camera:0"]
-    assert json.loads(as_options(["predict", "a.ckpt", *images])[-1]) == images
 
 
 @pytest.mark.parametrize("name", LIGHTNING)

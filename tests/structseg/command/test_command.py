@@ -20,6 +20,7 @@ from structseg.lightning_modules.checkpoints import failed_batch
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.session import Session
+from structseg.prediction.command import main as predict
 from structseg.yaml_files import load_yaml
 
 
@@ -108,7 +109,7 @@ def test_a_checkpoint_alone_predicts(trained, tmp_path):
     Image.new("CMYK", (20, 10), (10, 200, 30, 0)).save(images / "print.jpg")
     out = tmp_path / "out"
     checkpoint = str(trained / "checkpoints" / "last.ckpt")
-    run(["predict", checkpoint, *map(str, images.iterdir()), "--data.predict_out", str(out)])
+    predict([checkpoint, *map(str, images.iterdir()), "--out", str(out)])
     assert Image.open(out / "grey.png").size == (53, 37)
     assert Image.open(out / "print.png").size == (20, 10)
     assert Image.open(out / "grey.png").mode == "P"

@@ -28,7 +28,7 @@ while read -r line; do
     echo "${COMPREPLY[*]}"
 done
 """
-    lines = ["structseg fi", "structseg fit --trainer.max", "structseg predict --data.predict_o", "structseg fit fasseg_v2_rea",
+    lines = ["structseg fi", "structseg fit --trainer.max", "structseg predict --ou", "structseg fit fasseg_v2_rea",
              "structseg fit --config consensus/synth", "structseg completion z", "structseg pipeline --unt",
              "structseg results sup", "structseg results --details conta_voc_su", "structseg submit --gpus"]  # fmt: skip
     done = subprocess.run(
@@ -40,7 +40,7 @@ done
         check=True,
     )
     fit, epochs, out, name, config, shell, until, _, row, gpus = done.stdout.splitlines()
-    assert (fit, epochs, out, shell) == ("fit", "--trainer.max_epochs", "--data.predict_out", "zsh")
+    assert (fit, epochs, out, shell) == ("fit", "--trainer.max_epochs", "--out", "zsh")
     assert (until, gpus) == ("--until", "--gpus-per-node")
     assert "conta_voc_sum" in row.split()
     assert "fasseg_v2_readme" in name.split()
