@@ -110,6 +110,11 @@ class DataSettings(Protocol):
         """
         raise ValueError("no datamodule counts the pixels of the training masks; give class weights as numbers")
 
+    @property
+    def query_notices(self) -> tuple[str, ...]:
+        """What was noticed of the prediction that the queries are of."""
+        return ()
+
     def names(self, split: Split) -> tuple[str, ...]:  # noqa: ARG002  # for children
         """The names of a split's images, where they are known before any is read."""
         return ()

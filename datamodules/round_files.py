@@ -30,6 +30,8 @@ STAGES = {
     "cams": "cams", "relation_labels": "cams", "pseudo_masks": "pseudo_masks", "masks": "masks", "queries": "masks",
 }  # fmt: skip
 
+TRUE_MASKS = "learned from true masks, not from tags"  # a notice of a segmenter, and so of its masks and queries
+
 _VOID = (224, 224, 192)  # the colour of ignored pixels in VOC's masks
 _DAMAGE = (
     AttributeError, EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError,

@@ -310,9 +310,23 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         Raises:
             ValueError: a damaged `about.json`.
         """
+        about = self._about_queries()
+        return None if about is None else about.origin or None
+
+    @property
+    def query_notices(self) -> tuple[str, ...]:
+        """What was noticed of the prediction that the queries are of; none where it is not known.
+
+        Raises:
+            ValueError: a damaged `about.json`.
+        """
+        about = self._about_queries()
+        return () if about is None else about.notices
+
+    def _about_queries(self) -> ArtefactManifest | None:
         if self.queries is None or not (Path(self.queries) / ABOUT).is_file():
             return None
-        return ArtefactManifest.read(Path(self.queries)).origin or None
+        return ArtefactManifest.read(Path(self.queries))
 
     def _checked(self, folder: Path, kinds: tuple[str, ...], names: tuple[str, ...], split: Split) -> ArtefactManifest:
         # Confounders and seeds are for training images; what evaluation reads may lie with those of another split.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.round_files import TRUE_MASKS
 from structseg.lightning_modules.base import Split, StepOutput, TrainedModule
 from structseg.lightning_modules.checkpoints import card
 from structseg.lightning_modules.checkpoints.warm_start import load_trained_parts
@@ -230,13 +231,14 @@ class CONTAClassifier(TrainedModule):
         """Refuses masks of the last round that are not those that this kind of context and its confounders ask for."""
         super().on_fit_start()
         self._check_source()
-        if self.context_query == "classes" and data_of(self.trainer).masks == "truth":
+        data = data_of(self.trainer)
+        if self.context_query == "classes" and (data.masks == "truth" or TRUE_MASKS in data.query_notices):
             raise ValueError(
                 "context.query classes with true masks hands the classifier its own labels; set --model.context.query "
-                "foreground, or --data.masks to the folder of an earlier stage"
+                "foreground, or train the last round's segmenter on pseudo-masks"
             )
         if self.confounders:
-            check_origin(Path(self.confounders), data_of(self.trainer).query_origin)
+            check_origin(Path(self.confounders), data.query_origin)
 
     def on_test_start(self) -> None:
         """Starts from nothing."""

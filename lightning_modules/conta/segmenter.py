@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.round_files import TRUE_MASKS
 from structseg.lightning_modules.base import NO_TRUTH, Split, StepOutput
 from structseg.lightning_modules.conta.dense_crf import CRFPool, DenseCRF, require_pydensecrf, workers_here
 from structseg.lightning_modules.conta.inference import CONTAInference
@@ -161,6 +162,8 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
             self.deeplab.read_weights()
         if self.deeplab.caution:
             self.notice(self.deeplab.caution)
+        if data_of(self.trainer).masks == "truth":
+            self.notice(TRUE_MASKS)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that does not fit."""

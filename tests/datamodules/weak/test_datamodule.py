@@ -374,12 +374,19 @@ def test_artefacts_of_another_split_are_not_trained_on(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("most", "expected"), [(2, [0, 3]), (6, [0, 1, 2, 3, 4, 5]), (99, [0, 1, 2, 3, 4, 5])])
+def test_training_samples_are_spread_over_the_set(most: int, expected: list[int]) -> None:
+    data = Halves(train=6)
+    assert [sample["name"] for sample in data.train_samples(most)] == [data.names("train")[i] for i in expected]
+
+
 def test_the_origin_of_queries_is_told(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", Halves().entries("train"))
     assert Halves().query_origin is None
     assert Halves(queries=str(folder)).query_origin is None, "of a folder that does not say"
-    replace(ArtefactManifest.read(folder), origin="abc").write(folder)
+    replace(ArtefactManifest.read(folder), origin="abc", notices=("look",)).write(folder)
     assert Halves(queries=str(folder)).query_origin == "abc"
+    assert (Halves().query_notices, Halves(queries=str(folder)).query_notices) == ((), ("look",))
     assert Halves(queries=str(tmp_path / "none")).query_origin is None
 
 

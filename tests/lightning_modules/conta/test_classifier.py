@@ -13,6 +13,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.datamodules.round_files import TRUE_MASKS
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.checkpoints.from_card import module_from_card
 from structseg.lightning_modules.conta.class_activation import class_activation_maps
@@ -506,10 +507,11 @@ def test_the_manipulation_check_of_a_prediction(tmp_path):
     assert _made("constant").eval().predict_step(_batch(), 0)["moved"][2] is None
 
 
-def test_class_maps_of_true_masks_would_leak_the_labels(tmp_path):
+@pytest.mark.parametrize("known", [{"masks": "truth"}, {"query_notices": (TRUE_MASKS,)}])
+def test_class_maps_of_true_masks_would_leak_the_labels(known, tmp_path):
     module = _made(ContextSettings("sum", query="classes", size=SIZE), confounders=_confounders(tmp_path / "c.npz"))
     data = _Data(_batch(context=True))
-    data.masks = "truth"
+    vars(data).update(known)
     with pytest.raises(
         ValueError, match=r"context\.query classes with true masks hands the classifier its own labels"
     ) as got:
