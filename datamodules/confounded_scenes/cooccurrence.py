@@ -15,6 +15,7 @@ would also mean more objects an image: a class would be seen more often, and tha
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 
 from structseg.datamodules.drawing.dice import Dice
@@ -63,11 +64,11 @@ def ground_probability(strength: float) -> float:
     return 1.0 / len(GROUNDS) + strength * (1.0 - 1.0 / len(GROUNDS))
 
 
-def draw_classes(dice: Dice, strength: float) -> list[int]:
-    """The classes of an image, ascending, at least one.
+def draw_classes(dice: Dice, strength: float, only: Collection[int] | None = None) -> list[int]:
+    """The classes of an image, ascending, at least one; with `only`, of these alone.
 
     The two of a pair share one coin with probability `strength` and toss their own otherwise, so that their
-    correlation is the strength; pairs are independent, and an empty image is drawn again.
+    correlation is the strength; pairs are independent. An empty image, and one with another class, is drawn again.
     """
     base = base_probability(strength)
     while True:
@@ -76,7 +77,7 @@ def draw_classes(dice: Dice, strength: float) -> list[int]:
             first = dice.chance(base)
             second = first if dice.chance(strength) else dice.chance(base)
             kinds += [kind for kind, here in ((2 * pair + 1, first), (2 * pair + 2, second)) if here]
-        if kinds:
+        if kinds and (only is None or all(kind in only for kind in kinds)):
             return kinds
 
 

@@ -32,7 +32,8 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
         co_occurrence: how strongly classes occur with their partners and on their habitual grounds in training, 0
             (independent) to 1 (always). With layouts the classes of an image are those of the layout, and this is the
             strength of the ground with the class that has most pixels.
-        label_space: `scenes`, or `scenes[fish,shell]` for some of its classes; with layouts `voc` or `voc[...]`.
+        label_space: `scenes`, or `scenes[fish,shell]` for some of its classes; with layouts `voc` or `voc[...]`. With
+            `unknown_classes: leave_out` scenes are drawn of these classes alone, as many as are asked for.
         size: (H, W) in pixels that images are drawn at.
         layouts: folder of VOC-style masks, whose shapes and places are painted with a texture a class; None draws
             the suite's own shapes.
@@ -78,7 +79,9 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
         self.counts: dict[Split, int] = dict(zip(SPLITS, (train, val, test), strict=True))
         self.layouts = None if layouts is None else Path(layouts)
         self.layout_lists = {split: Path(file) for split, file in (layout_lists or {}).items()}
-        self._scenes = ConfoundedScenes(seed, self.size)
+        known = {SCENES.classes.index(name) for name in self.label_space.classes[1:] if name in SCENES.classes}
+        only = frozenset(known) if self.unknown_classes == "leave_out" else None
+        self._scenes = ConfoundedScenes(seed, self.size, only)
         self._painted = None if self.layouts is None else PaintedLayouts(self.layouts, seed, self.size)
         self._to_space = self.data_space.lookup(self.label_space).numpy().astype(np.uint8)
         self._tags: dict[str, frozenset[str]] = {}

@@ -17,23 +17,24 @@ class ConfoundedScenes:
     Args:
         seed: of the scenes, 0 or more.
         size: (H, W) in pixels, each 32..1024.
+        only: the classes that scenes are drawn of; None: all.
 
     Raises:
         ValueError: a number out of its range.
     """
 
-    def __init__(self, seed: int = 0, size: tuple[int, int] = (96, 96)) -> None:
+    def __init__(self, seed: int = 0, size: tuple[int, int] = (96, 96), only: frozenset[int] | None = None) -> None:
         if seed < 0 or not all(_SMALLEST <= side <= _LARGEST for side in size):
             raise ValueError(
                 f"seed={seed}, size={tuple(size)}; expected seed 0 or more, (H, W) each {_SMALLEST}..{_LARGEST}"
             )
-        self.seed, self.size = seed, size
+        self.seed, self.size, self.only = seed, size, only
 
     def things(self, split: int, index: int, strength: float) -> list[Thing]:
         """What a scene holds, from the back to the front."""
         base_probability(strength)
         side = min(self.size)
-        return compose(self._dice(split, index, 0), strength, self.size[1] / side, self.size[0] / side)
+        return compose(self._dice(split, index, 0), strength, self.size[1] / side, self.size[0] / side, self.only)
 
     def render(self, split: int, index: int, strength: float) -> Picture:
         """A scene's picture and mask; `strength` is how far classes and grounds come together, 0..1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +40,14 @@ class Picture:
     mask: NDArray[np.uint8]
 
 
-def compose(dice: Dice, strength: float, width: float, height: float) -> list[Thing]:
-    """The things of a scene from the back to the front; width and height are half the picture's, in its coordinates."""
-    kinds = draw_classes(dice, strength)
+def compose(
+    dice: Dice, strength: float, width: float, height: float, only: Collection[int] | None = None
+) -> list[Thing]:
+    """The things of a scene from the back to the front, of all classes or some.
+
+    Width and height are half the picture's, in its coordinates.
+    """
+    kinds = draw_classes(dice, strength, only)
     things: list[Thing] = []
     order = sorted(kinds, key=lambda _: dice.uniform())
     while order:

@@ -33,6 +33,7 @@ _BEFORE_TEST = (
     ("FP on\nbackground", "pseudo_mean_fp_background", 4),
     ("misses", "pseudo_mean_miss", 4),
 )
+_EXPLAINED = 8  # coefficients that are shown
 _TEST = ("test\nmIoU", "test mIoU\nwith CRF")
 _AFTER_TEST = (("mask mIoU\n(train)", "mask_miou", 4),)
 
@@ -83,6 +84,16 @@ class Round:
         """What a prediction measured; nan where no stage has it."""
         found = (stage["scores"].get(key) for stage in self.report["stages"].values())
         return next((float(value) for value in found if isinstance(value, int | float)), math.nan)
+
+    def explained_tags(self) -> list[str]:
+        """Which class's company explains which tag, the strongest first; empty without a tag offset."""
+        trees = (stage["scores"].get("company") for stage in self.report["stages"].values())
+        found = [
+            (tag, name, value) for tree in trees if tree for tag, own in tree.items() for name, value in own.items()
+        ]
+        found = sorted(found, key=lambda one: -abs(one[2]))[:_EXPLAINED]
+        shown = ", ".join(f"{tag} by {name} ({value:.1f})" for tag, name, value in found)
+        return [f"{self.name}: tags explained by company (log odds): {shown}"] if found else []
 
     def tested(self) -> tuple[float, float]:
         """Mean IoU of the segmentation on the test images, plain and with the CRF; nan where it was not tested so."""
@@ -174,6 +185,7 @@ def rounds_table(title: str, rounds: Sequence[Round]) -> TextTable:
             shares = [f"{one.score(key):.1%} {how}" for key, how in moved if not math.isnan(one.score(key))]
             verdict = "a test of M" if tested else "no test of M"
             notes.append(f"{one.name}: logits move by {', '.join(shares)}, of their deviation: {verdict}")
+        notes += one.explained_tags()
     titles = (*(text for text, *_ in _BEFORE_TEST), *_TEST, *(text for text, *_ in _AFTER_TEST))
     return TextTable(("round", *titles, "notices"), lines, title=title, notes=notes)
 

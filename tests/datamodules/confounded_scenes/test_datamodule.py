@@ -47,6 +47,17 @@ def test_samples_are_the_scenes_that_were_asked_for():
     assert np.array_equal(test[1], ConfoundedScenes(3, (48, 48)).render(2, 1, 0.0).mask)
 
 
+def test_scenes_of_some_classes_alone_are_as_many_as_asked_for():
+    data = _data(train=30, test=20, label_space="scenes[fish,shell]", unknown_classes="leave_out", co_occurrence=0.5)
+    for split, count in (("train", 30), ("test", 20)):
+        assert len(data.names(split)) == len(data.dataset(split)) == count
+        assert {frozenset(data.tags_of(name)) for name in data.names(split)} == {
+            frozenset({"fish"}), frozenset({"shell"}), frozenset({"fish", "shell"})
+        }  # fmt: skip
+    others = _data(train=30, label_space="scenes[fish,shell]")  # these have all eight, and some have neither
+    assert any(len(others.tags_of(name)) > 2 for name in others.names("train"))
+
+
 def test_batches_carry_tags_and_the_truth_only_where_it_is_asked_for():
     weak = next(iter(_data(batch_size=3).train_dataloader()))
     assert "mask" not in weak

@@ -112,6 +112,13 @@ class TestTable:
         said = "logits move by 12.3% without M, 4.0% with another image's, of their deviation"
         assert note == f"round_1_sum: {said}: {verdict}"
 
+    def test_a_round_says_which_company_explains_which_tag(self):
+        scores = {"company": {"star": {"moon": 2.25, "fish": 0.125}, "moon": {"star": -3.0}}}
+        one = Round("round_0_company", {"stages": {"cams": {"scores": scores, "notices": []}}, "notices": []}, True)
+        (note,) = rounds_table("t", [one]).notes
+        said = "moon by star (-3.0), star by moon (2.2), star by fish (0.1)"
+        assert note == f"round_0_company: tags explained by company (log odds): {said}"
+
     @pytest.mark.parametrize(
         ("tests", "expected"),
         [
