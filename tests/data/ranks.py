@@ -124,17 +124,17 @@ def _classifier() -> TrainedModule:
     return CONTAClassifier(PETS, "test_resnet", weights="random", batch_norm="frozen")
 
 
-WEIGHTS = (1.0, 3.0, 0.5)
+WEIGHTS = [0.01, 0.03, 0.005]
 CASES = {
     "cross_entropy": Case(lambda: _unet(lambda: None)),
     "weighted_cross_entropy": Case(
         lambda: _unet(lambda: nn.CrossEntropyLoss(torch.tensor(WEIGHTS), ignore_index=255, label_smoothing=0.1))
     ),
-    "cross_entropy_dice": Case(lambda: _unet(CrossEntropyDiceLoss)),
-    "one_hot_bce": Case(lambda: _unet(OneHotBCELoss)),
+    "cross_entropy_dice": Case(lambda: _unet(lambda: CrossEntropyDiceLoss(weight=WEIGHTS))),
+    "one_hot_bce": Case(lambda: _unet(lambda: OneHotBCELoss(weight=WEIGHTS))),
     "consensus": Case(_consensus, "blobs"),
     "consensus_by_labels": Case(_consensus),
-    "consensus_by_size": Case(lambda: _consensus(blob_weight="size"), "blobs"),
+    "consensus_by_size": Case(lambda: _consensus(blob_weight="size", weight=WEIGHTS), "blobs"),
     "consensus_by_image": Case(lambda: _consensus(label_reduction="image", consensus_reduction="image"), "blobs"),
     "consensus_published": Case(lambda: _consensus(normalization="published"), "shared"),
     "consensus_published_by_image": Case(
@@ -148,7 +148,9 @@ CASES = {
     "stn_pasted": Case(lambda: _stn("end_to_end", loss_on="pasted"), "face"),
     "classifier": Case(_classifier, "pets", 0.01),
     "relation": Case(lambda: CONTARelationNetwork(PETS, "test_resnet", weights="random", radius=4), "pets", 0.01),
-    "segmenter": Case(lambda: CONTASegmenter(PARTS, "tf_efficientnet_lite0", output_stride=16), rate=0.001),
+    "segmenter": Case(
+        lambda: CONTASegmenter(PARTS, "tf_efficientnet_lite0", output_stride=16, class_weights=WEIGHTS), rate=0.001
+    ),
 }
 PLANS = {  # images to train, validate and test on, and what is done with them
     "fit": ((8, 1, 5), True),  # one validation image on two processes
