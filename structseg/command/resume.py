@@ -8,11 +8,14 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
+from structseg.command.processes import exclusive_lock
 from structseg.lightning_modules.callbacks.checkpoints import LAST, PREVIOUS
 from structseg.lightning_modules.checkpoints.card import read_card
 
@@ -95,6 +98,26 @@ def find_resume_point(checkpoints: Path) -> ResumePoint:
             f"{checkpoints / 'best.ckpt'}, or remove {checkpoints.parent} to begin anew"
         )
     return ResumePoint()
+
+
+def find_unfinished(experiment: Path, config: Mapping[str, Any]) -> Path | None:
+    """The newest run of an experiment that has the same settings, a checkpoint and no end, and that nobody works on."""
+    runs = sorted(experiment.glob("*/experiment.yaml"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for run in (path.parent for path in runs):
+        if (run / FINISHED).is_file() or not (run / "checkpoints" / LAST).is_file():
+            continue
+        with suppress(OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, RuntimeError):
+            if id_of(_unlinked(yaml.safe_load((run / "experiment.yaml").read_text()))) == id_of(_unlinked(config)):
+                with exclusive_lock(run):
+                    return run
+    return None
+
+
+def _unlinked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what the model takes from the data, which a written configuration leaves out."""
+    model = config["model"]
+    kept = {k: v for k, v in (model["init_args"] or {}).items() if k not in ("label_space", "mean", "std")}
+    return {**config, "model": {**model, "init_args": kept}}
 
 
 def steps_of(checkpoint: Path) -> int:

@@ -78,10 +78,19 @@ def test_shorter_decoder_makes_a_shallower_encoder():
         ({"architecture": "deeplab"}, r"nearest: DeepLabV3"),
         ({"encoder_name": "tu-resnett18"}, r"no encoder_name 'tu-resnett18'; nearest: tu-resnet18,"),
         ({"encoder_name": "resnet-50"}, r"nearest: resnet50"),
-        ({"encoder_name": "efficientnet-b0"}, r"no packaged weights for efficientnet-b0; there are some for tf_"),
+        (
+            {"encoder_name": "efficientnet-b0"},
+            r"no packaged weights for efficientnet-b0; set encoder_weights to imagenet .* or random, or take one of tf_",
+        ),
         ({"encoder_name": "timm-tf_efficientnet_lite0"}, r"pads symmetrically.*tu-tf_efficientnet_lite0"),
-        ({"encoder_name": "resnet18", "encoder_weights": "imgnet"}, r"the hub has: imagenet, ssl, swsl; random starts"),
-        ({"encoder_name": "tu-resnet18", "encoder_weights": "x"}, r"unknown for tu-resnet18; the hub has: a1_in1k"),
+        (
+            {"encoder_name": "resnet18", "encoder_weights": "imgnet"},
+            r"give imagenet .the hub has: imagenet, ssl, swsl. or random",
+        ),
+        (
+            {"encoder_name": "tu-resnet18", "encoder_weights": "x"},
+            r"unknown for tu-resnet18; give imagenet .the hub has: a1_in1k.* or random",
+        ),
         ({"architecture": "FPN", "decoder_channels": 64}, r"FPN has no decoder_channels"),
         ({"decoder_channels": 64}, r"decoder_channels is 64, but Unet takes the form of its default, \(256"),
         ({"architecture": "PAN", "decoder_channels": (8, 8, 8)}, r"but PAN takes the form of its default, 32"),
@@ -141,3 +150,9 @@ def test_a_refusing_server_counts_as_reachable(monkeypatch):
 
     monkeypatch.setattr(module.urllib.request, "urlopen", refuse)
     assert module.reachable("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("given", [None, "None", "null", "random"])
+def test_null_is_random_and_said(given):
+    network = SMPNetwork(3, encoder_name="resnet18", encoder_weights=given)
+    assert (network.initial_weights, network.mean) == ("random", None)

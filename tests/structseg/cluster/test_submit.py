@@ -172,14 +172,17 @@ class TestRefused:
             (["--time", "1-2:3:4:5"], "--time is 1-2:3:4:5; expected"),
             (["--time", "3"], "--time 3 is not longer than --grace 120 and a minute"),
             (["--nodes", "0"], "--nodes is 0; expected a whole number from 1"),
-            (["--gpus-per-node", "-1"], "--gpus-per-node is -1; expected a whole number from 0"),
+            (["--gpus-per-node", "-1"], "--gpus-per-node is -1; expected a whole number from 0, or TYPE:NUMBER"),
             (["--cpus-per-task", "0"], "--cpus-per-task is 0"),
             (["--grace", "99999", "--time", "9-0"], "--grace is 99999; SLURM takes 65535"),
             (["--mem", "lots"], "--mem is lots; expected"),
             (["--seeds", "0..4"], "--seeds is 0..4; expected 0-4"),
             (["--job-name", "bash"], "--job-name is bash; use"),
             (["--job-name", "a b"], "--job-name is a b; use"),
-            (["--partition", "a b"], "--partition is 'a b'; expected"),
+            (["--partition", "a\nb"], r"--partition is 'a\\nb'; expected one line"),
+            (["--sedes", "0-4"], r"unknown option --sedes \(did you mean --seeds\?\)"),
+            (["--batch_size", "2"], r"unknown option --batch_size \(did you mean --data.batch_size\?\)"),
+            (["--lr", "2"], r"unknown option --lr \(did you mean --model.optimizer.lr\?\)"),
             (["--nodes", "0", "--mem", "x"], "--nodes is 0; .*; --mem is x; expected"),
         ],
     )
@@ -195,7 +198,7 @@ class TestRefused:
             (["--trainer.devices=2"], "--trainer.devices is set by submit; give --gpus-per-node instead"),
             (["--config", "other.yaml"], "--config is set by submit; give CONFIG instead"),
             (["--resume", "never"], "--resume is set by submit"),
-            (["--data.batch_sise", "2"], r"unknown option .*batch_sise \(did you mean batch_size\?\)"),
+            (["--data.batch_sise", "2"], r"unknown option --data.batch_sise \(did you mean --data.batch_size\?\)"),
             (["--data.batch_size", "many"], "batch_size: expected int, got many"),
         ],
     )
@@ -218,11 +221,63 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"unknown key modle \(did you mean model\?\)"):
             main(["bad.yaml"])
 
-    def test_an_option_that_neither_it_nor_fit_has(self, here, capsys):
-        with pytest.raises(SystemExit) as end:
-            main(["tiny.yaml", "--batch_size", "2"])
-        assert end.value.code == 2
-        assert "unrecognized arguments: --batch_size 2" in capsys.readouterr().err
+    def test_a_pipeline_of_many_arms_or_with_a_test_after_it(self, here):
+        with pytest.raises(ValueError, match=r"arms \(none, sum, .* choose one, such as --arm none"):
+            main(["conta/voc_photos", "--dry-run"])
+        with pytest.raises(ValueError, match="--then test is for one fit"):
+            main(["stepwise.yaml", "--then", "test"])
+
+
+class TestSites:
+    def test_options_that_are_not_ours_go_to_sbatch(self, here):
+        words = [
+            "--qos",
+            "high",
+            "--constraint=a100",
+            "--exclusive",
+            "--gpus-per-node",
+            "a100:2",
+            "--comment",
+            "two words",
+        ]
+        (job,) = jobs(parsed(["tiny.yaml", *words]), [], "")
+        found = options_of(job.text)
+        assert (found["qos"], found["constraint"], found["exclusive"]) == ("high", "a100", "")
+        assert (found["gpus-per-node"], found["ntasks-per-node"], found["comment"]) == ("a100:2", "2", "two words")
+        (job,) = jobs(parsed(["tiny.yaml", "--gres", "gpu:a100:1"]), [], "")
+        assert "gpus-per-node" not in options_of(job.text)
+
+    def test_the_sites_file_is_read_and_the_command_line_comes_on_top(self, here, monkeypatch):
+        monkeypatch.setattr(sys, "executable", str(here / "bin" / "python"))
+        executable(here / "bin" / "structseg", "")
+        (here / "slurm.yaml").write_text("partition: gpu\ntime: 1:30:00\nsetup: setup.sh\ngpus-per-node: 0\n")
+        (here / "setup.sh").write_text("export WANDB_MODE=online\n")
+        (job,) = jobs(parsed(["tiny.yaml", "--partition", "long"]), [], "")
+        found = options_of(job.text)
+        assert (found["partition"], found["time"], "gpus-per-node" in found) == ("long", "1:30:00", False)
+        assert what_runs(here, job.text, monkeypatch)[1] == "wandb=online"
+        (here / "slurm.yaml").write_text("[1]")
+        with pytest.raises(ValueError, match=r"slurm.yaml: expected options of submit and sbatch"):
+            parsed(["tiny.yaml"])
+
+    @pytest.mark.parametrize("seeds", [[], ["--seeds", "0-4"]])
+    def test_a_fit_that_is_tested_afterwards(self, here, monkeypatch, seeds):
+        monkeypatch.setattr(sys, "executable", str(here / "bin" / "python"))
+        executable(here / "bin" / "structseg", "")
+        (job,) = jobs(parsed(["tiny.yaml", "--then", "test", *seeds, "--gpus-per-node", "0"]), [], "")
+        task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "1"}
+        runs = what_runs(here, job.text, monkeypatch, **task)
+        run_id = runs[runs.index("--run_id") + 1]
+        assert run_id.endswith("_3" if seeds else "")
+        test = runs[runs.index("test") :]
+        assert test == [
+            "test",
+            f"runs/tiny/{run_id}/checkpoints/best.ckpt",
+            "--trainer.devices",
+            "1",
+            "--trainer.num_nodes",
+            "1",
+        ]
 
 
 @pytest.mark.parametrize("dashes", [[], ["--"]])
