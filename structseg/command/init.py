@@ -1,10 +1,8 @@
-"""`structseg init FOLDER`: writes the `dataset.yaml` of own images and masks, and says what it assumed."""
+"""What the `dataset.yaml` of own images and masks may say, as `structseg init` proposes it."""
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
 import re
 import statistics
 from collections import Counter
@@ -12,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from math import sqrt
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -20,11 +18,8 @@ from structseg.datamodules.folder.layout import find_layout
 from structseg.datamodules.folder.masks import grey_depth, lossy, wide_colours
 from structseg.datamodules.folder.pairs import Pair, check_sizes, find_pairs, grouped_split
 from structseg.datamodules.images import open_image, stored_size
-from structseg.messages import fail
 
-_FILE = "dataset.yaml"
 _MOST = 254  # values of one mask; more are a photograph, or an edge that was smoothed
-_SHOWN = 20  # faults that are printed
 _VOID = (224, 224, 192)  # VOC's colour of what is not labelled
 _SIDE = 256  # of the square with as many pixels as images are resized to
 _GROUPS = (r"^(.+)/", r"^([^/_-]+)[_-]", r"^(.+)[_-][^_-]+$")  # what groups of images may have in common
@@ -45,52 +40,6 @@ class Seen(NamedTuple):
     coloured: bool
     values: dict[int, int]
     size: tuple[int, int]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"init: {message}", 2)
-
-
-def main(args: list[str]) -> None:
-    """Entry point.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: the folder holds nothing to train on.
-        SystemExit: 1 with faults, after they were listed; 2 where the command is wrong.
-    """
-    parser = _Parser(
-        prog="structseg init",
-        description=f"Writes FOLDER/{_FILE}: where images and masks lie, the classes, a split, sizes. It asks nothing "
-        "and says what it assumed. Name the classes in it, then: structseg fit own/fasseg_unet --data.root FOLDER",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds images and masks, or images and tags")
-    parser.add_argument("--overwrite", action="store_true", help=f"replace a {_FILE} that is there")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--workers", type=int, default=cores, help="processes that read masks; default: all cores")
-    given = parser.parse_args(args)
-    if given.workers < 1:
-        parser.error(f"--workers is {given.workers}; 1 or more processes read")
-    home = given.folder.expanduser()
-    if not home.is_dir():
-        raise FileNotFoundError(f"no folder {home}; give the folder that holds images and masks")
-    target = home / _FILE
-    if target.exists() and not given.overwrite:
-        raise ValueError(f"{target} is there already; --overwrite replaces it")
-    tree, said, faults = propose(home, given.workers)
-    part = target.with_name(f".{_FILE}.part")
-    part.write_text(as_yaml(tree), encoding="utf-8")
-    part.replace(target)
-    print("\n".join(f"  {line}" for line in said))
-    if faults:
-        print(f"{len(faults)} faults, which fit refuses:")
-        print("\n".join([f"  {fault}" for fault in faults[:_SHOWN]] + ["  ..."] * (len(faults) > _SHOWN)))
-    method = "structseg fit own/fasseg_unet" if "masks" in str(tree) else "structseg pipeline own/conta"
-    print(f"wrote {target}; next: {method} --data.root {given.folder}")
-    if faults:
-        raise SystemExit(1)
 
 
 def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[str]]:

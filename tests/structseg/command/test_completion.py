@@ -30,7 +30,7 @@ done
 """
     lines = ["structseg fi", "structseg fit --trainer.max", "structseg predict --ou", "structseg fit fasseg_v2_rea",
              "structseg fit --config consensus/synth", "structseg completion z", "structseg pipeline --unt",
-             "structseg results sup", "structseg results --details conta_voc_su", "structseg submit --gpus"]  # fmt: skip
+             "structseg results sup", "structseg results --details fasseg_v2_read", "structseg submit --gpus"]  # fmt: skip
     done = subprocess.run(
         ["bash", "--norc", "-c", asked],
         input="\n".join(lines) + "\n",
@@ -42,7 +42,7 @@ done
     fit, epochs, out, name, config, shell, until, _, row, gpus = done.stdout.splitlines()
     assert (fit, epochs, out, shell) == ("fit", "--trainer.max_epochs", "--out", "zsh")
     assert (until, gpus) == ("--until", "--gpus-per-node")
-    assert "conta_voc_sum" in row.split()
+    assert "fasseg_v2_readme" in row.split()
     assert "fasseg_v2_readme" in name.split()
     assert "consensus/synthetic_occlusion" in config.split()
 

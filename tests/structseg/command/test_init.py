@@ -8,7 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from structseg.command.init import _flip_pairs, main
+from structseg.command.init import _flip_pairs
+from structseg.command.init_command import main
 from structseg.datamodules.folder.datamodule import FolderDataModule, WeakFolderDataModule
 from structseg.datamodules.folder.layout import find_layout
 from tests.data.folder import COLOURS, make_folder, mask_of
