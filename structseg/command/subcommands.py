@@ -47,9 +47,7 @@ LIGHTNING = {
 SUBCOMMANDS = {
     **LIGHTNING,
     "predict": Subcommand("structseg.prediction.command", "label images, folders, a video or a camera"),
-    "init": Subcommand(
-        "structseg.command.init_command", "write the dataset.yaml of your own images and masks"
-    ),
+    "init": Subcommand("structseg.command.init_command", "write the dataset.yaml of your own images and masks"),
     "demo": Subcommand("structseg.command.demo", "train and test on drawn faces, in some minutes on a CPU"),
     "pipeline": Subcommand("structseg.pipelines.command", "fits that build on each other, finished ones skipped"),
     "rounds": Subcommand(
