@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANA
 
 if TYPE_CHECKING:
     from structseg.datamodules.batch import MaskFilter
+
+VOID = (224, 224, 192)  # the colour of 255 in masks of PASCAL VOC
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
@@ -160,10 +162,8 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
     try:
         with path.open("rb") as file, Image.open(file, formats=formats_of(path)) as image:
             # Pillow decodes a whole PNG to look for EXIF behind its pixels, where next to nobody puts it.
-            exif = Image.Image.getexif(image)
-            if image.format == "PNG" and not exif and _ends_with_more(file):
-                exif = image.getexif()
-            return image.size, _orientation(exif)
+            late = image.format == "PNG" and _ends_with_more(file)
+            return image.size, _orientation(image.getexif() if late else Image.Image.getexif(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         whole = open_image(path)  # says in one line what is wrong with the file
         return whole.size, _orientation(whole.getexif())
@@ -245,16 +245,26 @@ def read_image(path: Path) -> Image.Image:
         return to_rgb(image)
 
 
-def read_mask(path: Path, classes: int, space: str) -> NDArray[np.uint8]:
+def read_mask(path: Path, classes: int, space: str, palette: Sequence[tuple[int, int, int]] = ()) -> NDArray[np.uint8]:
     """An index mask, (H, W) uint8 in 0..classes-1 or 255.
 
+    Args:
+        path: of the file.
+        classes: how many the label space has.
+        space: its name, for messages.
+        palette: its colours: where all colours of a palette file are among them (or `VOID`, for 255), they decide, as
+            an optimiser may have renumbered the indices.
+
     Raises:
-        ValueError: not one channel of indices, or an index that the label space does not have; the message names it.
+        ValueError: not one channel of indices, an index that the label space does not have, or a colour of another
+            class than the index; the message names it.
     """
     image = open_image(path)
     if image.mode not in ("L", "P", "1"):
         raise ValueError(f"{path} has mode {image.mode}; a mask needs one 8-bit channel of class indices")
     mask = np.asarray(image, dtype=np.uint8)
+    if image.mode == "P" and palette:
+        mask = _by_colours(path, image, mask, [*palette, *[None] * (255 - len(palette)), VOID])
     highest = int(mask.max())
     if highest == 255:  # the next below it
         highest = int(mask.max(where=mask != 255, initial=0))
@@ -263,6 +273,28 @@ def read_mask(path: Path, classes: int, space: str) -> NDArray[np.uint8]:
         wrong = found[(found >= classes) & (found != 255)]
         raise ValueError(f"mask {path} holds class {wrong[0]}; {space} has classes 0..{classes - 1}; map or mend it")
     return mask
+
+
+def _by_colours(
+    path: Path, image: Image.Image, mask: NDArray[np.uint8], known: Sequence[tuple[int, int, int] | None]
+) -> NDArray[np.uint8]:
+    """The indices that the colours of a palette file stand for, where all of them are known; else its own indices."""
+    flat = image.getpalette("RGB") or []
+    used = [index for index, count in enumerate(image.histogram()) if count]
+    colours = [(flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) if 3 * i + 2 < len(flat) else None for i in used]
+    if len(set(colours)) < len(used):  # a palette that tells nothing
+        return mask
+    table, found = np.arange(256, dtype=np.uint8), [known.index(c) if c in known and c else None for c in colours]
+    wrong = [(i, f) for i, f in zip(used, found, strict=True) if f not in (i, None)]
+    if wrong and None in found:
+        raise ValueError(
+            f"{path}: index {wrong[0][0]} has the colour of class {wrong[0][1]}, but others are no class's; save the "
+            "indices as they are, or all in the classes' colours"
+        )
+    if not wrong:
+        return mask
+    table[used] = found
+    return table.take(mask)
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -34,7 +34,8 @@ class CelebAMaskHQDataModule(FaceDataModule):
 
     Args:
         root: the folder of the data set, or its parent. Published: `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno`, part
-            masks merged as by the data set's own g_mask.py. Compact: `images` and `masks`, one index mask an image.
+            masks merged as by the data set's own g_mask.py. Compact: `images` and `masks`, one index mask an image; the
+            masks' palette, one of the two lists below, or a file `celebamask_hq.txt` must say what they are.
         split: `seed` cuts the images 6:2:2 at random by `seed`; `official` takes CelebA's partition (published layout);
             else a JSON file of train, val and test names, by its path from `root`. Default: `split_622.json` where the
             data have one, else `seed`.

@@ -24,6 +24,7 @@ SUBFOLDERS = ("CelebAMask-HQ", "celebamask_hq_mini")  # where a parent folder is
 MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
 PARTITION_FILE = "list_eval_partition.txt"
 SPLIT_FILE = "split_622.json"
+SIGN = "celebamask_hq.txt"  # of a compact copy that has neither list: it may be empty
 LEFT_RIGHT_FILE = "left_right_reversed.json"
 
 # One mask file each; where two overlap the later one counts, as in the data set's own g_mask.py.
@@ -120,8 +121,31 @@ def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
     _refuse(lonely, f"of the images in {image_folder}", f"mask in {mask_folder}", faults)
     _refuse(sorted(masks - set(names)), f"of the masks in {mask_folder}", f"image in {image_folder}", faults)
     if not full:
+        _require_sign(home, mask_folder / f"{names[0]}.png")
         return {name: Pair(name, images[name], mask_folder / f"{name}.png") for name in names}
     return {name: Pair(name, images[name], _part_prefix(mask_folder, int(name)), parts.get(name, ())) for name in names}
+
+
+def _require_sign(home: Path, mask: Path) -> None:
+    """Refuses a folder of `images` and `masks` in which nothing says that they are of this data set.
+
+    Raises:
+        ValueError: neither a file of the compact copy nor the colours of a mask's palette say so.
+    """
+    if any((home / name).is_file() for name in (SIGN, SPLIT_FILE, LEFT_RIGHT_FILE)) or not mask.is_file():
+        return
+    try:
+        image = open_image(mask)
+    except (OSError, ValueError):
+        return  # what is wrong with it is said when it is read
+    flat = (image.getpalette("RGB") if image.mode == "P" else None) or []
+    used = {tuple(flat[3 * i : 3 * i + 3]) for i, count in enumerate(image.histogram()) if count} if flat else {()}
+    if not used <= set(CELEBAMASK_HQ.palette):
+        raise ValueError(
+            f"{home} holds images and masks, but nothing says that they are of CelebAMask-HQ: no {SPLIT_FILE}, and "
+            f"{mask} has not its colours; structseg init {home} reads own classes; if they are, put a "
+            f"file {SIGN} there"
+        )
 
 
 def read_label(pair: Pair) -> NDArray[np.uint8]:
@@ -132,7 +156,7 @@ def read_label(pair: Pair) -> NDArray[np.uint8]:
         ValueError: it is damaged or no mask, holds an unknown class, or part masks differ in size; the file is named.
     """
     if not pair.parts:
-        return read_mask(pair.mask, len(CELEBAMASK_HQ), CELEBAMASK_HQ.name)
+        return read_mask(pair.mask, len(CELEBAMASK_HQ), CELEBAMASK_HQ.name, CELEBAMASK_HQ.palette)
     merged: NDArray[np.uint8] | None = None
     for part, path in zip(pair.parts, pair.mask_files, strict=True):
         covered = np.asarray(open_image(path).convert("L")) != 0

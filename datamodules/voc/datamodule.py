@@ -111,13 +111,13 @@ class VOCDataModule(WeaklySupervisedDataModule):
         path = files.mask_file(self.home, name)
         if path is None:
             return None
-        found = np.bincount(read_mask(path, len(VOC), VOC.name).ravel(), minlength=256)
+        found = np.bincount(read_mask(path, len(VOC), VOC.name, VOC.palette).ravel(), minlength=256)
         return frozenset(VOC.classes[index] for index in range(1, len(VOC)) if found[index])
 
     def truth_of(self, name: str) -> NDArray[np.uint8] | None:
         """The mask of an image in the label space; raises as `read_mask`."""
         path = files.mask_file(self.home, name)
-        return None if path is None else self._lookup[read_mask(path, len(VOC), VOC.name)]
+        return None if path is None else self._lookup[read_mask(path, len(VOC), VOC.name, VOC.palette)]
 
     def read_unmasked(self, name: str) -> Read:
         """The photograph with its tags; raises as `read_image` and `tag_vector`."""
@@ -158,7 +158,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
                     self.home / files.IMAGES / f"{name}.jpg",
                     VOC,
                     () if mask is None else (mask,),
-                    None if mask is None else partial(read_mask, mask, len(VOC), VOC.name),
+                    None if mask is None else partial(read_mask, mask, len(VOC), VOC.name, VOC.palette),
                     None if self.tags_from_masks else partial(self._expected_tags, name, split == "train"),
                 )
             )

@@ -78,7 +78,7 @@ def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[s
     height, width = (statistics.median(axis) for axis in zip(*sizes, strict=True))
     scale = min(1.0, _SIDE / sqrt(height * width))
     tree["size"] = [max(32, 32 * round(side * scale / 32)) for side in (height, width)]
-    tree["batch_size"] = next((b for b in (8, 4, 2) if train >= 4 * b and train % b != 1), 2 if train != 1 else 1)
+    tree["batch_size"] = next((b for b in (8, 4, 2) if train >= 2 * b and train % b != 1), 2 if train != 1 else 1)
     tree["mean"] = tree["std"] = [0.5, 0.5, 0.5]
     said.append(
         f"images of {min(s[0] for s in sizes)}x{min(s[1] for s in sizes)} to {max(s[0] for s in sizes)}x"

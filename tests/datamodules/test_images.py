@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from structseg.datamodules.batch import Sample, collate
-from structseg.datamodules.images import check_image, open_image, read_image, to_rgb
+from structseg.datamodules.images import check_image, image_size, open_image, read_image, read_mask, to_rgb
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -298,3 +298,49 @@ def test_masks_without_originals_must_be_of_one_size() -> None:
         del sample["original"]
     with pytest.raises(ValueError, match=r"mask of 2x2 has shape \(2, 2\), that of 1x3 \(1, 3\)"):
         collate(samples)
+
+
+PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+
+
+def palette_file(path: Path, mask: list[list[int]], colours: list[tuple[int, int, int]]) -> Path:
+    image = Image.fromarray(np.array(mask, dtype=np.uint8))
+    image.putpalette([value for colour in colours for value in colour])
+    image.save(path)
+    return path
+
+
+def test_colours_of_a_palette_decide(tmp_path: Path) -> None:
+    """A packed palette has the classes' colours in another order."""
+    packed = palette_file(tmp_path / "a.png", [[0, 1, 2, 3]], [(0, 128, 0), (0, 0, 0), (224, 224, 192), (128, 0, 0)])
+    with pytest.raises(ValueError, match="holds class 3"):
+        read_mask(packed, 3, "own")
+    assert read_mask(packed, 3, "own", PALETTE).tolist() == [[2, 0, 255, 1]]
+    plain = palette_file(tmp_path / "b.png", [[0, 1, 2]], [(0, 0, 0), (7, 7, 7), (8, 8, 8)])
+    assert read_mask(plain, 3, "own", PALETTE).tolist() == [[0, 1, 2]]
+    black = palette_file(tmp_path / "c.png", [[0, 1, 2]], [(0, 0, 0)] * 3)
+    assert read_mask(black, 3, "own", PALETTE).tolist() == [[0, 1, 2]]
+    mixed = palette_file(tmp_path / "d.png", [[0, 1, 2]], [(0, 128, 0), (7, 7, 7), (8, 8, 8)])
+    with pytest.raises(ValueError, match=r"d\.png: index 0 has the colour of class 2, but others are no class's"):
+        read_mask(mixed, 3, "own", PALETTE)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_size_from_the_header_is_that_of_the_upright_image(orientation: int, suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (5, 3)).save(tmp_path / f"a.{suffix}", exif=exif)
+    assert image_size(tmp_path / f"a.{suffix}") == read_image(tmp_path / f"a.{suffix}").size
+
+
+def test_exif_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (5, 3)).save(tmp_path / "a.png", exif=exif)
+    content = (tmp_path / "a.png").read_bytes()
+    at = content.index(b"eXIf") - 4
+    chunk = content[at : at + 12 + int.from_bytes(content[at : at + 4])]
+    end = content.index(b"IEND") - 4
+    (tmp_path / "b.png").write_bytes(content[:at] + content[at + len(chunk) : end] + chunk + content[end:])
+    assert image_size(tmp_path / "b.png") == read_image(tmp_path / "b.png").size == (3, 5)

@@ -273,3 +273,14 @@ def test_parts_are_the_classes() -> None:
         "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
     )  # fmt: skip  # label_list of g_mask.py
     assert [CELEBAMASK_HQ.classes.index(part) for part in PART_CLASSES] == list(range(1, 19))
+
+
+def test_images_and_masks_of_something_else_are_refused(tmp_path):
+    """Discs and boxes would otherwise be skin and nose."""
+    from tests.data.folder import make_folder
+
+    root = make_folder(tmp_path, file=False)
+    with pytest.raises(ValueError, match=r"nothing says that they are of CelebAMask-HQ.*structseg init"):
+        find_pairs(find_home(root))
+    (root / "celebamask_hq.txt").touch()
+    assert len(find_pairs(find_home(root))) == 6
