@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from structseg.audit.command import check
+from structseg.audit.check import check
 from structseg.datamodules.augmentation import Augmentation
 from structseg.datamodules.folder.datamodule import FolderDataModule, WeakFolderDataModule, by_folder
 from structseg.datamodules.folder.dataset_file import read_dataset_file
