@@ -65,16 +65,17 @@ class MeanScores(NamedTuple):
     members: Sequence[PixelScores]
 
     def classes(self) -> Tensor:
-        """(h, w) uint8; takes about 12 K bytes a pixel, where the members do not come in bands."""
+        """(h, w) uint8; takes about 16 K bytes a pixel, where the members do not come in bands."""
         return torch.cat([band.argmax(0).to(torch.uint8) for band in self.probabilities()])
 
     def probabilities(self) -> Iterator[Tensor]:
         """In the bands of the members."""
-        for bands in zip(*(member.probabilities() for member in self.members), strict=True):
-            total = bands[0].clone()
-            for band in bands[1:]:
-                total += band
-            yield total / len(bands)
+        first, *others = [member.probabilities() for member in self.members]
+        for band in first:
+            total = band.clone()
+            for other in others:  # one at a time: memory does not grow with their number
+                total += next(other)
+            yield total.div_(len(self.members))
 
 
 class NormalizedNetwork(nn.Module):
