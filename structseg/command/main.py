@@ -9,9 +9,6 @@ from importlib import import_module
 from pathlib import Path
 
 import structseg
-from structseg.command.arguments import as_options, check_data
-from structseg.command.help_pages import help_page
-from structseg.command.option_names import given_options
 from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, overview
 from structseg.messages import UsageError, fail, interrupted
 
@@ -50,8 +47,11 @@ def _run(args: list[str]) -> None:
         return
     check_subcommand(args[0])
     module, words = SUBCOMMANDS[args[0]].module, args[1:]
-    of_split = args[0] == "predict" and "--data.predict_split" in dict(given_options(words))  # a pipeline's stage
+    of_split = args[0] == "predict" and any(w.startswith("--data.predict_split") for w in words)  # a pipeline's stage
     if args[0] in LIGHTNING or of_split:
+        from structseg.command.arguments import as_options, check_data  # these read YAML and sources
+        from structseg.command.help_pages import help_page
+
         module = LIGHTNING["fit"].module
         if page := help_page(args[0], words):
             print(page)
