@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,8 @@ def load_inference(path: Path, options: Mapping[str, Any]) -> tuple[Inference, d
     try:
         if plain:
             module, _, name = plain.rpartition(".")
-            kind: type[Inference] = getattr(import_module(_ROOM + module), name)
+            with _without_wandb():
+                kind: type[Inference] = getattr(import_module(_ROOM + module), name)
         else:
             kind = _class_of(method) if plain == "" else object
         if not issubclass(kind, Inference):
@@ -54,7 +57,8 @@ def load_inference(path: Path, options: Mapping[str, Any]) -> tuple[Inference, d
         if unknown := options.keys() - set(kind.options):
             raise _Refused(f"{card['method']} has no {', '.join(sorted(unknown))}; it takes {', '.join(kind.options)}")
         if plain:
-            inference = kind.from_card(card, space_of(card), options)
+            with _without_wandb():
+                inference = kind.from_card(card, space_of(card), options)
             own = {name for name, _ in inference.named_children()}
             state = {key: weights for key, weights in state.items() if key.partition(".")[0] in own}
         else:
@@ -67,6 +71,19 @@ def load_inference(path: Path, options: Mapping[str, Any]) -> tuple[Inference, d
         reason = " ".join(str(error).split())[:400]
         raise ValueError(f"{path} cannot be used ({reason}); use a checkpoint of this version") from None
     return inference.requires_grad_(False).eval(), card
+
+
+@contextmanager
+def _without_wandb() -> Iterator[None]:
+    """Keeps timm from importing W&B, which takes a second, for its own training log."""
+    if "wandb" in sys.modules:
+        yield
+        return
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # it is not found while this stands
+    try:
+        yield
+    finally:
+        del sys.modules["wandb"]
 
 
 class _Refused(ValueError):

@@ -24,6 +24,7 @@ from structseg.lightning_modules.consensus import ConsensusSegmenter
 from structseg.lightning_modules.conta.classifier import CONTAClassifier
 from structseg.lightning_modules.conta.segmenter import CONTASegmenter
 from structseg.lightning_modules.fasseg_unet import FASSEGUNet
+from structseg.lightning_modules.networks.smp import SMPNetwork
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.lightning_modules.stn.stn_icnn import STNiCNN
 from structseg.prediction.command import main as predict
@@ -343,6 +344,9 @@ def test_a_photograph_is_labelled_without_lightning_and_as_the_command_does(tmp_
     module = FASSEGUNet(OWN)
     path = save_checkpoint(tmp_path / "a.ckpt", module, f"{ROOM}.fasseg_unet.FASSEGUNet", (64, 64), network=network)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    of_smp = {"class_path": f"{ROOM}.networks.smp.SMPNetwork", "init_args": {"encoder_weights": "random"}}
+    module = FASSEGUNet(OWN, partial(SMPNetwork, encoder_weights="random"))
+    other = save_checkpoint(tmp_path / "b.ckpt", module, f"{ROOM}.fasseg_unet.FASSEGUNet", (64, 64), network=of_smp)
     code = """
 import json, sys
 import numpy as np
@@ -352,9 +356,10 @@ from structseg.prediction.command import main
 mask = load(sys.argv[1])(sys.argv[2]).mask
 main([sys.argv[1], sys.argv[2], "--out", sys.argv[3]])
 same = np.array_equal(mask, np.asarray(Image.open(sys.argv[3] + "/p.png")))
+load(sys.argv[4])  # timm would import W&B
 heavy = {"pytorch_lightning", "lightning_fabric", "torchmetrics", "wandb", "jsonargparse", "matplotlib"}
 print(json.dumps([same, mask.shape, sorted(heavy & sys.modules.keys())]))
 """
-    words = [str(path), str(tmp_path / "p.png"), str(tmp_path / "out")]
+    words = [str(path), str(tmp_path / "p.png"), str(tmp_path / "out"), str(other)]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [True, [1024, 1024], []]
