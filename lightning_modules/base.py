@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Self, TypedDict
 
@@ -21,6 +22,7 @@ from torchmetrics import MeanMetric, Metric
 from structseg.datamodules.batch import data_of
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.lightning_modules.checkpoints import card
+from structseg.lightning_modules.checkpoints.resumed_optimizer import apply_settings
 from structseg.lightning_modules.inference import NormalizedNetwork
 from structseg.lightning_modules.schedules import OneCycle, PolyLR
 
@@ -88,6 +90,7 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         self.input_size: tuple[int, int] | None = None  # of the last training batch, for the checkpoint's card
         self.resolved_config: dict[str, Any] = {}  # set by the command line, for the checkpoint's card
         self.notices: list[str] = []
+        self._validated = False  # since the epoch began
 
     def _check_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         wanted = (getattr(self.network, "mean", None), getattr(self.network, "std", None))
@@ -113,7 +116,18 @@ class TrainedModule(NormalizedNetwork, LightningModule):
             rank_zero_warn(text)
 
     def on_fit_start(self) -> None:
-        """Notices what fails in silence: random weights, a batch that is not the recipe's."""
+        """Refuses what ends in the middle of an epoch, notices what fails in silence.
+
+        Raises:
+            ValueError: a precision without float32 weights, or a batch of one image under a batch norm that sees one
+                value a channel.
+        """
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"--trainer.precision {self.trainer.precision} keeps no float32 weights, which losses and checkpoints "
+                f"here need; use {self.trainer.precision.removesuffix('true')}mixed"
+            )
+        self._check_last_batch()
         if self.wants_weights and self.initial_weights.startswith("random"):
             self.notice("the network starts from random weights, the method from pre-trained ones; set --model.weights")
         if self.recipe_batch is None:
@@ -129,11 +143,45 @@ class TrainedModule(NormalizedNetwork, LightningModule):
                 "rate"
             )
 
+    def _check_last_batch(self) -> None:
+        """Looks whether the network can be trained with the fewest images that a batch of an epoch holds."""
+        data, loader = data_of(self.trainer), self.trainer.train_dataloader
+        each, size = data.batch_size, data.size
+        sampler = getattr(loader, "sampler", None)
+        if not each or size is None or sampler is None or getattr(loader, "drop_last", False):
+            return
+        images = len(sampler)
+        if images % each != 1 and each != 1:
+            return
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                self.network(self.normalized(torch.zeros(1, 3, *size, device=self.device)))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"the last of an epoch's batches has one image ({images} images, {each} a batch), and this network's "
+                "batch norm needs two; set another --data.batch_size"
+            ) from None
+        finally:
+            for name, buffer in self.named_buffers():
+                buffer.copy_(before[name])
+
+    def on_train_epoch_end(self) -> None:
+        """Steps a ReduceLROnPlateau that watches what this epoch has logged: before `last.ckpt` is written."""
+        for config in self.trainer.lr_scheduler_configs:
+            watched = config.monitor or ""
+            if config.reduce_on_plateau and (self._validated or watched.startswith("train/")):
+                config.scheduler.step(self.trainer.callback_metrics[watched])
+        self._validated = False
+
     def on_validation_start(self) -> None:
         """Takes the first process's buffers (batch statistics) on all, as DDP does at the first batch that each sees.
 
         A process without a validation image sees none, and the others would wait for it.
         """
+        self._validated = not self.trainer.sanity_checking
         wrapped = self.trainer.model
         if isinstance(wrapped, DistributedDataParallel) and wrapped.broadcast_buffers:
             for buffer in self.buffers():
@@ -211,10 +259,17 @@ class TrainedModule(NormalizedNetwork, LightningModule):
             ) from None
         if isinstance(schedule, PolyLR | OneCycle) and schedule.total_steps is None:
             schedule.total_steps = int(self.trainer.estimated_stepping_batches)
+        steps = int(self.trainer.estimated_stepping_batches) if isinstance(schedule, OneCycleLR) else 0
+        if isinstance(schedule, OneCycleLR) and schedule.total_steps < steps:
+            raise ValueError(
+                f"OneCycleLR has {schedule.total_steps} steps, the fit {steps}; set --model.lr_scheduler.total_steps, "
+                "or use OneCycle, which finds their number itself"
+            )
         by_step = isinstance(schedule, PolyLR | OneCycle | OneCycleLR)
         config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = getattr(schedule, "monitor", "val/loss")
+            config["frequency"] = sys.maxsize  # never by Lightning, which steps it once the epoch's checkpoint is written
             held_out = data_of(self.trainer).has_validation
             known = {key for key in self.logged_keys() if held_out or key.startswith("train/")}
             if config["monitor"] not in known:
@@ -242,7 +297,7 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         checkpoint[card.KEY] = self.make_card()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another method or of other classes.
+        """Refuses the checkpoint of another method or of other classes; a fit takes its own optimiser settings.
 
         Raises:
             ValueError: it does not fit; the message says how.
@@ -262,3 +317,6 @@ class TrainedModule(NormalizedNetwork, LightningModule):
             )
         if found["size"]:
             self.input_size = (found["size"][0], found["size"][1])
+        if self._trainer is not None and self.trainer.state.fn == "fit" and self.resolved_config:
+            arguments = ((c.get("model") or {}).get("init_args") or {} for c in (found["config"], self.resolved_config))
+            apply_settings(checkpoint, *arguments)

@@ -203,6 +203,7 @@ class CONTARelationNetwork(TrainedModule):
 
     def on_train_epoch_end(self) -> None:
         """Takes the mean displacement, with a notice where no label was foreground."""
+        super().on_train_epoch_end()
         self._settle_displacement()
         pixels, foreground = self._reduced_sums()[2:].tolist()
         if pixels and not foreground:  # a fit resumed at the end of an epoch has seen nothing of it
