@@ -116,18 +116,16 @@ class TrainedModule(NormalizedNetwork, LightningModule):
             rank_zero_warn(text)
 
     def on_fit_start(self) -> None:
-        """Refuses what ends in the middle of an epoch, notices what fails in silence.
+        """Notices what fails in silence: random weights, a batch that is not the recipe's.
 
         Raises:
-            ValueError: a precision without float32 weights, or a batch of one image under a batch norm that sees one
-                value a channel.
+            ValueError: a precision without float32 weights.
         """
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise ValueError(
                 f"--trainer.precision {self.trainer.precision} keeps no float32 weights, which losses and checkpoints "
                 f"here need; use {self.trainer.precision.removesuffix('true')}mixed"
             )
-        self._check_last_batch()
         if self.wants_weights and self.initial_weights.startswith("random"):
             self.notice("the network starts from random weights, the method from pre-trained ones; set --model.weights")
         if self.recipe_batch is None:
@@ -142,31 +140,6 @@ class TrainedModule(NormalizedNetwork, LightningModule):
                 f"devices), the recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the learning "
                 "rate"
             )
-
-    def _check_last_batch(self) -> None:
-        """Looks whether the network can be trained with the fewest images that a batch of an epoch holds."""
-        data, loader = data_of(self.trainer), self.trainer.train_dataloader
-        each, size = data.batch_size, data.size
-        sampler = getattr(loader, "sampler", None)
-        if not each or size is None or sampler is None or getattr(loader, "drop_last", False):
-            return
-        images = len(sampler)
-        if images % each != 1 and each != 1:
-            return
-        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                self.network(self.normalized(torch.zeros(1, 3, *size, device=self.device)))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ValueError(
-                f"the last of an epoch's batches has one image ({images} images, {each} a batch), and this network's "
-                "batch norm needs two; set another --data.batch_size"
-            ) from None
-        finally:
-            for name, buffer in self.named_buffers():
-                buffer.copy_(before[name])
 
     def on_train_epoch_end(self) -> None:
         """Steps a ReduceLROnPlateau that watches what this epoch has logged: before `last.ckpt` is written."""

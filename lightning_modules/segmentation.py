@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
+import torch
 from torch import Tensor, nn
 
 from structseg.datamodules.batch import data_of
@@ -94,6 +96,31 @@ class SegmentationModule(Inference, TrainedModule):
         """Also the weights of the classes in the loss, where it has some."""
         weights = self._class_weights()
         return {**super().make_card(), **({"class_weights": weights} if weights else {})}
+
+    def on_train_start(self) -> None:
+        """Looks whether the network can be trained with the fewest images that a batch of an epoch holds.
+
+        Raises:
+            ValueError: that is one, of which a batch norm would see one value a channel.
+        """
+        data, sampler = data_of(self.trainer), getattr(self.trainer.train_dataloader, "sampler", None)
+        images, each = len(sampler) if isinstance(sampler, Sized) else 0, data.batch_size
+        if not each or data.size is None or (images % each != 1 and each != 1):
+            return
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                self.network(self.normalized(torch.zeros(1, 3, *data.size, device=self.device)))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"the last batch of an epoch has one image ({images} images, {each} a batch), and this network's batch "
+                "norm needs two; set another --data.batch_size"
+            ) from None
+        finally:
+            for name, buffer in self.named_buffers():
+                buffer.copy_(before[name])
 
     def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         loss: Tensor = self.loss(logits, batch["mask"])

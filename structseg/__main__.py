@@ -2,4 +2,7 @@
 
 from structseg.command.main import main
 
-main()
+__spec__ = None  # then a process that is spawned imports this file, and by it what `structseg/__init__.py` sets up
+
+if __name__ == "__main__":
+    main()

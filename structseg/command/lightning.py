@@ -156,7 +156,11 @@ class StructsegCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=parser_class,
-            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,  # one line of ours says how large the model is
+            },
             args=args,
         )
 
@@ -272,6 +276,8 @@ class StructsegCLI(LightningCLI):
         config["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # Lightning's own order
             config["plugins"].append(SLURMEnvironment(auto_requeue=False))  # `Interruption` does it, between two steps
+        if config["enable_checkpointing"] is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
         trainer = super().instantiate_trainer(**kwargs)
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
         if on_cpu and self.config[self.subcommand]["memory"] == "keep" and keep_freed_memory():
@@ -286,7 +292,8 @@ class StructsegCLI(LightningCLI):
         self._dump_config()
         self.model.resolved_config = {key: self.config_dump[key] for key in ("model", "data")}
         if self.subcommand == "fit":
-            rank_zero_info(f"initial weights: {self.model.initial_weights}")
+            size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+            rank_zero_info(f"{size:.2f} million parameters; initial weights: {self.model.initial_weights}")
             rank_zero_info(f"run folder: {self.folder.path}")
             check_watched_keys(self.callbacks, self.model, self.datamodule.has_validation)
             rank_zero_info("what differs from the defaults:")
