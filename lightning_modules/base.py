@@ -141,6 +141,12 @@ class TrainedModule(NormalizedNetwork, LightningModule):
                 "rate"
             )
 
+    def on_train_start(self) -> None:
+        """Has an epoch of a few steps log its last one, so that nothing that a step logs is in no file."""
+        steps = self.trainer.num_training_batches
+        if 0 < steps < self.trainer.log_every_n_steps:
+            self.trainer.log_every_n_steps = int(steps)  # type: ignore[attr-defined]
+
     def on_train_epoch_end(self) -> None:
         """Steps a ReduceLROnPlateau that watches what this epoch has logged: before `last.ckpt` is written."""
         for config in self.trainer.lr_scheduler_configs:

@@ -98,11 +98,12 @@ class SegmentationModule(Inference, TrainedModule):
         return {**super().make_card(), **({"class_weights": weights} if weights else {})}
 
     def on_train_start(self) -> None:
-        """Looks whether the network can be trained with the fewest images that a batch of an epoch holds.
+        """Also looks whether the network can be trained with the fewest images that a batch of an epoch holds.
 
         Raises:
             ValueError: that is one, of which a batch norm would see one value a channel.
         """
+        super().on_train_start()
         data, sampler = data_of(self.trainer), getattr(self.trainer.train_dataloader, "sampler", None)
         images, each = len(sampler) if isinstance(sampler, Sized) else 0, data.batch_size
         if not each or data.size is None or (images % each != 1 and each != 1):

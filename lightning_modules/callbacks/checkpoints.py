@@ -18,7 +18,10 @@ BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last.previous.ckpt"
 
 
 class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` by the watched key, and `last.ckpt`.
+    """`best.ckpt` by the watched key, to be tested and used, and `last.ckpt`, from which a fit resumes.
+
+    `best.ckpt` holds the weights and the card, and no state of optimiser or loops. Once the fit has come to its end,
+    the `last.previous.ckpt` that was kept beside goes.
 
     `last.ckpt` is the state after the last finished epoch (and, with `save_every_steps`, the last multiple), whatever
     is watched or not watched, with and without validation, after a plain end, SIGTERM, SIGKILL, Ctrl-C. It is written
@@ -42,6 +45,7 @@ class BestAndLast(ModelCheckpoint):
             mode=mode,
             filename="best",
             save_last=False,
+            save_weights_only=True,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
@@ -115,8 +119,10 @@ class BestAndLast(ModelCheckpoint):
             self.write_last(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Says so where there is no best one."""
+        """Says so where there is no best one; the fit is at its end, and what was kept for a damaged disk goes."""
         super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero and self.is_saved(trainer):
+            (Path(str(self.dirpath)) / PREVIOUS).unlink(missing_ok=True)
         if not self.best_model_path and not trainer.fast_dev_run:
             rank_zero_warn(
                 f"no {BEST}: no validation has logged {self.monitor} in {trainer.current_epoch} epochs; {LAST} is the "
@@ -143,9 +149,7 @@ class BestAndLast(ModelCheckpoint):
             if isinstance(logger, CSVLogger):
                 logger.save()  # what has been logged up to here is on the disk when the checkpoint is
         self.last_model_path = str(Path(str(self.dirpath)) / LAST)
-        best_step = self._last_global_step_saved
-        self._save_checkpoint(trainer, self.last_model_path)
-        self._last_global_step_saved = best_step  # by it Lightning knows whether a step's best one is decided
+        trainer.save_checkpoint(self.last_model_path)
         self._last_step = trainer.global_step
 
 

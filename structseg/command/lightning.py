@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
@@ -38,9 +39,8 @@ from structseg.command.resume import (
     id_of,
     is_finished,
     mark_finished,
-    steps_of,
 )
-from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder
+from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder, with_metrics_csv
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Split
 from structseg.freed_memory import keep_freed_memory
@@ -235,8 +235,12 @@ class StructsegCLI(LightningCLI):
                 raise ValueError(
                     f"{config['ckpt_path']} has seen {seen} epochs; raise --trainer.max_epochs from {most}"
                 )
-            if self.subcommand == "fit" and self.folder.resumed:
-                self.step = steps_of(path)
+            if self.subcommand == "fit":
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                if "optimizer_states" not in content:
+                    raise ValueError(f"{path} has no state of the optimiser; resume from {path.with_name(LAST)}")
+                if self.folder.resumed:
+                    self.step = int(content["global_step"])
 
     def _resume(self, config: Any) -> None:
         """For `--resume auto`: where the run in the folder is.
@@ -262,6 +266,8 @@ class StructsegCLI(LightningCLI):
         predicting = self.subcommand == "predict"
         if config["logger"] is None:
             kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder, self.step)
+        elif config["logger"] is not False and not predicting and not config["fast_dev_run"]:
+            kwargs["logger"] = with_metrics_csv(config["logger"], self.folder, self.step)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         config["callbacks"] = [StepSeed(), NumericGuard(), *given, MidEpoch(), Interruption()]

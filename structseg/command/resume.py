@@ -94,8 +94,8 @@ def find_resume_point(checkpoints: Path) -> ResumePoint:
         damaged.append(problem)
     if damaged:
         raise ValueError(
-            f"{' and '.join(damaged)}: no whole checkpoint to resume from; give --ckpt_path another, such as "
-            f"{checkpoints / 'best.ckpt'}, or remove {checkpoints.parent} to begin anew"
+            f"{' and '.join(damaged)}: no whole checkpoint to resume from; remove {checkpoints.parent} to begin anew "
+            "(best.ckpt in it can be tested and used, not resumed)"
         )
     return ResumePoint()
 
@@ -118,11 +118,6 @@ def _unlinked(config: Mapping[str, Any]) -> dict[str, Any]:
     model = config["model"]
     kept = {k: v for k, v in (model["init_args"] or {}).items() if k not in ("label_space", "mean", "std")}
     return {**config, "model": {**model, "init_args": kept}}
-
-
-def steps_of(checkpoint: Path) -> int:
-    """The optimiser steps that are done in a checkpoint of this suite."""
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def damage(path: Path) -> str | None:

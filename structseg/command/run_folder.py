@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
@@ -204,6 +204,15 @@ def make_loggers(folder: RunFolder, step: int | None = None) -> list[Logger]:
     )
     wandb_logger._wandb_init.pop("anonymous", None)  # W&B warns about the setting even where it is None
     return [MetricsCSV(folder.path, step), wandb_logger]  # a tracker that is gone takes none of its rows along
+
+
+def with_metrics_csv(chosen: Logger | list[Logger] | bool, folder: RunFolder, step: int | None) -> list[Logger]:
+    """`metrics.csv` beside the loggers that were chosen; TensorBoard's files lie in the run's folder, too."""
+    others = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
+    for logger in others:
+        if isinstance(logger, TensorBoardLogger):
+            logger._root_dir, logger._name, logger._version = str(folder.path), "", ""
+    return [MetricsCSV(folder.path, step), *(one for one in others if not isinstance(one, CSVLogger))]
 
 
 class _WandB(WandbLogger):

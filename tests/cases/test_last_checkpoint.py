@@ -44,12 +44,20 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-def state_of(folder, name="last"):
-    """A checkpoint of the only run in `folder`: (epochs finished, optimiser steps, state of the callback)."""
-    (path,) = folder.glob(f"*/*/checkpoints/{name}.ckpt")
+def state_of(folder):
+    """`last.ckpt` of the only run in `folder`: (epochs finished, optimiser steps, state of the callback)."""
+    (path,) = folder.glob("*/*/checkpoints/last.ckpt")
     content = load(path)
     over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
     return content["epoch"] + over, content["global_step"], content["callbacks"]["BestAndLast"]
+
+
+def best_step(folder):
+    """Optimiser steps in `best.ckpt`, which holds nothing to resume from."""
+    (path,) = folder.glob("*/*/checkpoints/best.ckpt")
+    content = load(path)
+    assert not {"optimizer_states", "lr_schedulers", "loops", "callbacks"} & set(content)
+    return content["global_step"]
 
 
 def rows(folder):
@@ -116,7 +124,7 @@ class TestEachEpoch:
         auto(config, tmp_path, *FALLS)
         scores = [float(row["val/loss"]) for row in rows(tmp_path) if row["val/loss"]]
         assert scores == sorted(scores, reverse=True), "the case needs a score that only falls"
-        assert state_of(tmp_path, "best")[:2] == (1, STEPS)
+        assert best_step(tmp_path) == STEPS
         assert float(state_of(tmp_path)[2]["best_model_score"]) == pytest.approx(scores[0])
 
     @pytest.mark.parametrize("more", [(), ("--trainer.check_val_every_n_epoch", "2")], ids=["each", "second"])
@@ -128,10 +136,14 @@ class TestEachEpoch:
         assert state_of(tmp_path)[:2] == (6, 6 * STEPS)
         assert_no_row_twice(tmp_path)
 
-    def test_resumed_from_the_best_later_rows_are_left_out(self, config, tmp_path):
+    def test_the_best_is_refused_as_a_start(self, config, tmp_path):
         done = fit(config, tmp_path, *FALLS)
-        fit(config, tmp_path, *FALLS, "--ckpt_path", str(done.folder.checkpoints / "best.ckpt"))
-        assert_no_row_twice(tmp_path)
+        with pytest.raises(ValueError, match=r"best\.ckpt has no state of the optimiser; resume from .*last\.ckpt"):
+            fit(config, tmp_path, *FALLS, "--ckpt_path", str(done.folder.checkpoints / "best.ckpt"))
+
+    def test_what_a_finished_run_keeps(self, config, tmp_path):
+        auto(config, tmp_path)
+        assert sorted(path.name for path in tmp_path.glob("*/*/checkpoints/*")) == ["best.ckpt", "last.ckpt"]
 
     @pytest.mark.parametrize("more", [(), ("--trainer.check_val_every_n_epoch", "2")], ids=["each", "second"])
     def test_two_pieces_are_one_run(self, config, tmp_path, more):
@@ -174,7 +186,7 @@ class TestWithinAnEpoch:
         with pytest.raises(SystemExit):
             auto(config, tmp_path, *more)
         assert state_of(tmp_path)[:2] == (0, 2)
-        assert state_of(tmp_path, "best")[:2] == (0, 2), "the first validation is the best so far"
+        assert best_step(tmp_path) == 2, "the first validation is the best so far"
         assert state_of(tmp_path)[2]["best_model_score"] is not None
         monkeypatch.setattr(recorded, "at", None)
         auto(config, tmp_path, *more)
@@ -230,7 +242,7 @@ class TestNoBest:
             warnings.simplefilter("always")
             auto(config, tmp_path, *more)
         assert not [str(one.message) for one in caught if "no best.ckpt" in str(one.message)]
-        assert state_of(tmp_path, "best")
+        assert best_step(tmp_path)
 
 
 class TestMoved:
@@ -238,13 +250,13 @@ class TestMoved:
     def moved(self, config, tmp_path):
         """A run whose score only fell, in another folder than it was trained in."""
         done = auto(config, tmp_path / "old", *FALLS, "--run_id", "mine")
-        assert state_of(tmp_path / "old", "best")[:2] == (1, STEPS)
+        assert best_step(tmp_path / "old") == STEPS
         shutil.move(tmp_path / "old", tmp_path / "new")
         return tmp_path / "new" / done.folder.path.relative_to(tmp_path / "old")
 
     def test_the_best_so_far_stays_the_best(self, config, tmp_path, moved):
         auto(config, tmp_path / "new", *FALLS, "--run_id", "mine", "--trainer.max_epochs", "6")
-        assert state_of(tmp_path / "new", "best")[:2] == (1, STEPS)
+        assert best_step(tmp_path / "new") == STEPS
         kept = state_of(tmp_path / "new")[2]
         best = str(moved.resolve() / "checkpoints" / "best.ckpt")
         assert kept["best_model_path"] == kept["kth_best_model_path"] == best
@@ -256,13 +268,13 @@ class TestMoved:
         (moved / "checkpoints" / "best.ckpt").unlink()
         with pytest.warns(UserWarning, match=r"best\.ckpt is not there"):
             auto(config, tmp_path / "new", *FALLS, "--run_id", "mine", "--trainer.max_epochs", "6")
-        assert state_of(tmp_path / "new", "best")[:2] == (5, 5 * STEPS)
+        assert best_step(tmp_path / "new") == 5 * STEPS
 
     def test_another_key_has_another_best(self, config, tmp_path, moved):
         more = ("--run_id", "mine", "--trainer.max_epochs", "5", "--checkpoint.monitor", "val/miou")
         with pytest.warns(UserWarning, match=r"val/loss \(max\) was watched"):
             auto(config, tmp_path / "new", *FALLS[2:], *more, "--checkpoint.mode", "max")
-        assert state_of(tmp_path / "new", "best")[:2] == (5, 5 * STEPS)
+        assert best_step(tmp_path / "new") == 5 * STEPS
 
     def test_a_test_of_its_checkpoint_says_nothing_of_it(self, moved):
         checkpoint = moved / "checkpoints" / "best.ckpt"
