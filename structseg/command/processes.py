@@ -55,6 +55,18 @@ def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
         yield lock
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process is at work there; nothing is written."""
+    try:
+        with (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
     """SIGTERM becomes KeyboardInterrupt, so that the running process is ended and cleaned up after."""

@@ -16,10 +16,10 @@ import torch
 import yaml
 
 from structseg.command.processes import exclusive_lock
+from structseg.files import FINISHED
 from structseg.lightning_modules.callbacks.checkpoints import LAST, PREVIOUS
 from structseg.lightning_modules.checkpoints.card import read_card
 
-FINISHED = "finished.json"  # in a run's folder once its fit has come to its end
 _WHERE = ("accelerator", "strategy", "devices", "num_nodes", "plugins", "sync_batchnorm", "benchmark", "profiler")
 _SHOWN = ("enable_progress_bar", "enable_model_summary", "default_root_dir")
 _NOT_THE_RUN = ("config", "ckpt_path", "resume", "run_id", "memory", "runs_dir", "experiment", "weights_only")

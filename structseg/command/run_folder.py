@@ -20,7 +20,8 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
-CONFIG_NAME = "experiment.yaml"
+from structseg.files import CONFIG_NAME
+
 NOTICES_NAME = "notices_test.txt"
 _HANDED_DOWN = "STRUCTSEG_RUN_FOLDER"  # from the first process to the ones that DDP starts
 _CLAIM = ".launch"  # in the folder of a SLURM job's run: by what it was started; with `.RANK`: that this process joined

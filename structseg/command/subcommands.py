@@ -54,6 +54,7 @@ SUBCOMMANDS = {
         "structseg.pipelines.rounds", "what a pipeline's rounds measured, and pictures of what they made"
     ),
     "check": Subcommand("structseg.audit.command", "every broken file of a data set, at once"),
+    "runs": Subcommand("structseg.results.runs", "list your runs, compare two of them, free disk space"),
     "submit": Subcommand("structseg.cluster.submit", "write a SLURM job for a configuration, and submit it"),
     "configs": Subcommand("structseg.command.configs_list", "list the configurations that --config finds by name"),
     "show": Subcommand("structseg.command.show", "draw an augmented batch with its labels"),
@@ -84,6 +85,8 @@ _OTHER_NAMES = {
     "visualise": "show",
     "table": "results",
     "benchmark": "results",
+    "list": "runs",
+    "history": "runs",
 }
 
 _SCORING, _FIT = ("validate", "test"), ("fit",)
@@ -140,7 +143,7 @@ OTHER_OPTIONS = {
     "learning_rate": "model.optimizer.lr",
     "max_epoch": "trainer.max_epochs",
     "num_epochs": "trainer.max_epochs",
-    "name": "experiment",
+    "name": "run_id",
     "resume_from": "ckpt_path",
     "num_gpus": "trainer.devices",
     "resolution": "data.size",

@@ -142,8 +142,8 @@ def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDat
         ValueError: the data have no root, or no tags.
     """
     from structseg.command.configs import make_datamodule  # seconds to load, which the table does without
-    from structseg.command.run_folder import CONFIG_NAME
     from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
+    from structseg.files import CONFIG_NAME
 
     first = next(iter(sorted(folder.glob("round_0*/classifier"))), folder / "round_0" / "classifier")
     record = read_record(first)

@@ -179,13 +179,22 @@ def _over_images(pairs: Sequence[tuple[Run, Run]], folder: Path) -> list[TextTab
     read = [{test: Images.of(columns, path) for test, columns in read_images(path).items()} for path in paths]
     tables = []
     for test in (test for test in read[0] if test in read[1]):
-        first, second = (tests[test] for tests in read)
-        _check_paired((str(one), first), (str(other), second))
-        title = f"image bootstrap inside seed {one.seed}{f', {test}' if test else ''}: {len(first.names)} images"
-        note = f"{RESAMPLES:,} resamples of images; how trainings with other seeds differ is not in the interval."
-        header = ("score", one.row, other.row, "difference", "95 % interval over images")
-        tables.append(TextTable(header, _bootstrap(first, second), title=title, notes=[note]))
+        title = f"inside seed {one.seed}{f', {test}' if test else ''}"
+        tables.append(compare_images((one.row, read[0][test]), (other.row, read[1][test]), title))
     return tables
+
+
+def compare_images(first: tuple[str, Images], second: tuple[str, Images], where: str) -> TextTable:
+    """The second test minus the first, image by image; each with its name.
+
+    Raises:
+        ValueError: scores of different images, labels or classes.
+    """
+    _check_paired(first, second)
+    title = f"image bootstrap {where}: {len(first[1].names)} images"
+    note = f"{RESAMPLES:,} resamples of images; how trainings with other seeds differ is not in the interval."
+    header = ("score", first[0], second[0], "difference", "95 % interval over images")
+    return TextTable(header, _bootstrap(first[1], second[1]), title=title, notes=[note])
 
 
 def _bootstrap(first: Images, second: Images) -> list[tuple[str, str, str, str, str]]:

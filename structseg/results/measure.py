@@ -14,7 +14,7 @@ import yaml
 
 from structseg.command.configs import make_datamodule
 from structseg.command.lightning import StructsegCLI, run
-from structseg.command.run_folder import CONFIG_NAME
+from structseg.files import CONFIG_NAME
 from structseg.lightning_modules.callbacks.image_scores import images_file, read_table
 from structseg.lightning_modules.callbacks.round_folder_writer import IMAGES
 from structseg.messages import nearest

@@ -10,7 +10,12 @@ from tests.data.tiny import config_text
 
 LAST = "checkpoints/last.ckpt"
 POLY = ("--model.lr_scheduler", "PolyLR")
-PLATEAU = ("--model.lr_scheduler", "pytorch_lightning.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor", "val/loss")
+PLATEAU = (
+    "--model.lr_scheduler",
+    "pytorch_lightning.cli.ReduceLROnPlateau",
+    "--model.lr_scheduler.monitor",
+    "val/loss",
+)
 
 
 @pytest.fixture(autouse=True)

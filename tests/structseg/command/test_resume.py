@@ -317,7 +317,7 @@ class TestDamage:
     def test_none_whole(self, config, tmp_path, run_folder):
         for name in ("last.ckpt", "last.previous.ckpt"):
             (run_folder / "checkpoints" / name).write_bytes(b"PK")
-        with pytest.raises(ValueError, match="no whole checkpoint to resume from; remove .* to begin anew"):
+        with pytest.raises(ValueError, match=r"no whole checkpoint to resume from; remove .* to begin anew"):
             fit(config, tmp_path)
 
     def test_what_a_kill_leaves_behind_is_no_matter(self, config, tmp_path, run_folder):
