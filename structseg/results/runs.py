@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import io
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import is_locked
 from structseg.files import CONFIG_NAME, FINISHED
 from structseg.messages import UsageError, nearest
@@ -159,19 +159,24 @@ def _named(runs: Sequence[OwnRun], name: str) -> OwnRun:
     raise UsageError(f"no run {name}{nearest(name, {run.name for run in runs})}; structseg runs lists them")
 
 
-def main(args: list[str]) -> None:
-    """Entry point of `structseg runs`."""
-    parser = argparse.ArgumentParser(
-        prog="structseg runs",
-        description="Lists your runs; `compare A B` pairs the test images of two; `prune` frees the disk space that "
-        "finished runs do not need: best.ckpt, figures and pictures stay, but such a run cannot be trained for longer.",
-        allow_abbrev=False,
+def make_parser() -> PlainParser:
+    """The options of `structseg runs`."""
+    parser = PlainParser(
+        "runs",
+        ("", "compare fasseg_v2/3f2a91c0 fasseg_v2/mine", "prune --yes"),
+        "Lists your runs; `compare A B` pairs the test images of two; `prune` frees the disk space that finished runs "
+        "do not need: best.ckpt, figures and pictures stay, but such a run cannot be trained for longer.",
     )
     parser.add_argument("what", nargs="?", choices=("list", "compare", "prune"), default="list")
     parser.add_argument("run", nargs="*", metavar="RUN", help="a run's folder, or EXPERIMENT/RUN_ID; prune: all runs")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
     parser.add_argument("--yes", action="store_true", help="prune: remove, instead of saying what would be removed")
-    given = parser.parse_args(args)
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """Entry point of `structseg runs`."""
+    given = make_parser().parse_args(args)
     if not given.runs_dir.is_dir():
         raise UsageError(f"no folder {given.runs_dir}; give --runs_dir, or train: structseg fit CONFIG")
     runs = find_runs(given.runs_dir)
