@@ -67,7 +67,6 @@ class DataSettings(Protocol):
     Attributes:
         label_space: of the masks; it has no default.
         batch_size: images a training batch, on each device; None where it is not known.
-        size: (H, W) of the images in pixels; None where it is not known.
         test_subsets: parts of the test set, by sample name, that are also scored apart.
         notices: what a reader of the figures has to know of the data.
         predict_out: the folder that predictions of a split are written to.
@@ -82,7 +81,6 @@ class DataSettings(Protocol):
 
     label_space: LabelSpace
     batch_size: int | None = None
-    size: tuple[int, int] | None = None
     test_subsets: Mapping[str, frozenset[str]] = {}
     notices: Sequence[str] = ()
     predict_split: Split | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from structseg.datamodules.batch import data_of
@@ -106,12 +106,13 @@ class SegmentationModule(Inference, TrainedModule):
         super().on_train_start()
         data, sampler = data_of(self.trainer), getattr(self.trainer.train_dataloader, "sampler", None)
         images, each = len(sampler) if isinstance(sampler, Sized) else 0, data.batch_size
-        if not each or data.size is None or (images % each != 1 and each != 1):
+        size = getattr(data, "size", None)
+        if not each or size is None or (images % each != 1 and each != 1):
             return
         before = {name: buffer.clone() for name, buffer in self.named_buffers()}
         try:
             with torch.no_grad(), torch.random.fork_rng():
-                self.network(self.normalized(torch.zeros(1, 3, *data.size, device=self.device)))
+                self.network(self.normalized(torch.zeros(1, 3, *size, device=self.device)))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
