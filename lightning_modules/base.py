@@ -144,7 +144,7 @@ class TrainedModule(NormalizedNetwork, LightningModule):
     def on_train_start(self) -> None:
         """Has an epoch of a few steps log its last one, so that nothing that a step logs is in no file."""
         steps = self.trainer.num_training_batches
-        if 0 < steps < self.trainer.log_every_n_steps:
+        if 0 < steps < self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self.trainer.log_every_n_steps = int(steps)  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self) -> None:
@@ -152,7 +152,7 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             watched = config.monitor or ""
             if config.reduce_on_plateau and (self._validated or watched.startswith("train/")):
-                config.scheduler.step(self.trainer.callback_metrics[watched])
+                config.scheduler.step(self.trainer.callback_metrics[watched])  # type: ignore[arg-type]
         self._validated = False
 
     def on_validation_start(self) -> None:

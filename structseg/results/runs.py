@@ -129,8 +129,8 @@ def compare_runs(first: OwnRun, second: OwnRun) -> list[TextTable]:
 
     keys = sorted(first.settings.keys() | second.settings.keys())
     pairs = [(key, str(first.settings.get(key)), str(second.settings.get(key))) for key in keys]
-    header = ("setting", first.name, second.name)
-    tables = [TextTable(header, [pair for pair in pairs if pair[1] != pair[2]] or [("nothing differs",)], left=3)]
+    named = ("setting", first.name, second.name)
+    tables = [TextTable(named, [pair for pair in pairs if pair[1] != pair[2]] or [("nothing differs",)], left=3)]
     tested = []
     for run in (first, second):
         path = run.path / "images_test.csv.gz"
