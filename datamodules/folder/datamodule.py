@@ -21,7 +21,7 @@ from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.files.text import read_tags
 from structseg.datamodules.folder.dataset_file import DatasetFile, read_dataset_file
 from structseg.datamodules.folder.masks import JPEGMasks, MaskReader, read_pair_mask
-from structseg.datamodules.folder.pairs import Pair, check_sizes, refuse
+from structseg.datamodules.folder.pairs import Pair, check_sizes, refuse, size_fault
 from structseg.datamodules.images import read_image
 from structseg.datamodules.label_spaces import LabelSpace, label_space
 from structseg.datamodules.weak.crops import CropSettings
@@ -63,7 +63,7 @@ class Folder:
         """
         faults: list[str] = []
         splits = self.file.splits(faults)
-        either = check_sizes([pair for pairs in splits.values() for pair in pairs], faults)
+        either, self.exif = check_sizes([pair for pairs in splits.values() for pair in pairs], faults)
         refuse(faults, str(self.file.path), "structseg check lists all")
         if either:
             rank_zero_warn(
@@ -73,8 +73,9 @@ class Folder:
         return splits
 
     def label(self, pair: Pair) -> NDArray[np.uint8]:
-        """The mask of a pair in the space, (H, W) as the upright photograph; raises as `read_pair_mask`."""
-        classes = read_pair_mask(pair, self.reader)
+        """The mask of one of the pairs in the space, (H, W) as the upright photograph; raises as `read_pair_mask`."""
+        turned = pair.name in self.exif or pair.mask is None
+        classes = read_pair_mask(pair, self.reader) if turned else self.reader(pair.mask)
         return classes if self.plain else self.lookup.take(classes)
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
@@ -184,6 +185,11 @@ class FolderDataset(DecodedDataset):
     def label(self, index: int) -> NDArray[np.uint8]:
         """The mask of a sample, (h, w) as the photograph; raises as `Folder.label`."""
         return self.folder.label(self.pairs[index])
+
+    def check(self, index: int, photograph: Image.Image, label: NDArray[np.uint8]) -> None:
+        """Raises a ValueError where the sizes differ, of files that were changed since the start."""
+        if label.shape != (photograph.height, photograph.width):
+            raise ValueError(size_fault(self.pairs[index], photograph.size, (label.shape[1], label.shape[0])))
 
 
 class WeakFolderDataModule(WeaklySupervisedDataModule):

@@ -139,9 +139,11 @@ class MaskReader:
     def _palette(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
         """By the palette's colours where they are the classes', whatever their order; else by its indices or greys."""
         pixels = np.asarray(image)
-        counts = image.histogram()
         flat = image.getpalette("RGB") or []
         palette = dict(enumerate(zip(flat[::3], flat[1::3], flat[2::3])))  # noqa: B905
+        if all(self.colours.get(palette.get(i, (-1, -1, -1))) == i for i in range(int(pixels.max()) + 1)):
+            return pixels  # colours and indices say the same
+        counts = image.histogram()
         used = [i for i, count in enumerate(counts) if count]
         found = {i: palette[i] for i in used if i in palette}
         telling = len(set(found.values())) == len(used)  # unlike a palette that is all black

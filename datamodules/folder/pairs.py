@@ -168,15 +168,15 @@ def grouped_split(
     return {split: tuple(sorted(members, key=natural)) for split, members in held.items()}
 
 
-def check_sizes(pairs: Sequence[Pair], faults: list[str]) -> list[str]:
+def check_sizes(pairs: Sequence[Pair], faults: list[str]) -> tuple[list[str], frozenset[str]]:
     """Holds the sizes of masks against their photographs, by the headers; `faults` takes a line for each that differs.
 
     A mask may be of the upright photograph's size, or of its size as stored: see `masks.read_pair_mask`.
 
     Returns:
-        The names of photographs that EXIF turns and whose mask fits both ways.
+        The names of photographs that EXIF turns and whose mask fits both ways; those of all pairs that EXIF turns.
     """
-    either = []
+    either, exif = [], set[str]()
     for pair in pairs:
         try:
             size, orientation = stored_size(pair.image)
@@ -184,13 +184,15 @@ def check_sizes(pairs: Sequence[Pair], faults: list[str]) -> list[str]:
         except (OSError, ValueError) as error:
             faults.append(str(error))
             continue
+        if (orientation, turned) != (1, 1):
+            exif.add(pair.name)
         upright = size[::-1] if orientation >= 5 else size
         mask = mask[::-1] if turned >= 5 else mask
         if mask not in (size, upright):
             faults.append(size_fault(pair, upright, mask))
         elif orientation > 1 and size == upright and pair.mask is not None:
             either.append(pair.name)
-    return either
+    return either, frozenset(exif)
 
 
 def size_fault(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:
