@@ -163,11 +163,12 @@ class Inference(NormalizedNetwork):
             ValueError: the network gives another number of channels than there are classes.
         """
         logits: Tensor = self.network(self.normalized(image))
-        if logits.shape[1] != len(self.label_space):
+        channels = (logits[-1] if isinstance(logits, list) else logits).shape[1]  # a list of several scales in training
+        if channels != len(self.label_space):
             raise ValueError(
-                f"the network gives {logits.shape[1]} channels, the label space {self.label_space.name} has "
+                f"the network gives {channels} channels, the label space {self.label_space.name} has "
                 f"{len(self.label_space)} classes; give the network the number of classes, which comes first in its "
-                f"__init__, or set --data.label_space to one of {logits.shape[1]} classes"
+                f"__init__, or set --data.label_space to one of {channels} classes"
             )
         return logits
 
