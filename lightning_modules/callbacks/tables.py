@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,9 +105,11 @@ class ScoreTables(Callback):
             ):  # a live bar would run into the table; stopping it twice is fine
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
             console = Console()
-            for key, scores in self._scores.items():
-                loss = trainer.callback_metrics.get(f"{key}/loss")
-                console.print(terminal_table(key, scores, None if loss is None else float(loss)))
+            if whole := self._scores.get("test"):
+                loss = trainer.callback_metrics.get("test/loss")
+                console.print(terminal_table("test", whole, None if loss is None else float(loss)))
+            if parts := {key: scores for key, scores in self._scores.items() if key != "test"}:
+                console.print(parts_table(parts))
             for path in sorted((Path(trainer.default_root_dir) / "pictures").glob("*test*.png")):
                 console.print(str(path), markup=False, highlight=False, soft_wrap=True)
         self._scores = {}
@@ -174,4 +177,20 @@ def terminal_table(title: str, scores: Scores, loss: float | None = None) -> Tab
             table.add_row(name, *cells(key))
     if loss is not None:
         table.add_row("loss", f"{loss:.4f}")
+    return table
+
+
+def parts_table(parts: Mapping[str, Scores]) -> Table:
+    """The means of each named part of the test set, a line a part, for the terminal."""
+    keys = {"miou": "mIoU", "mean_f1": "mean F1", "group_f1/overall": "group F1", "pixel_accuracy": "pixel accuracy"}
+    keys |= _STRUCTURE
+    known = [key for key in keys if any(key in scores.values for scores in parts.values())]
+    table = Table(title="parts of the test set")
+    table.add_column("part")
+    for key in known:
+        table.add_column(keys[key], justify="right")
+    for name, scores in parts.items():
+        values = [scores.values.get(key, math.nan) for key in known]
+        cells = ["-" if math.isnan(value) else f"{value:.4f}" for value in values]
+        table.add_row(name.removeprefix("test/"), *cells)
     return table

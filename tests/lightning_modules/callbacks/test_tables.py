@@ -12,7 +12,7 @@ from rich.console import Console
 
 from structseg.datamodules.label_spaces import HELEN
 from structseg.lightning_modules.callbacks import tables
-from structseg.lightning_modules.callbacks.tables import Scores, ScoreTables, terminal_table, write_files
+from structseg.lightning_modules.callbacks.tables import Scores, ScoreTables, parts_table, terminal_table, write_files
 from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 from tests.data.tiny import TinyDataModule
 from tests.data.tiny_runs import count_pixels, make_module, make_trainer
@@ -217,3 +217,17 @@ def test_wandb_gets_no_nan(tmp_path):
     rows = {row[0]: row[1:] for row in Trainer.loggers[0].tables["test/classes"]}
     assert rows["hair"] == [None] * 4
     assert not any(isinstance(v, float) and math.isnan(v) for row in rows.values() for v in row)
+
+
+def test_parts_of_the_test_set_are_a_line_each():
+    """Six poses are six lines, not six tables; a score that a part lacks is a dash."""
+    plain = SegmentationMetrics(["background", "face"])
+    plain.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]))
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(parts_table({"test/left": _helen_scores(), "test/right": Scores.of(plain)}))
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in captured.get().splitlines() if "│" in line]
+    assert [row[0] for row in cells] == ["left", "right"]
+    assert cells[0][1] == f"{(0.75 + 0 + 0.5 + 0) / 4:.4f}"
+    assert cells[0][3] == "1.0000"
+    assert cells[1] == ["right", "0.5000", f"{(2 / 3 + 2 / 3) / 2:.4f}", "-", f"{2 / 3:.4f}"]
