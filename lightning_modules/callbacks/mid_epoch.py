@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from structseg.lightning_modules.callbacks.image_scores import gathered
 
-_KEY = "epoch_means"
+_KEY, _SEEN = "epoch_means", "samples_seen"
 
 
 class MidEpoch(Callback):
@@ -21,14 +21,19 @@ class MidEpoch(Callback):
 
     def __init__(self) -> None:
         self._earlier: dict[str, tuple[float, float]] = {}
+        self._seen: int | None = None  # samples of the epoch, over all processes, before the resume
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps the sums behind the epoch's training means, of each process."""
         mine = {key: (float(m.value), float(m.cumulated_batch_size)) for key, m in _means(trainer).items()}
         checkpoint[_KEY] = gathered(mine, trainer.world_size)
+        each = getattr(trainer.train_dataloader, "batch_size", None)
+        if each:
+            checkpoint[_SEEN] = trainer.fit_loop.epoch_loop.batch_progress.current.processed * each * trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps this process's until the first step has made the means; of another number of processes, the mean."""
+        self._seen = checkpoint.get(_SEEN)
         everyones = checkpoint.get(_KEY) or [{}]
         if len(everyones) == trainer.world_size:
             self._earlier = everyones[trainer.global_rank]
@@ -45,10 +50,11 @@ class MidEpoch(Callback):
         batch: Any = loop.epoch_loop.batch_progress
         if loop._combined_loader is None or loop._data_fetcher is None or not batch.total.ready:
             return  # nothing has been trained before
-        seen = 0 if batch.is_last_batch else batch.current.processed
         for loader in loop._combined_loader.flattened:
             if hasattr(loader.sampler, "seen"):
-                loader.sampler.seen = (epoch.processed, seen * loader.batch_size)
+                of_all = self._seen or batch.current.processed * loader.batch_size * trainer.world_size
+                seen = 0 if batch.is_last_batch else of_all // trainer.world_size
+                loader.sampler.seen = (epoch.processed, seen)
                 loader.sampler.set_epoch(epoch.processed)
         iter(loop._data_fetcher)
 

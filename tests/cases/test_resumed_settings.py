@@ -1,11 +1,14 @@
 """Every setting of optimiser and schedule on resume: applied from the next step on, or refused in one line."""
 
+import signal
 import sys
 
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from structseg.command.lightning import run
+from structseg.lightning_modules.fasseg_unet import FASSEGUNet
 from tests.data.tiny import config_text
 
 LAST = "checkpoints/last.ckpt"
@@ -119,6 +122,24 @@ def test_what_cannot_change_is_refused_and_nothing_is_lost(fit, tmp_path, capsys
 def test_the_loader_may_change(fit, more):
     fit()
     assert fit(*more, epochs=3)["global_step"] == 4 + (4 if "--data.batch_size" in more else 2)
+
+
+def test_another_batch_size_amid_an_epoch_shows_each_image_once(fit, tmp_path, monkeypatch):
+    """Stopped after one of two batches of 4; the rest of the epoch in batches of 2 is the other four images."""
+    names, step = [], FASSEGUNet.training_step
+
+    def seen(self, batch, batch_idx):
+        names.append(batch["name"])
+        if len(names) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(FASSEGUNet, "training_step", seen)
+    with pytest.raises(SIGTERMException):
+        fit(epochs=1)
+    fit("--data.batch_size", "2", epochs=1)
+    assert [len(batch) for batch in names] == [4, 2, 2]
+    assert len({name for batch in names for name in batch}) == 8
 
 
 @pytest.mark.parametrize("every", ["1", "2"])
