@@ -6,20 +6,25 @@ import csv
 import gzip
 import io
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.drawing.label_sheets import Example, error_tile, make_example
 from structseg.lightning_modules.metrics.structure import boundary_f1, component_errors
 
 PIXELS = ("tp", "fp", "fn")
+WORST = 20  # images that are drawn
+TILE = 192  # pixels of a panel of theirs, at most
 VALUES = ("component_error", "component_error_relative", "boundary_f1")
 
 
@@ -30,15 +35,19 @@ class ImageScores(Callback):
     pixels; `component_error` and `component_error_relative` (`component_errors`); `boundary_f1`, the mean of
     `boundary_f1` over the image's classes, nan where it has none. 927 images of 3 classes make some 30 KB.
 
+    The `WORST` images by their own mean IoU are drawn too, as `pictures/worst_test/01.jpg`, 02, ...: image, truth,
+    prediction, and where these differ.
+
     Reads `label_space` of the module, `prediction` (N, H, W) of its step, `mask` and `name` of the batch.
     """
 
     def __init__(self) -> None:
         self._rows: list[list[str]] = []
+        self._worst: list[tuple[float, str, Example]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from nothing."""
-        self._rows = []
+        self._rows, self._worst = [], []
 
     on_validation_start = on_test_start
 
@@ -53,7 +62,14 @@ class ImageScores(Callback):
     ) -> None:
         """Scores the images of a batch."""
         space: Any = pl_module.label_space
-        self._rows += image_rows(batch["name"], outputs["prediction"], batch["mask"], space)
+        rows = image_rows(batch["name"], outputs["prediction"], batch["mask"], space)
+        self._rows += rows
+        for i, row in enumerate(rows):
+            key = (image_miou(row, len(space)), row[0])
+            if len(self._worst) < WORST or key < self._worst[-1][:2]:
+                pixels = (batch["image"][i], batch["mask"][i], outputs["prediction"][i])
+                example = make_example(*pixels, space, row[0], TILE)
+                self._worst = sorted([*self._worst, (*key, example)], key=lambda known: known[:2])[:WORST]
 
     def on_validation_batch_end(
         self,
@@ -78,10 +94,11 @@ class ImageScores(Callback):
             self._write(trainer, pl_module, "val")
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        rows, self._rows = self._rows, []
+        (rows, self._rows), (worst, self._worst) = (self._rows, []), (self._worst, [])
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it writes nothing
             return
         rows = [row for part in gathered(rows, trainer.world_size) for row in part]
+        worst = [known for part in gathered(worst, trainer.world_size) for known in part]
         if not trainer.is_global_zero:
             return
         space: Any = pl_module.label_space
@@ -89,8 +106,35 @@ class ImageScores(Callback):
         once = sorted({tuple(row) for row in rows})
         try:
             write_table(path, [image_columns(space.classes), *once])
+            _draw(worst, worst_folder(path.parent, split), space)
         except OSError as error:
             rank_zero_warn(f"the scores of each image could not be written ({error}); the run continues")
+
+
+def _draw(worst: Sequence[tuple[float, str, Example]], folder: Path, space: LabelSpace) -> None:
+    """The pictures of the worst images, in the place of those of the test before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    once = {known[:2]: known[2] for known in worst}  # with several processes an image may come twice
+    for number, key in enumerate(sorted(once)[:WORST], 1):
+        error_tile(once[key], space).save(folder / f"{number:02d}.jpg", quality=88, subsampling=0)
+
+
+def worst_folder(folder: Path, split: str) -> Path:
+    """Where a run's folder has the pictures of the worst images of `test` or `val`."""
+    return folder / "pictures" / f"worst_{split}"
+
+
+def image_miou(row: Sequence[str], classes: int) -> float:
+    """The mean IoU of one image, over the classes that its truth or prediction has; 1 where it has none.
+
+    Args:
+        row: the cells of the image, under `image_columns`.
+        classes: K.
+    """
+    counts = np.array(row[1 : 1 + 3 * classes], float).reshape(3, classes)
+    present = counts.sum(0) > 0
+    return float((counts[0, present] / counts.sum(0)[present]).mean()) if present.any() else 1.0
 
 
 def gathered(value: Any, processes: int) -> list[Any]:

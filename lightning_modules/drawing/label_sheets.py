@@ -21,6 +21,7 @@ IGNORED = ((104, 104, 104), (152, 152, 152))  # the two greys of the checkerboar
 _CHECK = 4  # pixels a square of it
 _GAP = 8  # pixels between panels
 _SWATCH = (12, 18)
+_WRONG = (220, 30, 30)
 _INK, _FAINT, _PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
@@ -159,6 +160,20 @@ def sheet(examples: Sequence[Example], space: LabelSpace) -> Image.Image:
             page.paste(row, (column * (width + 2 * _GAP) + _GAP, top))
         top += height
     page.paste(key, (0, top))
+    return page
+
+
+def error_tile(example: Example, space: LabelSpace) -> Image.Image:
+    """Image and truth above, prediction and error below: what is wrong in red, what is not counted as in the truth."""
+    grey = example.image.mean(2, keepdims=True).repeat(3, 2) * 0.6 + 90
+    counted = example.truth != space.ignore_index
+    grey[counted & (example.truth != example.prediction)] = _WRONG
+    grey[~counted] = colorize(example.truth, space)[~counted]
+    panels = (example.image, colorize(example.truth, space), colorize(example.prediction, space), grey.astype(np.uint8))
+    height, width = example.truth.shape
+    page = Image.new("RGB", (2 * width + _GAP, 2 * height + _GAP), _PAPER)
+    for i, pixels in enumerate(panels):
+        page.paste(Image.fromarray(pixels), (i % 2 * (width + _GAP), i // 2 * (height + _GAP)))
     return page
 
 

@@ -12,7 +12,7 @@ import yaml
 from structseg.command.arguments import as_options
 from structseg.command.class_index import import_named
 from structseg.command.config_files import load_config
-from structseg.command.lightning import StructsegCLI
+from structseg.command.lightning import StructsegCLI, changes
 from structseg.command.option_names import with_pairs
 from structseg.command.parser import StructsegParser, shorten
 from structseg.datamodules.base import SegmentationDataModule
@@ -92,6 +92,12 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
     except _Refused as refused:
         raise ValueError(str(refused)) from None
     return config
+
+
+def differences(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a resolved configuration of a fit says that the defaults do not, by option."""
+    usual = _parser("fit").get_defaults().as_dict()
+    return [(key, str(value)) for key, value in changes(config, usual)]
 
 
 def make_datamodule(config: Mapping[str, Any]) -> SegmentationDataModule:

@@ -10,8 +10,9 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from typing import Any, Literal, NoReturn
 import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
@@ -40,10 +41,10 @@ from structseg.command.resume import (
     is_finished,
     mark_finished,
 )
-from structseg.command.run_folder import leave_unused, make_loggers, settle_run_folder, with_metrics_csv
+from structseg.command.run_folder import START_NAME, leave_unused, make_loggers, settle_run_folder, with_metrics_csv
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Split
-from structseg.files import CONFIG_NAME
+from structseg.files import CONFIG_NAME, write_result
 from structseg.freed_memory import keep_freed_memory
 from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO, BestAndLast
@@ -58,6 +59,7 @@ from structseg.lightning_modules.callbacks.watched_keys import check_watched_key
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.messages import fail, interrupted
+from structseg.provenance import Device, commit, hardware
 
 _KNOWN_WARNINGS = (
     "LightningCLI's args parameter",  # `main` hands over what it was given
@@ -348,6 +350,16 @@ class StructsegCLI(LightningCLI):
             raise OSError(f"no run folder {self.folder.path} ({error.strerror}); set --runs_dir") from None
         if self.subcommand == "fit":
             self._hold()
+            self._note_start()
+
+    def _note_start(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        head, dirty = commit()
+        device: Device = "cuda" if isinstance(self.trainer.accelerator, CUDAAccelerator) else "cpu"
+        start = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": head + "-dirty" * dirty}
+        with suppress(OSError):  # a fit goes on without
+            write_result(self.folder.path / START_NAME, {**start, "hardware": hardware(device)})
 
     def _hold(self) -> None:
         """Keeps other fits out of the folder; `--resume auto` does since it looked at it.

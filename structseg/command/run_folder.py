@@ -23,6 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from structseg.files import CONFIG_NAME
 
 NOTICES_NAME = "notices_test.txt"
+START_NAME = "start.json"  # when, on what and from which commit a fit was last started
 _HANDED_DOWN = "STRUCTSEG_RUN_FOLDER"  # from the first process to the ones that DDP starts
 _CLAIM = ".launch"  # in the folder of a SLURM job's run: by what it was started; with `.RANK`: that this process joined
 _OURS = (_CLAIM, ".lock")  # what a run's folder may hold before there is anything of a run in it

@@ -59,6 +59,7 @@ SUBCOMMANDS = {
     "configs": Subcommand("structseg.command.configs_list", "list the configurations that --config finds by name"),
     "show": Subcommand("structseg.command.show", "draw an augmented batch with its labels"),
     "results": Subcommand("structseg.results.command", "the results table, and the runs behind it"),
+    "report": Subcommand("structseg.results.report", "a run, or rows of the results, as one HTML page"),
     "completion": Subcommand("structseg.command.completion", "print what completes this command in bash or zsh"),
 }
 

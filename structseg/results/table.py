@@ -19,7 +19,7 @@ STALE = "† measured with settings that have changed since; `structseg results 
 DIRTY = "* measured with changes that were not committed"
 _CLAIM_WIDTH = 33  # leaves room for the other columns of the claims
 _COLUMNS = ("row", "metric", "mean", "range", "n", "minutes")
-_BY_SEED = ("claim", "what is compared", "by seed", "together", "verdict")
+BY_SEED = ("claim", "what is compared", "by seed", "together", "verdict")
 _NAMES = {
     "conta": "CONTA",
     "consensus": "Structure via consensus",
@@ -71,7 +71,7 @@ def details(row: Row, runs: Sequence[Run]) -> TextTable:
     for key in dict.fromkeys(key for run in own for key in run.metrics):
         values = [run.metrics.get(key, math.nan) for run in own]
         known = [value for value in values if not math.isnan(value)]
-        lines.append((key, *(_number(value, 4) for value in values), _number(_mean(known), 4)))
+        lines.append((key, *(number(value, 4) for value in values), number(_mean(known), 4)))
     for key in ("commit", "date", "hardware", "threads", "minutes", "recipe", "train_images", "test_images"):
         lines.append((key, *(str(getattr(run, key))[: 24 if key == "hardware" else 10] for run in own), ""))
     said = f"{row.name}: {row.what}" + (f" Decides: {row.decides}" if row.decides else "")
@@ -89,7 +89,7 @@ def page(rows: Mapping[str, Row], runs: Sequence[Run], found: Sequence[Found]) -
         table, notes, _ = _rows_table(own, runs)
         pictures[method] = dot_plot(own.values(), runs)
         claims = [(item.claim.claim, *item.by_seed, item.verdict) for item in found if item.method == method]
-        parts += [f"## {method_name(method)}", TextTable(_BY_SEED, claims, 5).markdown()]
+        parts += [f"## {method_name(method)}", TextTable(BY_SEED, claims, 5).markdown()]
         parts.append(TextTable(table.header, table.lines, 2, notes=notes).markdown())
         parts.append(f"![{method_name(method)}: a dot for each seed of each row](results/{method}.svg)")
     return "\n\n".join(parts), pictures
@@ -141,9 +141,9 @@ def _rows_table(rows: Mapping[str, Row], runs: Sequence[Run]) -> tuple[TextTable
         marks |= set(mark)
         values = [run.value(row.headline) for run in own]
         metric = row.headline if row.scored_on == "test" else f"{row.headline} (validation)"
-        spread = f"{_number(min(values))} to {_number(max(values))}" if len(values) > 1 else ""
+        spread = f"{number(min(values))} to {number(max(values))}" if len(values) > 1 else ""
         minutes = statistics.fmean(run.minutes for run in own)
-        lines.append((row.name + mark, metric, _number(_mean(values)), spread, str(len(own)), f"{minutes:.0f}"))
+        lines.append((row.name + mark, metric, number(_mean(values)), spread, str(len(own)), f"{minutes:.0f}"))
     notes = [note for note in (DIRTY, STALE) if note[0] in marks]
     return TextTable(_COLUMNS, lines, 2), notes, missing
 
@@ -162,5 +162,6 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
-def _number(value: float, digits: int = 3) -> str:
+def number(value: float, digits: int = 3) -> str:
+    """A figure of a table; a dash for nan."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
