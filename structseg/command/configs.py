@@ -96,7 +96,8 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
 
 def differences(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a resolved configuration of a fit says that the defaults do not, by option."""
-    usual = _parser("fit").get_defaults().as_dict()
+    subcommands: Any = _parser("fit")._subcommands_action
+    usual = subcommands.choices["fit"].get_defaults().as_dict()
     return [(key, str(value)) for key, value in changes(config, usual)]
 
 

@@ -38,10 +38,9 @@ def dot_plot(rows: Iterable[Row], runs: Sequence[Run]) -> str:
         title = headline[0] if headline[1] == "test" else f"{headline[0]} (validation)"
         parts.append(f'<text x="{_LABELS}" y="{top}" font-weight="bold">{escape(title)}</text>')
         bottom = top + 6 + _LINE * len(panel)
-        for i in range(5):
-            value = low + (high - low) * (0.02 + 0.24 * i)
+        for value in _ticks(low, high):
             parts.append(f'<path d="M{x(value):.1f} {top + 5}V{bottom}" stroke="#ddd"/>')
-            parts.append(f'<text x="{x(value):.1f}" y="{bottom + 12}" text-anchor="middle">{value:.3g}</text>')
+            parts.append(f'<text x="{x(value):.1f}" y="{bottom + 12}" text-anchor="middle">{value:.6g}</text>')
         for row, own in panel:
             top += _LINE
             parts.append(f'<text x="{_LABELS - 8}" y="{top + 4}" text-anchor="end">{escape(row.name)}</text>')
@@ -60,6 +59,13 @@ def dot_plot(rows: Iterable[Row], runs: Sequence[Run]) -> str:
     size = f'width="{_WIDTH}" height="{top + 8}" viewBox="0 0 {_WIDTH} {top + 8}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
     return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>", ""])
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Some four to nine round numbers between two."""
+    step = 10 ** math.floor(math.log10((high - low) / 3))
+    step *= max(factor for factor in (1, 2, 5) if factor * step <= (high - low) / 3)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _finite(row: Row, run: Run) -> bool:

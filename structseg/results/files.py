@@ -58,7 +58,7 @@ class Run:
     @property
     def processor(self) -> str:
         """What it ran on; figures of different ones are not compared."""
-        return f"{self.hardware}, {self.threads} threads" if self.threads else self.hardware
+        return f"{self.hardware}, {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else self.hardware
 
     def value(self, metric: str) -> float:
         """A metric by its path.

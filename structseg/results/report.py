@@ -28,7 +28,16 @@ from structseg.results.files import read_runs
 from structseg.results.manifest import MANIFEST, find_row, load_manifest
 from structseg.results.table import BY_SEED, method_name, number
 
-_DAMAGE = (OSError, ValueError, LookupError, SyntaxError, yaml.YAMLError, csv.Error, Image.DecompressionBombError)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    SyntaxError,
+    yaml.YAMLError,
+    csv.Error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass
@@ -84,6 +93,8 @@ class Page:
         """What goes wrong in a part of the page is a note."""
         try:
             yield
+        except FileNotFoundError:
+            self.notes.append(f"There is no {name} yet.")
         except _DAMAGE as error:
             self.notes.append(f"{name}: not shown, as it cannot be read ({' '.join(str(error).split())[:200]})")
 
@@ -174,16 +185,14 @@ def of_run(folder: Path) -> Page:
     with page.part(images_file(folder, split).name):
         header, *rows = read_table(images_file(folder, split))
         classes = (len(header) - 1 - len(VALUES)) // 3
-        scored = sorted((image_miou(row, classes), row[0], *row[-len(VALUES):]) for row in rows)  # fmt: skip
-        lines = [(name, f"{miou:.4f}", error, boundary) for miou, name, error, _, boundary in scored]
-        header = ("image", "mean IoU", "component error", "boundary F1")
-        page.images = Table(f"Every image of {split}", header, lines)
+        scored = sorted((image_miou(row, classes), row) for row in rows)
+        images = [(row[0], f"{miou:.4f}", row[-3], row[-1]) for miou, row in scored]
+        columns = ("image", "mean IoU", "component error", "boundary F1")
+        page.images = Table(f"Every image of {split}", columns, images)
         tiles = sorted(worst_folder(folder, split).glob("*.jpg"))
-        page.worst = _pictures(tiles, [f"{name}: mean IoU {miou}" for name, miou, *_ in lines[: len(tiles)]])
+        page.worst = _pictures(tiles, [f"{name}: mean IoU {miou}" for name, miou, *_ in images[: len(tiles)]])
     if page.images and not page.worst:
-        page.notes.append(
-            f"No pictures of the worst images; `structseg {'test' if split == 'test' else 'validate'}` makes them"
-        )
+        page.notes.append("There are no pictures of the worst images; another test makes them.")
     return page
 
 

@@ -5,16 +5,21 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pytorch_lightning import Callback
 
 from structseg.datamodules.label_spaces import label_space
+from structseg.lightning_modules.callbacks import image_scores
 from structseg.lightning_modules.callbacks.image_scores import (
     ImageScores,
     image_columns,
+    image_miou,
     image_rows,
     read_table,
+    worst_folder,
     write_table,
 )
+from structseg.lightning_modules.drawing.label_sheets import Example, error_tile
 from tests.data.processes import run_ranks
 from tests.data.tiny import TinyDataModule
 from tests.data.tiny_runs import make_module, make_trainer, predict
@@ -155,3 +160,38 @@ def test_a_large_test_set_makes_a_small_file(tmp_path):
     rows = [[f"Some_Body_{i:04d}", *cells[i], "3", f"{i / 927:.4f}", f"{math.sin(i) ** 2:.4f}"] for i in range(927)]
     write_table(tmp_path / "a.csv.gz", rows)
     assert (tmp_path / "a.csv.gz").stat().st_size < 60_000
+
+
+def test_an_images_own_mean_iou_by_hand():
+    assert image_miou(["x", *"330", *"010", *"100"], 3) == pytest.approx((3 / 4 + 3 / 4) / 2)  # no hair in either
+    assert image_miou(["x", *"600", *"002", *"200", "2", "0", "nan"], 3) == pytest.approx((6 / 8 + 0) / 2)
+    assert image_miou(["x", *"000000000"], 3) == 1.0, "nothing to be wrong in"
+
+
+def test_the_worst_images_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_scores, "WORST", 3)
+    data = TinyDataModule(test_images=7, batch_size=2)
+    folder = worst_folder(tmp_path, "test")
+    folder.mkdir(parents=True)
+    (folder / "09.jpg").write_bytes(b"of the test before")
+    drawn = []
+    monkeypatch.setattr(
+        image_scores, "error_tile", lambda example, space: drawn.append(example) or error_tile(example, space)
+    )
+    make_trainer(tmp_path, callbacks=[ImageScores()]).test(make_module(data), data, verbose=False)
+    assert [path.name for path in sorted(folder.iterdir())] == ["01.jpg", "02.jpg", "03.jpg"]
+    header, *rows = read_table(tmp_path / "images_test.csv.gz")
+    classes = sum(name.startswith("tp/") for name in header)
+    ranked = sorted((image_miou(row, classes), row[0]) for row in rows)
+    assert [example.name for example in drawn] == [name for _, name in ranked[:3]]
+    height, width = drawn[0].truth.shape
+    assert Image.open(folder / "01.jpg").size == (2 * width + 8, 2 * height + 8)
+
+
+def test_an_error_tile_shows_what_is_wrong_in_red():
+    truth, guess = np.array([[0, 1], [1, 255]], np.uint8), np.array([[0, 1], [2, 2]], np.uint8)
+    pixels = np.asarray(error_tile(Example(np.zeros((2, 2, 3), np.uint8), truth, guess, "x", 0.5), SPACE))
+    error = pixels[-2:, -2:]
+    assert error[1, 0].tolist() == [220, 30, 30]
+    assert error[0, 0].tolist() == error[0, 1].tolist() == [90, 90, 90]
+    assert error[1, 1].tolist() == pixels[1, -1].tolist(), "what is not counted is no error"
