@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from PIL import Image
 
 from structseg.command.plain_parser import PlainParser
 from structseg.files import CONFIG_NAME, write_whole
@@ -28,16 +26,7 @@ from structseg.results.files import read_runs
 from structseg.results.manifest import MANIFEST, find_row, load_manifest
 from structseg.results.table import BY_SEED, method_name, number
 
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    SyntaxError,
-    yaml.YAMLError,
-    csv.Error,
-    Image.DecompressionBombError,
-)
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, SyntaxError, yaml.YAMLError, csv.Error)
 
 
 @dataclass
@@ -84,6 +73,8 @@ class Page:
 
     def html(self) -> str:
         """One file that asks for no other."""
+        import jinja2  # a help does without
+
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         return made.get_template("report.html").render(page=self)
@@ -260,6 +251,8 @@ def _pictures(paths: Sequence[Path], captions: Sequence[str]) -> list[Picture]:
     Raises:
         OSError, SyntaxError: one is damaged.
     """
+    from PIL import Image
+
     found = []
     for path, caption in zip(paths, captions, strict=True):
         if path.is_file():
