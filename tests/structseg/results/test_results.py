@@ -322,7 +322,7 @@ class TestCommand:
             (["conta", "--missing"], 2, "METHOD (conta) is not allowed with --missing"),
             (["--compare", "a"], 2, "--compare: expected 2 arguments"),
             (["--run", "a", "--missing"], 2, "not allowed with"),
-            (["--runs", "a"], 2, "unrecognized arguments: --runs"),
+            (["--runs", "a"], 2, "unknown option --runs (did you mean --run?)"),
             (["--run", "a", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
         ],
     )
