@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CONFIG_NAME = "experiment.yaml"  # the resolved configuration, in a run's folder
 ROOT = Path(__file__).resolve().parents[1]  # of the repository: the manifest's paths start there
 CONFIG_NAME = "experiment.yaml"  # in a run's folder: its resolved configuration
 FINISHED = "finished.json"  # in a run's folder once its fit has come to its end

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from structseg.command.plain_parser import PlainParser
-from structseg.files import CONFIG_NAME, write_whole
+from structseg.files import CONFIG_NAME, FINISHED, write_whole
 from structseg.messages import UsageError
 from structseg.results.claims import CLAIMS, HEADER, RULE, judge, load_claims, runs_of
 from structseg.results.dots import dot_plot
@@ -136,7 +136,6 @@ def of_run(folder: Path) -> Page:
     """The page of a run: what there is of it."""
     # These load torch, which rows do without.
     from structseg.command.configs import differences
-    from structseg.command.resume import FINISHED
     from structseg.command.run_folder import NOTICES_NAME, START_NAME
     from structseg.lightning_modules.callbacks.image_scores import (
         VALUES,
