@@ -293,7 +293,7 @@ def _by_colours(
         )
     if not wrong:
         return mask
-    table[used] = found
+    table[used] = np.array(found, dtype=np.uint8)
     return table.take(mask)
 
 

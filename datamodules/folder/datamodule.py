@@ -74,8 +74,8 @@ class Folder:
 
     def label(self, pair: Pair) -> NDArray[np.uint8]:
         """The mask of one of the pairs in the space, (H, W) as the upright photograph; raises as `read_pair_mask`."""
-        turned = pair.name in self.exif or pair.mask is None
-        classes = read_pair_mask(pair, self.reader) if turned else self.reader(pair.mask)
+        assert pair.mask is not None
+        classes = read_pair_mask(pair, self.reader) if pair.name in self.exif else self.reader(pair.mask)
         return classes if self.plain else self.lookup.take(classes)
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:

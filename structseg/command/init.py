@@ -49,7 +49,8 @@ def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[s
         ValueError: there is nothing to train on; the message says what is missing.
     """
     tree, faults = find_layout(home), list[str]()
-    parts = {split: tree[split] for split in ("train", "val", "test") if split in tree} or {"": tree}
+    named = ("train", "val", "test")
+    parts: dict[str, Any] = {split: tree[split] for split in named if split in tree} or {"": tree}
     said = [f"{name + ': ' if name else ''}{_place(part)}" for name, part in parts.items()]
     pairs = {name: find_pairs(home / part["images"], part.get("masks"), home, faults) for name, part in parts.items()}
     every = [pair for found in pairs.values() for pair in found]
@@ -116,9 +117,9 @@ def _values(path: Path, mask: Any) -> tuple[bool, dict[int, int]]:
     if mask.mode in ("F",) or mask.mode.startswith("I"):
         import numpy as np
 
-        found, counts = np.unique(np.asarray(mask), return_counts=True)
+        found, times = np.unique(np.asarray(mask), return_counts=True)
         few = len(found) <= _MOST
-        return False, dict(zip(found.astype(int).tolist(), counts.tolist(), strict=True)) if few else {}
+        return False, dict(zip(found.astype(int).tolist(), times.tolist(), strict=True)) if few else {}
     if mask.mode in ("1", "L"):
         step = 255 // ((1 << grey_depth(path)) - 1) if grey_depth(path) < 8 else 1
         counts = mask.convert("L").histogram()
@@ -163,9 +164,9 @@ def _classes_of_masks(
                 faults.append(seen.fault)
             continue
         sizes.append(seen.size)
-        values = {v + _COLOURS * seen.coloured: n for v, n in seen.values.items()}
-        empty += len(values) == 1
-        for value, count in values.items():
+        held = {v + _COLOURS * seen.coloured: n for v, n in seen.values.items()}
+        empty += len(held) == 1
+        for value, count in held.items():
             pixels[value] += count
             images[value] += 1
             if pair.mask is not None:
@@ -176,9 +177,9 @@ def _classes_of_masks(
                 "one value a class: were they smoothed, or are they photographs?"
             )
     if len(pixels) < 2:
-        held = f"nothing but {_shown(next(iter(pixels)))}" if pixels else "nothing that can be read"
+        what = f"nothing but {_shown(next(iter(pixels)))}" if pixels else "nothing that can be read"
         why = f" ({faults[0]})" if faults else ""
-        raise ValueError(f"the masks of {home} hold {held}{why}; 2 classes or more are needed")
+        raise ValueError(f"the masks of {home} hold {what}{why}; 2 classes or more are needed")
     both = 0 in pixels and _COLOURS in pixels  # black as a grey value and as a colour, as of masks of nothing else
     if both:
         kept, other = (_COLOURS, 0) if max(pixels) > _COLOURS else (0, _COLOURS)
