@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import fcntl
 import io
 import json
 import statistics
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from structseg.command.plain_parser import PlainParser
+from structseg.command.processes import is_locked
 from structseg.files import CONFIG_NAME, FINISHED, write_whole
 from structseg.messages import UsageError
 from structseg.results.claims import CLAIMS, HEADER, RULE, judge, load_claims, runs_of
@@ -149,7 +149,7 @@ def of_run(folder: Path) -> Page:
     folder = folder.resolve()
     page = Page(f"{folder.parent.name}/{folder.name}")
     if not (folder / FINISHED).is_file():
-        page.notes.append("This run is still going: the page shows what there is." if _going(folder) else
+        page.notes.append("This run is still going: the page shows what there is." if is_locked(folder) else
                           "The fit has not come to its end, or was not one of this command.")  # fmt: skip
     with page.part(START_NAME):
         page.facts += [(key, str(value)) for key, value in json.loads(_text(folder / START_NAME)).items()]
@@ -226,18 +226,6 @@ def of_rows(names: Sequence[str], manifest: Path) -> Page:
 def _mean(runs: Sequence[Any], metric: str) -> float:
     values = [run.metrics[metric] for run in runs if metric in run.metrics]
     return statistics.fmean(values) if values else float("nan")
-
-
-def _going(folder: Path) -> bool:
-    """Whether a fit holds the folder."""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _text(path: Path) -> str:

@@ -1,6 +1,8 @@
 """The real command line, from a configuration to a checkpoint and back."""
 
 import csv
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,9 @@ trainer: {accelerator: cpu, max_epochs: 2, enable_progress_bar: false, enable_mo
 def test_a_run_leaves_everything_in_one_folder(trained):
     assert trained.parent.name == "tiny"
     assert {p.name for p in trained.iterdir()} >= {"experiment.yaml", "checkpoints", "metrics.csv", "pictures", "wandb"}
+    start = json.loads((trained / "start.json").read_text())
+    assert list(start) == ["date", "commit", "hardware"]
+    assert re.match("[0-9a-f]{40}|unknown", start["commit"])
     names = {"best.ckpt", "last.ckpt"}
     assert {p.name for p in (trained / "checkpoints").iterdir()} == names
     assert list((trained / "wandb").glob(f"offline-run-*-{trained.name}")), "the W&B id is the run id"
