@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -75,9 +76,9 @@ class CONTAClassifier(TrainedModule):
             mean.
         init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
         pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
-        head_lr_factor: learning rate of W1, W2, the head and the map's column in the layer that joins it to the
-            features, as a multiple of the optimiser's. The rest of that layer has the backbone's learning rate: it
-            starts as the identity on the features.
+        head_lr_factor: learning rate of the head and of the map's column in the layer that joins it to the features, as
+            a multiple of the optimiser's; of W1 and W2 divided by the root of the context's cells. The rest of that
+            layer has the backbone's learning rate: it starts as the identity on the features.
         **kwargs: settings of `TrainedModule`.
 
     Raises:
@@ -350,10 +351,15 @@ class CONTAClassifier(TrainedModule):
         trunk = list(self.network.backbone.parameters())
         if self.network.fusion is not None:
             trunk += self.network.fusion.convolution.parameters()
-        old = {id(parameter) for parameter in trunk}
-        new = [parameter for parameter in self.parameters() if id(parameter) not in old]
+        context = self.network.context
+        attention = [] if context is None else [context.w1, context.w2]
+        others = {id(parameter) for parameter in (*trunk, *attention)}
+        new = [parameter for parameter in self.parameters() if id(parameter) not in others]
         yield {"params": trunk}
         yield {"params": new, "lr_factor": self.head_lr_factor}
+        if context is not None:
+            # Rows of length 1 and 10 over many cells: a step moves a row as far as the head's rate moves one weight.
+            yield {"params": attention, "lr_factor": self.head_lr_factor / math.sqrt(math.prod(context.size))}
 
     # Prediction
 

@@ -189,14 +189,14 @@ def test_w1_and_w2_and_the_view_take_part(tmp_path):
 
 def test_new_layers_have_their_rate():
     module = _made("sum", optimizer=partial(SGD, lr=0.02), head_lr_factor=5)
-    old, new = module.configure_optimizers().param_groups
-    assert (old["lr"], new["lr"]) == (0.02, 0.1)
+    old, new, attention = module.configure_optimizers().param_groups
+    assert (old["lr"], new["lr"], attention["lr"]) == (0.02, 0.1, 0.1 / 4)  # of 4 x 4 cells
     network = module.network
-    assert {id(p) for p in new["params"]} == {
-        id(p) for p in [network.head.weight, network.context.w1, network.context.w2, network.fusion.v]
-    }
+    assert {id(p) for p in new["params"]} == {id(p) for p in [network.head.weight, network.fusion.v]}
+    assert [id(p) for p in attention["params"]] == [id(network.context.w1), id(network.context.w2)]
     assert any(p is network.fusion.convolution.weight for p in old["params"])  # the identity on the trunk's features
-    assert len(old["params"]) + len(new["params"]) == len(list(module.parameters()))
+    assert len(old["params"]) + len(new["params"]) + 2 == len(list(module.parameters()))
+    assert len(_made().configure_optimizers().param_groups) == 2
 
 
 def test_confounders_are_of_the_queries_that_come_with_them(tmp_path):
