@@ -13,7 +13,7 @@ ContextKind = Literal["sum", "mean", "constant"]
 ContextQuery = Literal["foreground", "classes"]
 
 _SHARPNESS = 10.0  # of the first attention: W1 starts as so many times W2
-_COLUMN = 0.5  # deviation of the first weights of M, in deviations of each feature
+_COLUMN = 0.7  # deviation of the first weights of M, in deviations of each feature
 _SMALLEST = 1e-12
 
 
