@@ -119,7 +119,7 @@ def load_manifest(path: Path = MANIFEST, stages: bool = True) -> dict[str, Row]:
     read = lru_cache(None)(load_pipeline)
     for name, content in tree.items():
         faults += [f"row {name}: {fault}" for fault in _faults(str(name), content)]
-        faults += [f"row {name}: {fault}" for fault in _stage_faults(content, read) if stages]
+        faults += [f"row {name}: {fault}" for fault in (_stage_faults(content, read) if stages else ())]
     if faults:
         raise ValueError(f"{path}: {'; '.join(faults)}")
     return {name: _row(name, content) for name, content in tree.items()}
