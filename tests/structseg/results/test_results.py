@@ -141,8 +141,8 @@ class TestManifest:
             with pytest.raises(ValueError, match=f"row a: .*{message}"):
                 load_manifest(manifest(tmp_path, yaml.safe_dump({"a": {**content, **changes}})))
         path = manifest(tmp_path, yaml.safe_dump({"a": {**content, "stage": "part"}}))
-        monkeypatch.setattr("structseg.results.manifest.load_pipeline", None)
-        assert list(load_manifest(path, stages=False)) == ["a"], "the pipeline is not read"
+        monkeypatch.setattr("structseg.results.manifest.load_pipeline", lambda path: pytest.fail(f"{path} is read"))
+        assert list(load_manifest(path, stages=False)) == ["a"]
         del content["pipeline"], content["stage"]
         with pytest.raises(ValueError, match="row a: no config, and no pipeline"):
             load_manifest(manifest(tmp_path, yaml.safe_dump({"a": content})))
