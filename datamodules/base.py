@@ -10,12 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from structseg.datamodules.augmentation import Augmentation, AugmentationPipeline
 from structseg.datamodules.batch import SPLITS, Batch, DataSettings, MaskFilter, Sample, Split, collate, pad_masks
-from structseg.datamodules.checks import raise_problems
+from structseg.datamodules.checks import raise_problems, refuse
+from structseg.datamodules.files.headers import check_headers
 from structseg.datamodules.files.listing import Listed
 from structseg.datamodules.images import check_image
 from structseg.datamodules.label_spaces import LabelSpace
@@ -103,6 +105,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         self.sample_weights = sample_weights
         self.pipeline = AugmentationPipeline(augmentation, self.label_space)
         self._datasets: dict[Split, Dataset[Sample]] = {}
+        self._checked_files: set[Split] = set()
 
     def make_dataset(self, split: Split) -> Dataset[Sample] | None:  # noqa: ARG002  # for children
         """The samples of a split, (3, H, W) image and (H, W) mask each; None without the split. A child gives it."""
@@ -115,13 +118,34 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         labelled = {sample.image.resolve() for split in splits for sample in self.file_samples(split, [])}  # type: ignore[attr-defined]
         return UnlabelledDataset(self.unlabelled, self.size, labelled)
 
+    def check_files(self, splits: Sequence[Split]) -> None:
+        """Looks once at what names and headers tell of the files of splits, as `structseg check` lists them.
+
+        Raises:
+            FileNotFoundError: there is nothing to list.
+            ValueError: likewise, or files are missing, do not fit or are listed twice; the first faults are named.
+        """
+        faults: list[str] = []
+        for split in splits if isinstance(self, Listed) else ():
+            if split in self._checked_files or (split == "train" and self.unlabelled is not None):
+                continue
+            samples = self.file_samples(split, faults)  # type: ignore[attr-defined]
+            for line in check_headers(samples, faults):
+                rank_zero_warn(f"{split}: {line}")
+            self._checked_files.add(split)
+        if faults:
+            self._checked_files.clear()
+        refuse(list(dict.fromkeys(faults)), type(self).__name__, "structseg check lists all")
+
     def dataset(self, split: Split) -> Dataset[Sample]:
         """The samples of a split, made once.
 
         Raises:
-            ValueError: this datamodule has no such split, or it is empty.
+            FileNotFoundError: as `check_files`.
+            ValueError: likewise, or this datamodule has no such split, or it is empty.
         """
         if split not in self._datasets:
+            self.check_files((split,))
             if split == "train" and self.unlabelled is not None:
                 unlabelled = self.make_unlabelled()
                 for path in unlabelled.files:  # what is damaged is found before an hour of training, not after

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_SHOWN = 5  # faults that an error names
+
 
 def raise_problems(group: str, problems: Sequence[str]) -> None:
     """Raises a ValueError that names every problem of a group of settings, if there are any."""
@@ -16,3 +18,10 @@ def raise_or_collect(error: Exception, faults: list[str] | None) -> None:
     if faults is None:
         raise error
     faults.append(str(error))
+
+
+def refuse(faults: Sequence[str], what: str, hint: str) -> None:
+    """Raises a ValueError with the first faults and how many there are, if there are any."""
+    if faults:
+        more = f" (and {len(faults) - _SHOWN} more: {hint})" if len(faults) > _SHOWN else ""
+        raise ValueError(f"{what}: {'; '.join(faults[:_SHOWN])}{more}")

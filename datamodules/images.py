@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, TiffImageFile
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _HEIF_SUFFIXES = (".heic", ".heif")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 # So many pixels of so little data are no picture. Photographs have 20 pixels a byte at most, label maps about 100.
 _BOMB_PIXELS, _BOMB_PIXELS_A_BYTE = 40_000_000, 200
+# One comment of a PNG may be as long as all of them together, 64 MiB: some tools keep their whole project there.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -148,6 +150,12 @@ def open_image(path: Path) -> Image.Image:
         return image
 
 
+def open_mask(path: Path) -> Image.Image:
+    """As `open_image`, turned upright where the file has an EXIF orientation."""
+    image = open_image(path)
+    return ImageOps.exif_transpose(image) if _orientation(image.getexif()) > 1 else image
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels of the upright image, as `read_image` gives it, from the file's header.
 
@@ -193,6 +201,102 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     """An image that is stored with this EXIF orientation, turned as `to_rgb` turns it."""
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
+
+
+class MaskSizeError(ValueError):
+    """A mask that is of another size than its photograph."""
+
+
+def mask_turn(
+    image: Path,
+    mask: tuple[int, int],
+    what: str,
+    scaled: bool = False,
+    stored: tuple[tuple[int, int], int] | None = None,
+) -> int:
+    """The EXIF orientation that a mask must be turned by to lie as its upright photograph; 1 leaves it as it is.
+
+    A mask of the upright size is taken as drawn on the upright photograph; one that only fits the photograph as it is
+    stored, as drawn on that. Where it fits both ways and EXIF turns the photograph, the result is 0, for as it is.
+
+    Args:
+        image: the photograph.
+        mask: (width, height) of the mask.
+        what: the mask's file, for the message.
+        scaled: whether only the aspects need agree, but for the rounding of the coarser one.
+        stored: what `stored_size` gives of the photograph, where it is known.
+
+    Raises:
+        MaskSizeError: the mask fits neither way; else as `open_image`.
+    """
+
+    def fits(width: int, height: int) -> bool:
+        apart = abs(width * mask[1] - mask[0] * height)
+        return mask == (width, height) or (scaled and apart < max(height, mask[1]))
+
+    (width, height), orientation = stored_size(image) if stored is None else stored
+    upright_size = (height, width) if orientation >= 5 else (width, height)
+    if fits(*upright_size):
+        return 0 if orientation > 1 and fits(width, height) else 1
+    if fits(width, height):
+        return orientation
+    aspect = ", of another aspect" if scaled else ""
+    raise MaskSizeError(
+        f"{image} is {upright_size[0]}x{upright_size[1]} but its mask {what} {mask[0]}x{mask[1]}{aspect}; a mask must "
+        "be of the same crop: mend or remove the pair"
+    )
+
+
+def fit_mask(mask: NDArray[Any], image: Path, what: str, scaled: bool = False) -> NDArray[Any]:
+    """A mask (h, w) or (h, w, 3) turned as its upright photograph; arguments and errors as of `mask_turn`."""
+    turn = mask_turn(image, (mask.shape[1], mask.shape[0]), what, scaled)
+    return mask if turn <= 1 else np.asarray(upright(Image.fromarray(mask), turn))
+
+
+def check_sizes(
+    image: Path,
+    masks: Sequence[Path],
+    faults: list[str],
+    mask_size: tuple[int, int] | None = None,
+    scaled: bool = False,
+) -> bool:
+    """Holds the sizes of masks against their photograph; `faults` takes a line for each file that is wrong.
+
+    Args:
+        image: the photograph.
+        masks: its masks, of one size.
+        faults: takes the lines.
+        mask_size: (width, height) of a mask that is in no file.
+        scaled: as of `mask_turn`.
+
+    Returns:
+        Whether EXIF turns the photograph and the mask fits both ways.
+    """
+    either = False
+    first: tuple[int, int] | None = None
+    try:
+        if mask_size is None and not masks:
+            image_size(image)
+        elif mask_size is not None:
+            either = mask_turn(image, mask_size, "in the annotations", scaled) == 0
+    except (OSError, ValueError) as error:
+        faults.append(str(error))
+        return False
+    for mask in masks:
+        try:
+            size = image_size(mask)
+            if first is None:
+                first = size
+                either = mask_turn(image, size, str(mask), scaled) == 0
+            elif size != first:
+                faults.append(
+                    f"{mask} is {size[0]}x{size[1]} but {masks[0].name} {first[0]}x{first[1]}; the masks of an image "
+                    "are of one size: copy them again"
+                )
+        except (OSError, ValueError) as error:
+            if str(error) not in faults[-1:]:
+                faults.append(str(error))
+    return either
 
 
 def check_image(path: Path) -> None:
@@ -246,20 +350,22 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_mask(path: Path, classes: int, space: str, palette: Sequence[tuple[int, int, int]] = ()) -> NDArray[np.uint8]:
-    """An index mask, (H, W) uint8 in 0..classes-1 or 255.
+    """An index mask, (H, W) uint8 in 0..classes-1 or 255, upright where it has an EXIF orientation of its own.
 
     Args:
         path: of the file.
         classes: how many the label space has.
         space: its name, for messages.
         palette: its colours: where all colours of a palette file are among them (or `VOID`, for 255), they decide, as
-            an optimiser may have renumbered the indices.
+            an optimiser may have renumbered the indices; likewise in an RGB file, which must have no others.
 
     Raises:
         ValueError: not one channel of indices, an index that the label space does not have, or a colour of another
             class than the index; the message names it.
     """
-    image = open_image(path)
+    image = open_mask(path)
+    if image.mode in ("RGB", "RGBA") and palette:
+        return _of_colours(path, image, palette, space)
     if image.mode not in ("L", "P", "1"):
         raise ValueError(f"{path} has mode {image.mode}; a mask needs one 8-bit channel of class indices")
     mask = np.asarray(image, dtype=np.uint8)
@@ -273,6 +379,23 @@ def read_mask(path: Path, classes: int, space: str, palette: Sequence[tuple[int,
         wrong = found[(found >= classes) & (found != 255)]
         raise ValueError(f"mask {path} holds class {wrong[0]}; {space} has classes 0..{classes - 1}; map or mend it")
     return mask
+
+
+def _of_colours(
+    path: Path, image: Image.Image, palette: Sequence[tuple[int, int, int]], space: str
+) -> NDArray[np.uint8]:
+    """The indices that the colours of an RGB file stand for."""
+    packed = np.asarray(image.convert("RGB")).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    found, inverse = np.unique(packed, return_inverse=True)
+    known = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in [*enumerate(palette), (255, VOID)]}
+    wrong = next((int(value) for value in found if int(value) not in known), None)
+    if wrong is not None:
+        colour = (wrong >> 16, wrong >> 8 & 255, wrong & 255)
+        raise ValueError(
+            f"{path} has mode {image.mode} and colour {colour}, which is no class's of {space}; a mask needs one 8-bit "
+            "channel of class indices, or the classes' colours alone"
+        )
+    return np.array([known[int(value)] for value in found], dtype=np.uint8)[inverse].reshape(packed.shape)
 
 
 def _by_colours(

@@ -18,7 +18,7 @@ from structseg.datamodules.celebamask_hq import files
 from structseg.datamodules.faces import FaceDataModule
 from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.images import read_image
+from structseg.datamodules.images import fit_mask, read_image
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, LabelSpace
 from structseg.datamodules.wrappers.full_size import Originals
 from structseg.datamodules.wrappers.occluders import OccludedDataset
@@ -178,6 +178,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
                     partial(files.read_label, pair) if masks else None,
                     mask_size_may_differ=True,
                     left_right_swapped=pair.name in self.reversed_names,
+                    index_masks=not pair.parts,
                 )
             )
         return samples
@@ -221,17 +222,7 @@ class CelebAMaskHQDataset(DecodedDataset):
         return read_image(self.pairs[index].image)
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """The mask of a sample at its full size, (h, w) in the label space; raises as `read_label`."""
+        """The mask of a sample at its full size, (h, w) in the label space; raises as `read_label` and `fit_mask`."""
         pair = self.pairs[index]
         lookup = self._lookup_reversed if pair.name in self.reversed_names else self._lookup
-        return lookup[files.read_label(pair)]
-
-    def check(self, index: int, photograph: Image.Image, label: NDArray[np.uint8]) -> None:
-        """Raises a ValueError where the aspects differ by more than a pixel of the coarser one's rounding."""
-        (width, height), mask = photograph.size, label.shape
-        if abs(width * mask[0] - mask[1] * height) >= max(height, mask[0]):
-            pair = self.pairs[index]
-            raise ValueError(
-                f"{pair.image} is {width}x{height} but its mask {pair.mask_files[0]} {mask[1]}x{mask[0]}, of another "
-                "aspect; the mask must be of the same crop: mend or remove the pair"
-            )
+        return lookup[fit_mask(files.read_label(pair), pair.image, str(pair.mask_files[0]), scaled=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from structseg.datamodules.batch import SPLITS
 from structseg.datamodules.checks import raise_or_collect
+from structseg.datamodules.files.listing import files_by_name
 from structseg.datamodules.files.text import read_json, read_text
-from structseg.datamodules.images import open_image, read_mask
+from structseg.datamodules.images import open_image, open_mask, read_mask
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 FULL_FOLDERS = ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno")
@@ -96,33 +98,25 @@ def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
     """
     full = is_full(home)
     image_folder, mask_folder = (home / name for name in (FULL_FOLDERS if full else COMPACT_FOLDERS))
-    images: dict[str, Path] = {}
-    for path in sorted(image_folder.iterdir()):
-        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in images:
-            raise_or_collect(
-                ValueError(f"{images[path.stem]} and {path.name} have the same stem; keep one of them"), faults
-            )
-            continue
-        if full and not re.fullmatch(r"0|[1-9]\d{0,4}", path.stem):
+    images = files_by_name(image_folder, _SUFFIXES, faults)
+    for name, path in list(images.items()) if full else ():
+        if not re.fullmatch(r"0|[1-9]\d{0,4}", name):
             text = f"{path} is not named by its number; the published images are 0.jpg to 29999.jpg"
             raise_or_collect(ValueError(text), faults)
-            continue
-        images[path.stem] = path
+            del images[name]
     if not images:
         raise ValueError(f"{image_folder} has no images; expected JPEG files")
     parts = _find_parts(mask_folder, faults) if full else {}
-    masks = set(parts) if full else {
-        path.stem for path in mask_folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")
-    }  # fmt: skip
+    index_masks = {} if full else files_by_name(mask_folder, (".png",), faults)
+    masks = set(parts if full else index_masks)
     names = sorted(images, key=int) if full else sorted(images)
     lonely = [name for name in names if name not in masks]
     _refuse(lonely, f"of the images in {image_folder}", f"mask in {mask_folder}", faults)
     _refuse(sorted(masks - set(names)), f"of the masks in {mask_folder}", f"image in {image_folder}", faults)
     if not full:
-        _require_sign(home, mask_folder / f"{names[0]}.png")
-        return {name: Pair(name, images[name], mask_folder / f"{name}.png") for name in names}
+        index_masks = {name: index_masks.get(name, mask_folder / f"{name}.png") for name in names}
+        _require_sign(home, index_masks[names[0]])
+        return {name: Pair(name, images[name], mask) for name, mask in index_masks.items()}
     return {name: Pair(name, images[name], _part_prefix(mask_folder, int(name)), parts.get(name, ())) for name in names}
 
 
@@ -159,7 +153,7 @@ def read_label(pair: Pair) -> NDArray[np.uint8]:
         return read_mask(pair.mask, len(CELEBAMASK_HQ), CELEBAMASK_HQ.name, CELEBAMASK_HQ.palette)
     merged: NDArray[np.uint8] | None = None
     for part, path in zip(pair.parts, pair.mask_files, strict=True):
-        covered = np.asarray(open_image(path).convert("L")) != 0
+        covered = np.asarray(open_mask(path).convert("L")) != 0
         if merged is None:
             merged = np.zeros(covered.shape, dtype=np.uint8)
         if covered.shape != merged.shape:
@@ -315,7 +309,7 @@ def _read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[str]]:
     lacking = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if lacking:
         raise ValueError(f"{path} has no list {', '.join(lacking)}; expected {form}")
-    return {key: [str(name) for name in content[key]] for key in keys}
+    return {key: [unicodedata.normalize("NFC", str(name)) for name in content[key]] for key in keys}
 
 
 def _read_table(path: Path, form: str, example: str, *, header: bool = False) -> list[tuple[str, ...]]:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from structseg.datamodules.batch import Split
 from structseg.datamodules.coco.files import Picture, paint, read_instances
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.images import read_image
+from structseg.datamodules.images import fit_mask, mask_turn, read_image
 from structseg.datamodules.label_spaces import COCO
 from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
+
+_ANNOTATION = "in the annotations"
 
 
 class COCODataModule(WeaklySupervisedDataModule):
@@ -61,7 +63,8 @@ class COCODataModule(WeaklySupervisedDataModule):
         """The annotated images of a split by name, in the order of their names; raises as `read_instances`."""
         folder = self._folder(split)
         if folder not in self._pictures:
-            self._pictures[folder] = read_instances(self.root / "annotations" / f"instances_{folder}.json")
+            path = self.root / "annotations" / f"instances_{folder}.json"
+            self._pictures[folder] = read_instances(path, folder)
         return self._pictures[folder]
 
     def entries(self, split: Split) -> Sequence[str]:
@@ -75,7 +78,11 @@ class COCODataModule(WeaklySupervisedDataModule):
         pictures = self.pictures(split)
         folder = self.root / self._folder(split)
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        missing = [picture.file for picture in pictures.values() if picture.file not in there]
+        missing = [
+            picture.file
+            for picture in pictures.values()
+            if picture.file not in there and not ("/" in picture.file and (folder / picture.file).is_file())
+        ]
         if missing:
             raise FileNotFoundError(
                 f"{folder} has no photograph for {len(missing)} of {len(pictures)} annotated images, first "
@@ -95,7 +102,8 @@ class COCODataModule(WeaklySupervisedDataModule):
         for name, picture in self.pictures(split).items():
             single = any(not instance.crowd for instance in picture.instances)
             paint_it = partial(_painted, picture) if single else None
-            samples.append(FileSample(name, folder / picture.file, COCO, (), paint_it))
+            size = picture.size[::-1]
+            samples.append(FileSample(name, folder / picture.file, COCO, (), paint_it, mask_size=size))
         return samples
 
     def _find(self, name: str) -> tuple[Path, Picture]:
@@ -113,8 +121,8 @@ class COCODataModule(WeaklySupervisedDataModule):
 
     def truth_of(self, name: str) -> NDArray[np.uint8]:
         """The mask of an image in the label space; raises as `paint`."""
-        _, picture = self._find(name)
-        return self._lookup[_painted(picture)]
+        path, picture = self._find(name)
+        return self._lookup[fit_mask(_painted(picture), path, _ANNOTATION)]
 
     def read_unmasked(self, name: str) -> Read:
         """The photograph with its tags.
@@ -124,11 +132,7 @@ class COCODataModule(WeaklySupervisedDataModule):
         """
         path, picture = self._find(name)
         image = read_image(path)
-        if (image.height, image.width) != picture.size:
-            raise ValueError(
-                f"{path} is {image.width}x{image.height}, its annotation {picture.size[1]}x{picture.size[0]}; copy it "
-                "again"
-            )
+        mask_turn(path, picture.size[::-1], _ANNOTATION)
         return image, None, self.tag_vector(self.tags_of(name), name)
 
     def read(self, name: str) -> Read:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +24,12 @@ class Instance(NamedTuple):
     Attributes:
         label: index in COCO's label space.
         crowd: whether it is a region of many objects.
-        outline: polygons (x, y, x, y, ...) in pixels, or a run-length code as the annotations have it.
+        outline: polygons (x, y, x, y, ...) in pixels, or a run-length code, or several, as the annotations have them.
     """
 
     label: int
     crowd: bool
-    outline: list[NDArray[np.float64]] | dict[str, Any]
+    outline: list[NDArray[np.float64]] | list[dict[str, Any]] | dict[str, Any]
 
 
 class Picture(NamedTuple):
@@ -39,40 +40,89 @@ class Picture(NamedTuple):
     instances: list[Instance]
 
 
-def read_instances(path: Path) -> dict[str, Picture]:
+def read_instances(path: Path, folder: str = "") -> dict[str, Picture]:
     """The images of an annotation file with their instances, by the stem of their files.
+
+    Ids may be numbers or text. Categories beyond COCO's are passed over where nothing is of them.
+
+    Args:
+        path: the file.
+        folder: of the images, which file names may begin with.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, or has categories other than COCO's.
+        ValueError: it is damaged, or has instances that are not COCO's; the message says which.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; --data.root is the folder of annotations, train and val images")
     try:
         content = read_json(path)
-        labels = {category["id"]: _INDICES[category["name"]] for category in content["categories"]}
-        instances: dict[int, list[Instance]] = {image["id"]: [] for image in content["images"]}
+        absent = [key for key in ("images", "annotations", "categories") if key not in content]
+        if absent:
+            raise _OtherContent(f"it has no {', '.join(absent)}; give COCO's instances_*.json")
+        names = {str(category["id"]): str(category["name"]) for category in content["categories"]}
+        instances: dict[str, list[Instance]] = {str(image["id"]): [] for image in content["images"]}
+        if len(instances) < len(content["images"]):
+            raise _OtherContent("two of its images have one id; number them anew")
         for item in content["annotations"]:
-            outline = item["segmentation"]
-            if isinstance(outline, list):  # two points are a line, and pycocotools takes four numbers for a box
-                polygons = [np.array(polygon, dtype=np.float64) for polygon in outline]
-                if any(polygon.ndim != 1 for polygon in polygons):
-                    raise ValueError(f"a polygon of image {item['image_id']} that is no list of numbers")
-                outline = [polygon for polygon in polygons if len(polygon) >= 6]
-            instances[item["image_id"]].append(
-                Instance(labels[item["category_id"]], bool(item.get("iscrowd", 0)), outline)
-            )
-        pictures = [_picture(image, instances[image["id"]]) for image in content["images"]]
+            instance = _instance(item, names)
+            if str(item["image_id"]) not in instances:
+                raise _OtherContent(
+                    f"annotation {item.get('id')} is of image {item['image_id']!r}, which is not among its images; add "
+                    "the image or remove the annotation"
+                )
+            instances[str(item["image_id"])].append(instance)
+        pictures = [_picture(image, instances[str(image["id"])], folder) for image in content["images"]]
+    except _OtherContent as error:
+        raise ValueError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(repr(error).split())[:300]
         raise ValueError(f"{path} is no file of COCO's instances ({reason}); copy it again") from None
-    return {Path(picture.file).stem: picture for picture in sorted(pictures, key=lambda item: item.file)}
+    named: dict[str, Picture] = {}
+    for picture in sorted(pictures, key=lambda item: item.file):
+        name = unicodedata.normalize("NFC", Path(picture.file).stem)
+        if name in named:
+            raise ValueError(
+                f"{path} has {named[name].file} and {picture.file}, both called {name}; images are known by their file "
+                "name without folder: rename one"
+            )
+        named[name] = picture
+    return named
 
 
-def _picture(image: dict[str, Any], instances: list[Instance]) -> Picture:
+class _OtherContent(ValueError):
+    """A whole file that holds something else than COCO's instances."""
+
+
+def _instance(item: dict[str, Any], names: dict[str, str]) -> Instance:
+    where = f"annotation {item.get('id')} of image {item.get('image_id')}"
+    category = names.get(str(item["category_id"]), f"of category {item['category_id']}, which is not listed")
+    if category not in _INDICES:
+        raise _OtherContent(
+            f"{where} is {category}, which is none of COCO's 80 classes; take its annotations out, or write masks and "
+            "use structseg init for classes of your own"
+        )
+    outline = item.get("segmentation")
+    if outline is None or outline == "":
+        raise _OtherContent(
+            f"{where} has no segmentation, only a box or points; give the file with outlines (instances_*.json)"
+        )
+    if isinstance(outline, list) and not any(isinstance(part, dict) for part in outline):
+        if outline and all(isinstance(number, int | float) for number in outline):
+            outline = [outline]  # one polygon without its list
+        polygons = [np.array(polygon, dtype=np.float64) for polygon in outline]
+        if any(polygon.ndim != 1 for polygon in polygons):
+            raise ValueError(f"a polygon of image {item['image_id']} that is no list of numbers")
+        # Two points are a line, and pycocotools takes four numbers for a box.
+        outline = [polygon for polygon in polygons if len(polygon) >= 6]
+    return Instance(_INDICES[category], bool(item.get("iscrowd", 0)), outline)
+
+
+def _picture(image: dict[str, Any], instances: list[Instance], folder: str) -> Picture:
     file, size = image["file_name"], (image["height"], image["width"])
-    if not isinstance(file, str) or Path(file).name != file:
+    if not isinstance(file, str) or not file or PurePath(file).is_absolute() or ".." in PurePath(file).parts:
         raise ValueError(f"file_name {str(file)[:60]!r}, which is no name of a file")
+    file = file.removeprefix(f"{folder}/") if folder else file
     if not all(isinstance(side, int) and 1 <= side <= _LARGEST for side in size):
         raise ValueError(f"{file[:60]} of {str(size)[:60]} pixels")
     return Picture(file, size, instances)
@@ -90,7 +140,12 @@ def paint(picture: Picture) -> NDArray[np.uint8]:
         if isinstance(instance.outline, list):
             if not instance.outline:
                 continue
-            region = _inside(instance.outline, picture.size)
+            codes = [part for part in instance.outline if isinstance(part, dict)]
+            polygons = [part for part in instance.outline if not isinstance(part, dict)]
+            regions_of = [_decoded(code, picture.size) for code in codes]
+            if polygons:
+                regions_of.append(_inside(polygons, picture.size))
+            region = np.logical_or.reduce(regions_of)
         else:
             region = _decoded(instance.outline, picture.size)
         regions.append((not instance.crowd, -int(region.sum()), instance.label, region))

@@ -24,7 +24,7 @@ from structseg.datamodules.fasseg.labels import PROTOCOL, decode_fasseg, decode_
 from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.download import file_sha256
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.images import check_image, read_image
+from structseg.datamodules.images import check_image, fit_mask, read_image
 from structseg.datamodules.label_spaces import FASSEG
 
 LabelDecoding = Literal["fasseg-labels-1", "published"]
@@ -214,10 +214,11 @@ class FASSEGDataset(DecodedDataset):
 
     def label(self, index: int) -> NDArray[np.uint8]:
         """The classes of a sample, 0..5; by the published decoding they are (H, W) already. Raises as `read_label`."""
-        path = self.pairs[index].label
+        image, path = self.pairs[index].image, self.pairs[index].label
         if self.label_decoding == "published":
-            return decode_published(resize_published(np.asarray(read_image(path)), self.size))
-        return read_label(path)
+            colours = fit_mask(np.asarray(read_image(path)), image, str(path))
+            return decode_published(resize_published(colours, self.size))
+        return fit_mask(read_label(path), image, str(path))
 
 
 def read_label(path: Path) -> NDArray[np.uint8]:

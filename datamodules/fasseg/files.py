@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from structseg.datamodules.checks import raise_or_collect
-from structseg.datamodules.images import image_size
+from structseg.datamodules.files.listing import files_by_name
 
 Version = Literal["V1", "V2", "V3"]
 Part = Literal["train", "test"]
@@ -144,12 +144,12 @@ def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | Non
         root: as for `find_version`.
         version: V1 and V2 are frontal (20 train, 50 test), V3 has 13 poses (182 train, 208 test).
         part: as published.
-        faults: takes the messages of what would be raised of single files, but for sizes, which are not looked at.
+        faults: takes the messages of what would be raised of single files.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: no photographs, a photograph without label or a label without photograph, two files of one stem, or
-            sizes that differ, all but the known faults of V3's test part.
+        ValueError: no photographs, a photograph without label or a label without photograph, or two files of one stem,
+            all but the known faults of V3's test part.
     """
     home = find_version(root, version)
     photographs = _images(_part_folder(home, f"{part.title()}_RGB"), faults)
@@ -175,8 +175,6 @@ def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | Non
         if key in mismatched or key not in photographs:
             continue
         pair = Pair(f"{version}/{part.title()}_RGB/{key}", photographs[key], labels[key])
-        if faults is None:
-            _check_sizes(pair)
         pairs.append(pair)
     prefix = f"{version}/{part.title()}_RGB/"
     return Found(
@@ -231,15 +229,9 @@ def _part_folder(home: Path, name: str) -> Path:
 
 def _images(folder: Path, faults: list[str] | None = None) -> dict[str, Path]:
     """Image files by key: the stem, or pose/stem where there is a folder for each pose."""
-    found: dict[str, Path] = {}
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        key = (path.relative_to(folder).parent / path.stem).as_posix()
-        if key in found:
-            raise_or_collect(ValueError(f"{found[key]} and {path.name} have the same stem; keep one of them"), faults)
-            continue
-        found[key] = path
+    found = files_by_name(folder, SUFFIXES, faults)
+    for pose in sorted(path for path in folder.iterdir() if path.is_dir()):
+        found |= {f"{pose.name}/{name}": path for name, path in files_by_name(pose, SUFFIXES, faults).items()}
     return found
 
 
@@ -251,12 +243,3 @@ def _order(key: str) -> tuple[float, float, str]:
 
 def _number(text: str) -> float:
     return int(text) if re.fullmatch(r"[+-]?\d+", text) else float("inf")
-
-
-def _check_sizes(pair: Pair) -> None:
-    image, label = image_size(pair.image), image_size(pair.label)
-    if image != label:
-        raise ValueError(
-            f"{pair.image} is {image[0]}x{image[1]} but its label {pair.label.name} {label[0]}x{label[1]}; "
-            f"the label must be of the same crop: mend or remove the pair"
-        )

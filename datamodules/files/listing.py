@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -22,10 +23,13 @@ class FileSample(NamedTuple):
         image: the photograph.
         space: what the files' labels mean, before any map to the space that is trained.
         masks: the files of its label; empty where they are missing (already among the faults) or not needed.
-        read_mask: gives the label at the size of its files, (h, w) uint8; raises as training does.
+        read_mask: gives the label at the size of its files, (h, w) uint8, before `images.fit_mask` turns it as the
+            upright photograph; raises as training does.
         tags: gives the classes that the image is said to hold, to be held against the mask; None = nothing to hold.
         mask_size_may_differ: whether the mask may be of another size than the photograph, of the same aspect.
         left_right_swapped: whether a list says that the files have left and right swapped, which reading corrects.
+        mask_size: (width, height) of a label that is in no file of its own.
+        index_masks: whether the masks hold class indices, which a palette may explain.
     """
 
     name: str
@@ -36,6 +40,8 @@ class FileSample(NamedTuple):
     tags: Callable[[], frozenset[str] | None] | None = None
     mask_size_may_differ: bool = False
     left_right_swapped: bool = False
+    mask_size: tuple[int, int] | None = None
+    index_masks: bool = False
 
 
 @runtime_checkable
@@ -74,7 +80,7 @@ def read_split_lists(
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            name, here = name_of(line.strip()), f"{file}, line {number}"
+            name, here = name_of(unicodedata.normalize("NFC", line.strip("\ufeff \t\r\n"))), f"{file}, line {number}"
             if name is None:
                 text = f"{root / here}: {line.strip()[:60]!r} is no {form}; mend it"
             elif name in listed:
@@ -86,6 +92,32 @@ def read_split_lists(
             raise_or_collect(ValueError(text), faults)
         lists[split] = tuple(names)
     return lists
+
+
+def files_by_name(folder: Path, suffixes: Sequence[str], faults: list[str] | None = None) -> dict[str, Path]:
+    """The files of a folder by their name without suffix, in order; letter case of suffixes does not count.
+
+    Names are composed (NFC), as lists have them; macOS stores them decomposed. No folder gives no files.
+
+    Args:
+        folder: not searched deeper; what begins with a dot is passed over.
+        suffixes: in lower case.
+        faults: takes the messages of what would be raised.
+
+    Raises:
+        ValueError: two files of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        name = unicodedata.normalize("NFC", path.stem)
+        if name in found:
+            text = f"{found[name]} and {path.name} have the same stem; keep one of them"
+            raise_or_collect(ValueError(text), faults)
+            continue
+        found[name] = path
+    return found
 
 
 def refuse_missing(folder: Path, what: str, missing: Sequence[str], of: int) -> None:

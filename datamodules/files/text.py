@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,10 @@ def _table(path: Path, column: str) -> Iterator[tuple[str, str]]:
         for row in rows:
             if None in row:
                 raise ValueError(f"{path}, line {rows.line_num} has more cells than the header; separate by spaces")
-            if row["name"] in seen:
-                raise ValueError(f"{path}, line {rows.line_num}: {row['name']} stands twice; keep one row")
-            seen.add(row["name"])
-            yield row["name"], row[column] or ""
+            name = unicodedata.normalize("NFC", row["name"] or "")
+            if name in seen:
+                raise ValueError(f"{path}, line {rows.line_num}: {name} stands twice; keep one row")
+            seen.add(name)
+            yield name, row[column] or ""
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num} is damaged ({error}); mend it") from None

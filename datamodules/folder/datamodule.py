@@ -16,13 +16,14 @@ from torch import nn
 
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Split
+from structseg.datamodules.checks import refuse
 from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.files.text import read_tags
 from structseg.datamodules.folder.dataset_file import DatasetFile, read_dataset_file
 from structseg.datamodules.folder.masks import JPEGMasks, MaskReader, read_pair_mask
-from structseg.datamodules.folder.pairs import Pair, check_sizes, refuse, size_fault
-from structseg.datamodules.images import read_image
+from structseg.datamodules.folder.pairs import Pair, check_pairs
+from structseg.datamodules.images import mask_turn, read_image
 from structseg.datamodules.label_spaces import LabelSpace, label_space
 from structseg.datamodules.weak.crops import CropSettings
 from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
@@ -63,7 +64,7 @@ class Folder:
         """
         faults: list[str] = []
         splits = self.file.splits(faults)
-        either, self.exif = check_sizes([pair for pairs in splits.values() for pair in pairs], faults)
+        either, self.exif = check_pairs([pair for pairs in splits.values() for pair in pairs], faults)
         refuse(faults, str(self.file.path), "structseg check lists all")
         if either:
             rank_zero_warn(
@@ -150,6 +151,10 @@ class FolderDataModule(SegmentationDataModule):
         native = split != "train" and self.score_at == "native"
         return FolderDataset(self.folder, self.folder.splits[split], self.size, native)
 
+    def check_files(self, splits: Sequence[Split]) -> None:  # noqa: ARG002  # of all splits at once
+        """Raises as `Folder.splits`."""
+        _ = self.folder.splits
+
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
         """For `structseg check`; raises as `Folder.file_samples`."""
         return self.folder.file_samples(split, faults)
@@ -188,8 +193,8 @@ class FolderDataset(DecodedDataset):
 
     def check(self, index: int, photograph: Image.Image, label: NDArray[np.uint8]) -> None:
         """Raises a ValueError where the sizes differ, of files that were changed since the start."""
-        if label.shape != (photograph.height, photograph.width):
-            raise ValueError(size_fault(self.pairs[index], photograph.size, (label.shape[1], label.shape[0])))
+        pair = self.pairs[index]
+        mask_turn(pair.image, (label.shape[1], label.shape[0]), str(pair.mask), stored=(photograph.size, 1))
 
 
 class WeakFolderDataModule(WeaklySupervisedDataModule):
@@ -303,6 +308,10 @@ class WeakFolderDataModule(WeaklySupervisedDataModule):
         """The photograph with its mask and tags; raises as `read_unmasked` and `Folder.label`."""
         image, _, tags = self.read_unmasked(name)
         return image, self.truth_of(name), tags
+
+    def check_files(self, splits: Sequence[Split]) -> None:  # noqa: ARG002  # of all splits at once
+        """Raises as `Folder.splits`."""
+        _ = self.folder.splits
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
         """For `structseg check`; raises as `Folder.file_samples`."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE
 
-from structseg.datamodules.folder.pairs import Pair, size_fault
-from structseg.datamodules.images import open_image, stored_size, upright
+from structseg.datamodules.folder.pairs import Pair
+from structseg.datamodules.images import fit_mask, open_image, stored_size, upright
 
 Value = int | tuple[int, int, int]
 JPEGMasks = Literal["refuse", "nearest"]
@@ -246,9 +246,6 @@ def wide_colours(path: Path, image: Image.Image) -> bool:
 def read_pair_mask(pair: Pair, read: MaskReader) -> NDArray[np.uint8]:
     """The class map of a pair, turned as its upright photograph: (H, W) of that.
 
-    A mask of the upright size is taken as it is, also where the photograph is square; one that only fits the photograph
-    as it is stored is turned with it.
-
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: as `MaskReader`, or the mask fits neither way.
@@ -258,10 +255,4 @@ def read_pair_mask(pair: Pair, read: MaskReader) -> NDArray[np.uint8]:
     own = stored_size(pair.mask)[1]
     if own != 1:
         classes = np.asarray(upright(Image.fromarray(classes), own))
-    (width, height), orientation = stored_size(pair.image)
-    size = (width, height) if orientation >= 5 else (height, width)
-    if classes.shape == size:
-        return classes
-    if classes.shape == (height, width):
-        return np.asarray(upright(Image.fromarray(classes), orientation))
-    raise ValueError(size_fault(pair, (size[1], size[0]), (classes.shape[1], classes.shape[0])))
+    return fit_mask(classes, pair.image, str(pair.mask))

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from structseg.datamodules.images import IMAGE_SUFFIXES, stored_size
+from structseg.datamodules.images import IMAGE_SUFFIXES, mask_turn, stored_size
 
 if TYPE_CHECKING:
     from structseg.datamodules.batch import Split
-
-_SHOWN = 5  # faults that an error names
 
 
 @dataclass(frozen=True)
@@ -168,10 +166,8 @@ def grouped_split(
     return {split: tuple(sorted(members, key=natural)) for split, members in held.items()}
 
 
-def check_sizes(pairs: Sequence[Pair], faults: list[str]) -> tuple[list[str], frozenset[str]]:
+def check_pairs(pairs: Sequence[Pair], faults: list[str]) -> tuple[list[str], frozenset[str]]:
     """Holds the sizes of masks against their photographs, by the headers; `faults` takes a line for each that differs.
-
-    A mask may be of the upright photograph's size, or of its size as stored: see `masks.read_pair_mask`.
 
     Returns:
         The names of photographs that EXIF turns and whose mask fits both ways; those of all pairs that EXIF turns.
@@ -181,30 +177,14 @@ def check_sizes(pairs: Sequence[Pair], faults: list[str]) -> tuple[list[str], fr
         try:
             size, orientation = stored_size(pair.image)
             mask, turned = (size, 1) if pair.mask is None else stored_size(pair.mask)
+            turn = mask_turn(
+                pair.image, mask[::-1] if turned >= 5 else mask, str(pair.mask), stored=(size, orientation)
+            )
         except (OSError, ValueError) as error:
             faults.append(str(error))
             continue
         if (orientation, turned) != (1, 1):
             exif.add(pair.name)
-        upright = size[::-1] if orientation >= 5 else size
-        mask = mask[::-1] if turned >= 5 else mask
-        if mask not in (size, upright):
-            faults.append(size_fault(pair, upright, mask))
-        elif orientation > 1 and size == upright and pair.mask is not None:
+        if turn == 0 and pair.mask is not None:
             either.append(pair.name)
     return either, frozenset(exif)
-
-
-def size_fault(pair: Pair, image: tuple[int, int], mask: tuple[int, int]) -> str:
-    """The line for a mask that does not fit; sizes are (width, height)."""
-    return (
-        f"{pair.image} is {image[0]}x{image[1]} but its mask {pair.mask} {mask[0]}x{mask[1]}; a mask must be of the "
-        "same crop: mend or remove the pair"
-    )
-
-
-def refuse(faults: Sequence[str], what: str, hint: str) -> None:
-    """Raises a ValueError with the first faults and how many there are, if there are any."""
-    if faults:
-        more = f" (and {len(faults) - _SHOWN} more: {hint})" if len(faults) > _SHOWN else ""
-        raise ValueError(f"{what}: {'; '.join(faults[:_SHOWN])}{more}")

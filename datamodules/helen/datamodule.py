@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from structseg.datamodules.batch import MaskFilter, Sample, Split, image_tensor, mask_tensor
 from structseg.datamodules.faces import FaceDataModule
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.helen.files import LISTS, Face, check_sizes, find_faces, find_home, read_label, read_lists
-from structseg.datamodules.images import image_size, read_image, resize_image, resize_mask
+from structseg.datamodules.helen.files import LISTS, Face, find_faces, find_home, fitted_label, read_label, read_lists
+from structseg.datamodules.images import read_image, resize_image, resize_mask
 from structseg.datamodules.label_spaces import HELEN, STN
 from structseg.datamodules.wrappers.full_size import Originals, sample_with_original
 
@@ -87,8 +87,6 @@ class HelenDataModule(FaceDataModule):
     def make_dataset(self, split: Split) -> HelenDataset:
         """The samples of a split; masks of validation and test at their own size with `score_at=native`."""
         faces = self.faces(split)
-        for face in faces:  # what does not fit is found before an hour of training, not after
-            check_sizes(face)
         native = split != "train" and self.score_at == "native"
         return HelenDataset(faces, self.size, self._classes, self.originals, native_mask=native)
 
@@ -99,13 +97,10 @@ class HelenDataModule(FaceDataModule):
         for face in find_faces(self.home, names[: self.train_limit] if split == "train" else names, faults):
             masks = tuple(path for path in face.masks if path.is_file())
             whole = len(masks) == len(HELEN)  # missing ones are among the faults
-            samples.append(FileSample(face.name, face.image, HELEN, masks, partial(_label_of, face) if whole else None))
+            samples.append(
+                FileSample(face.name, face.image, HELEN, masks, partial(read_label, face) if whole else None)
+            )
         return samples
-
-
-def _label_of(face: Face) -> NDArray[np.uint8]:
-    """As `read_label`, by the size in the photograph's header."""
-    return read_label(face, image_size(face.image))
 
 
 class HelenDataset(Dataset[Sample]):
@@ -159,7 +154,7 @@ class HelenDataset(Dataset[Sample]):
         """The label of an image of (width, height), (h, w) in the label space."""
         if index in self._memory:
             return np.frombuffer(zlib.decompress(self._memory[index]), dtype=np.uint8).reshape(size[::-1])
-        label = self.classes[read_label(self.faces[index], size)]
+        label = self.classes[fitted_label(self.faces[index])]
         packed = zlib.compress(label.tobytes(), 1)
         if len(packed) <= self.memory_left:
             self.memory_left -= len(packed)

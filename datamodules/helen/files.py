@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from structseg.datamodules.files.listing import read_split_lists, refuse_missing
-from structseg.datamodules.images import image_size, open_image
+from structseg.datamodules.files.listing import files_by_name, read_split_lists, refuse_missing
+from structseg.datamodules.images import fit_mask, open_mask
 from structseg.datamodules.label_spaces import HELEN
 
 IMAGES = "images"
@@ -78,7 +78,7 @@ def read_lists(home: Path) -> dict[str, tuple[str, ...]]:
     """
 
     def name_of(line: str) -> str | None:
-        match = re.fullmatch(r"(?:\d+\s*,\s*)?(?!\d+$)([\w-]{1,200})", line)
+        match = re.fullmatch(r"(?:\d+\s*,\s*)?(?!\d+$)([\w-]{1,200})(?:\.jpe?g)?", line, re.IGNORECASE)
         return match[1] if match else None
 
     lists = read_split_lists(home, LISTS, name_of, "number, comma and name, as '1 , 100032540_1', nor a name", None)
@@ -96,11 +96,11 @@ def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None
     Raises:
         FileNotFoundError: images or soft masks are missing; how many and the first are named.
     """
-    faces = tuple(Face(name, home / IMAGES / f"{name}.jpg", home / LABELS / name) for name in names)
-    images = _files(home / IMAGES)
+    images = files_by_name(home / IMAGES, (".jpeg", ".jpg"), faults)
+    faces = tuple(Face(n, images.get(n, home / IMAGES / f"{n}.jpg"), home / LABELS / n) for n in names)
     if faults is None:
         refuse_missing(
-            home / IMAGES, "listed images", [f.image.name for f in faces if f.image.name not in images], len(faces)
+            home / IMAGES, "listed images", [f.image.name for f in faces if f.name not in images], len(faces)
         )
     missing = []
     for face in faces:
@@ -113,51 +113,38 @@ def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None
     return faces
 
 
-def check_sizes(face: Face) -> None:
-    """Holds the sizes in the files' headers against each other.
-
-    Raises:
-        FileNotFoundError: a file has gone.
-        ValueError: a soft mask is of another size than the image, or a file is damaged; it is named.
-    """
-    size = image_size(face.image)
-    for path in face.masks:
-        _refuse_size(face, path, size, image_size(path))
-
-
-def read_label(face: Face, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_label(face: Face) -> NDArray[np.uint8]:
     """The most probable class of each pixel by the soft masks of an image, (h, w) uint8, classes of HELEN.
 
     Of classes that are equally probable the first counts; where all are 0, the background.
 
-    Args:
-        face: the files.
-        size: (width, height) of the decoded image.
-
     Raises:
         FileNotFoundError: a file has gone.
-        ValueError: a soft mask is damaged, not of one 8-bit channel, or of another size than the image; it is named.
+        ValueError: a soft mask is damaged, not of one 8-bit channel, or of another size than the first; it is named.
     """
-    label = np.zeros(size[::-1], dtype=np.uint8)
-    highest = np.zeros(size[::-1], dtype=np.uint8)
+    label = highest = None
     for index, path in enumerate(face.masks):
-        soft = open_image(path)
+        soft = open_mask(path)
         if soft.mode not in ("L", "1"):
             raise ValueError(f"{path} has mode {soft.mode}; a soft mask needs one 8-bit channel: copy it again")
-        _refuse_size(face, path, size, soft.size)
         probability = np.asarray(soft.convert("L"))
+        if label is None or highest is None:
+            label, highest = np.zeros_like(probability), np.zeros_like(probability)
+        if probability.shape != label.shape:
+            raise ValueError(
+                f"{path} is {soft.width}x{soft.height} but those before it {label.shape[1]}x{label.shape[0]}; the soft "
+                "masks of an image are of one size: copy them again"
+            )
         label[probability > highest] = index
         np.maximum(highest, probability, out=highest)
+    assert label is not None
     return label
+
+
+def fitted_label(face: Face) -> NDArray[np.uint8]:
+    """As `read_label`, turned as the upright photograph; raises likewise, and as `fit_mask`."""
+    return fit_mask(read_label(face), face.image, str(face.masks[0]))
 
 
 def _files(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
-
-
-def _refuse_size(face: Face, path: Path, image: tuple[int, int], mask: tuple[int, int]) -> None:
-    if image != mask:
-        raise ValueError(
-            f"{path} is {mask[0]}x{mask[1]} but its image {face.image.name} {image[0]}x{image[1]}; a soft mask is of "
-            "its image's size: copy both again"
-        )

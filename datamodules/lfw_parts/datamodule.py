@@ -18,7 +18,15 @@ from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import Sample, Split, image_tensor, mask_tensor
 from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.images import check_image, open_image, read_image, resize_image, resize_mask, to_rgb
+from structseg.datamodules.images import (
+    check_image,
+    fit_mask,
+    open_mask,
+    read_image,
+    resize_image,
+    resize_mask,
+    to_rgb,
+)
 from structseg.datamodules.label_spaces import PARTS
 from structseg.datamodules.lfw_parts.files import Face, find_faces, person_of, read_lists
 from structseg.datamodules.wrappers.unlabelled import UnlabelledDataset
@@ -177,13 +185,11 @@ class LFWPartsDataset(DecodedDataset):
         """The photograph, the mask, and the superpixels where there are any, as they are given out."""
         face = self.faces[index]
         image = resize_image(read_image(face.image), self.size)
-        native = self.classes[read_label(face.label)]
+        native = self.classes[fit_mask(read_label(face.label), face.image, str(face.label))]
         mask = native if self.native_mask else resize_mask(native, self.size, self.mask_filter)
         superpixels = None
         if face.superpixels is not None and self.superpixels:
-            numbers = read_superpixels(face.superpixels)
-            if numbers.shape != native.shape:
-                raise ValueError(f"{face.superpixels} is {numbers.shape} but its label {native.shape}; copy both again")
+            numbers = fit_mask(read_superpixels(face.superpixels), face.image, str(face.superpixels))
             superpixels = resize_superpixels(numbers, (mask.shape[0], mask.shape[1]))
         return image, mask, superpixels
 
@@ -195,7 +201,7 @@ def read_label(path: Path) -> NDArray[np.uint8]:
         FileNotFoundError: no such file.
         ValueError: it is damaged, or holds another colour; the message names it.
     """
-    image = open_image(path)
+    image = open_mask(path)
     colours: NDArray[np.uint32]
     if image.mode == "P" and not image.has_transparency_data:  # a few colours to look at, not every pixel
         palette = image.getpalette("RGB") or []

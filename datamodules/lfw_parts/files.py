@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from structseg.datamodules.checks import raise_or_collect
-from structseg.datamodules.files.listing import read_split_lists, refuse_missing
-from structseg.datamodules.images import image_size, read_image
+from structseg.datamodules.files.listing import files_by_name, read_split_lists, refuse_missing
+from structseg.datamodules.images import read_image
 
 IMAGES = "lfw_funneled"
 LABELS = "parts_lfw_funneled_gt_images"
@@ -76,24 +76,16 @@ def read_lists(root: Path, faults: list[str] | None = None) -> dict[str, tuple[s
 def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
     """The files of the named images, in that order.
 
-    Faults, where they are given, take the messages of what would be raised of single files, but for sizes, which are
-    then not looked at; an image or label that is missing is given by the path that it should have.
+    Faults, where they are given, take the messages of what would be raised of single files; an image or label that is
+    missing is given by the path that it should have.
 
     Raises:
         FileNotFoundError: images or labels are missing.
-        ValueError: the images are not the funneled ones, a label is there twice, or it is of another size than its
-            image.
+        ValueError: the images are not the funneled ones, or a label is there twice.
     """
     folder = image_folder(root)
-    labels: dict[str, Path] = {}
-    for path in sorted((root / LABELS).glob("*")):
-        if path.suffix.lower() in (".png", ".ppm") and not path.name.startswith("."):
-            if path.stem in labels:
-                text = f"{labels[path.stem]} and {path.name} label the same image; keep one of them"
-                raise_or_collect(ValueError(text), faults)
-                continue
-            labels[path.stem] = path
-    images = {name: folder / person_of(name) / f"{name}.jpg" for name in names}
+    labels = files_by_name(root / LABELS, (".png", ".ppm"), faults)
+    images = {name: _photograph(folder, name) for name in names}
     if faults is None:
         refuse_missing(root / IMAGES, "photographs", [name for name in names if not images[name].is_file()], len(names))
         refuse_missing(root / LABELS, "labels", [name for name in names if name not in labels], len(names))
@@ -107,12 +99,19 @@ def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None
                 faults.append(str(error))
     faces = []
     for name in names:
-        if faults is None:
-            _check_sizes(images[name], labels[name])
         labels.setdefault(name, root / LABELS / f"{name}.ppm")
         dat = root / SUPERPIXELS / person_of(name) / f"{name}.dat"
         faces.append(Face(name, images[name], labels[name], dat if dat.is_file() else None))
     return tuple(faces)
+
+
+def _photograph(folder: Path, name: str) -> Path:
+    """The photograph of a name, whatever the case of its suffix and however its letters are composed."""
+    path = folder / person_of(name) / f"{name}.jpg"
+    if not path.is_file():
+        for person in dict.fromkeys((person_of(name), unicodedata.normalize("NFD", person_of(name)))):
+            path = files_by_name(folder / person, (".jpeg", ".jpg"), []).get(name, path)
+    return path
 
 
 def image_folder(root: Path) -> Path:
@@ -142,13 +141,4 @@ def _refuse_realigned(image: Path, expected: bytes) -> None:
         raise ValueError(
             f"{image} is not the funneled image that the labels were drawn on, but another alignment, such as "
             f"deep-funneled; put LFW's funneled images (lfw-funneled.tgz) in {IMAGES}"
-        )
-
-
-def _check_sizes(image: Path, label: Path) -> None:
-    photograph, painted = image_size(image), image_size(label)
-    if photograph != painted:
-        raise ValueError(
-            f"{image} is {photograph[0]}x{photograph[1]} but its label {label.name} {painted[0]}x{painted[1]}; "
-            f"both are 250x250 as published: copy them again"
         )

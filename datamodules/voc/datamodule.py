@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structseg.datamodules.batch import Split
-from structseg.datamodules.files.listing import FileSample
+from structseg.datamodules.files.listing import FileSample, files_by_name
 from structseg.datamodules.files.text import read_tags
-from structseg.datamodules.images import read_image, read_mask
+from structseg.datamodules.images import fit_mask, read_image, read_mask
 from structseg.datamodules.label_spaces import VOC
 from structseg.datamodules.voc import files
 from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
@@ -72,6 +72,16 @@ class VOCDataModule(WeaklySupervisedDataModule):
         """The folder with `JPEGImages`; raises as `find_home`."""
         return files.find_home(self.root)
 
+    @cached_property
+    def photographs(self) -> dict[str, Path]:
+        """Every photograph by name; raises as `files_by_name`."""
+        return files_by_name(self.home / files.IMAGES, files.SUFFIXES)
+
+    @cached_property
+    def masks_by_name(self) -> dict[str, Path]:
+        """Every true mask; as `find_masks`."""
+        return files.find_masks(self.home)
+
     def entries(self, split: Split) -> tuple[str, ...]:
         """The names of a split's list.
 
@@ -84,7 +94,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
         if split not in self._entries:
             path = files.list_file(self.home, given)
             names = files.read_list(path)
-            files.check_images(self.home, names, path)
+            files.check_images(self.home, names, path, self.photographs)
             self._entries[split] = names
         return self._entries[split]
 
@@ -108,7 +118,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
             return files.tags_from_annotation(self.home, name)
         if self.tags != "masks":
             return self._tag_file.get(name)
-        path = files.mask_file(self.home, name)
+        path = self.masks_by_name.get(name)
         if path is None:
             return None
         found = np.bincount(read_mask(path, len(VOC), VOC.name, VOC.palette).ravel(), minlength=256)
@@ -116,13 +126,19 @@ class VOCDataModule(WeaklySupervisedDataModule):
 
     def truth_of(self, name: str) -> NDArray[np.uint8] | None:
         """The mask of an image in the label space; raises as `read_mask`."""
-        path = files.mask_file(self.home, name)
-        return None if path is None else self._lookup[read_mask(path, len(VOC), VOC.name, VOC.palette)]
+        path = self.masks_by_name.get(name)
+        if path is None:
+            return None
+        mask = read_mask(path, len(VOC), VOC.name, VOC.palette)
+        return self._lookup[fit_mask(mask, self._photograph(name), str(path))]
+
+    def _photograph(self, name: str) -> Path:
+        return self.photographs.get(name, self.home / files.IMAGES / f"{name}.jpg")  # which its reader misses
 
     def read_unmasked(self, name: str) -> Read:
         """The photograph with its tags; raises as `read_image` and `tag_vector`."""
         tags = self.tags_of(name)
-        image = read_image(self.home / files.IMAGES / f"{name}.jpg")
+        image = read_image(self._photograph(name))
         return image, None, None if tags is None else self.tag_vector(tags, name)
 
     def read(self, name: str) -> Read:
@@ -146,23 +162,30 @@ class VOCDataModule(WeaklySupervisedDataModule):
             _ = self._tag_file  # before the workers, each of which would read it
         path = files.list_file(self.home, given)
         names = files.read_list(path)
+        if "photographs" not in self.__dict__:  # the first split
+            self.photographs = files_by_name(self.home / files.IMAGES, files.SUFFIXES, faults)
         faults += [f"{path} lists {name} {count} times" for name, count in Counter(names).items() if count > 1]
         samples = []
         for name in dict.fromkeys(names):
-            mask = files.mask_file(self.home, name)
-            if mask is None and (split != "train" or self.masks == "truth"):
+            mask = self.masks_by_name.get(name)
+            if mask is None and self._needs_mask(split):
                 faults.append(f"{name} of {path} has no mask in {self.home / files.MASKS[0]}")
             samples.append(
                 FileSample(
                     name,
-                    self.home / files.IMAGES / f"{name}.jpg",
+                    self._photograph(name),
                     VOC,
                     () if mask is None else (mask,),
                     None if mask is None else partial(read_mask, mask, len(VOC), VOC.name, VOC.palette),
                     None if self.tags_from_masks else partial(self._expected_tags, name, split == "train"),
+                    index_masks=True,
                 )
             )
         return samples
+
+    def _needs_mask(self, split: Split) -> bool:
+        """Whether training reads the true masks; images to predict may lack them."""
+        return self.masks == "truth" if split == "train" else self.predict_split != split
 
     def _expected_tags(self, name: str, needed: bool) -> frozenset[str] | None:
         tags = self.tags_of(name)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Container, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from structseg.datamodules.files.listing import files_by_name
 from structseg.datamodules.files.text import read_text
 
 IMAGES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Segmentation"
@@ -14,6 +17,7 @@ MASKS = ("SegmentationClass", "SegmentationClassAug")
 SUBFOLDERS = ("VOC2012", "VOCdevkit/VOC2012")
 # SBD's images with the training images, by the names that copies of the list have.
 AUGMENTED = ("train_aug", "trainaug")
+SUFFIXES = (".jpeg", ".jpg")
 _LONGEST = 400  # letters of a name, or of a path in its place
 
 
@@ -53,22 +57,23 @@ def read_list(path: Path) -> tuple[str, ...]:
         ValueError: it is not text, or lists no image.
     """
     words = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    words = [unicodedata.normalize("NFC", word) for word in words]
     long = next((word for word in words if len(word) > _LONGEST), None)
     if long is not None:
         raise ValueError(f"{path} holds a name of {len(long)} letters, {long[:40]}...; copy it again")
     if not words:
         raise ValueError(f"{path} lists no image; copy it again")
-    return tuple(Path(word).stem if "/" in word else word for word in words)
+    # Paths, as in SBD's lists, and file names, as some tools write them.
+    return tuple(Path(word).stem if "/" in word or word.lower().endswith(SUFFIXES) else word for word in words)
 
 
-def check_images(home: Path, names: Sequence[str], source: Path) -> None:
-    """Makes sure that each name has its photograph.
+def check_images(home: Path, names: Sequence[str], source: Path, there: Container[str]) -> None:
+    """Makes sure that each name has its photograph among those that are there.
 
     Raises:
         FileNotFoundError: some have none; how many, and the first.
     """
-    there = {path.name for path in (home / IMAGES).iterdir()}
-    missing = [name for name in names if f"{name}.jpg" not in there]
+    missing = [name for name in names if name not in there]
     if missing:
         raise FileNotFoundError(
             f"{home / IMAGES} has no photograph for {len(missing)} of the {len(names)} names in {source}, first "
@@ -76,13 +81,10 @@ def check_images(home: Path, names: Sequence[str], source: Path) -> None:
         )
 
 
-def mask_file(home: Path, name: str) -> Path | None:
-    """The true mask of an image: the official one, else SBD's; None where there is neither."""
-    for folder in MASKS:
-        path = home / folder / f"{name}.png"
-        if path.is_file():
-            return path
-    return None
+def find_masks(home: Path) -> dict[str, Path]:
+    """The true masks by name: the official ones, and SBD's where there is none."""
+    official, augmented = (files_by_name(home / folder, (".png",)) for folder in MASKS)
+    return augmented | official
 
 
 def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
@@ -93,11 +95,19 @@ def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
     Raises:
         ValueError: the file is damaged; the message names it.
     """
-    path = home / ANNOTATIONS / f"{name}.xml"
-    if not path.is_file():
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    path = next((path for form in forms if (path := home / ANNOTATIONS / f"{form}.xml").is_file()), None)
+    if path is None:
         return None
     try:
-        objects = ElementTree.parse(path).getroot().findall("object")
+        content = path.read_bytes()
+        declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)[\"'][^>]*\?>", content)
+        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        if declared is not None and encoding == "utf-8-sig":
+            encoding = declared[1].decode()
+        # Of what is not in its encoding (paths and owners' names), nothing is read.
+        text = re.sub(r"^\ufeff?\s*<\?xml.*?\?>", "", content.decode(encoding, errors="replace"), flags=re.DOTALL)
+        objects = ElementTree.fromstring(text).findall("object")
         return frozenset(str(found.findtext("name")).strip() for found in objects)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None

@@ -357,6 +357,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         if self.predict_split is None:
             raise ValueError("no split to predict; set --data.predict_split")
         split = self.predict_split
+        self.check_files((split,))
         names = self.names(split)
         if not names:
             raise ValueError(f"{type(self).__name__} has no {split} images; choose another --data.predict_split")

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from structseg.audit.copies import thumbnail
 from structseg.datamodules.files.listing import FileSample
-from structseg.datamodules.images import open_image, read_image
+from structseg.datamodules.images import MaskSizeError, fit_mask, open_image, read_image
 from structseg.datamodules.label_spaces import LabelSpace
 
 MISSING, BROKEN, LABELS, SIZES = "missing files", "files that cannot be read", "labels", "sizes"
@@ -57,10 +57,10 @@ class Examined(Dataset[Finding]):
 def examine(sample: FileSample) -> Finding:
     """Reads the photograph, the mask and the tags of a sample; raises nothing that a file could cause."""
     faults: list[tuple[str, str]] = []
-    small = size = mask = None
+    small = mask = None
     try:
         image = read_image(sample.image)
-        small, size = thumbnail(image), image.size
+        small = thumbnail(image)
         del image  # a mask that is read into its memory takes a third less time
     except _ERRORS as error:
         faults.append(_fault(error))
@@ -71,7 +71,13 @@ def examine(sample: FileSample) -> Finding:
             found = [_fault(error) for error in _unreadable(sample.masks)]
             faults += found or [(LABELS, str(error))]
     if mask is not None:
-        faults += _mask_faults(sample, mask, size)
+        what = str(sample.masks[0]) if sample.masks else f"in the annotations of {sample.name}"
+        if small is not None:
+            try:
+                mask = fit_mask(mask, sample.image, what, sample.mask_size_may_differ)
+            except MaskSizeError as error:
+                faults.append((SIZES, str(error)))
+        faults += _mask_faults(sample, mask, what)
     if mask is None:
         return Finding(tuple(dict.fromkeys(faults)), small)
     held = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
@@ -93,13 +99,8 @@ def _unreadable(paths: Sequence[Path]) -> list[Exception]:
     return errors
 
 
-def _mask_faults(sample: FileSample, mask: NDArray[np.uint8], image: tuple[int, int] | None) -> list[tuple[str, str]]:
-    """`image`: (width, height) of the photograph, where it can be read."""
+def _mask_faults(sample: FileSample, mask: NDArray[np.uint8], what: str) -> list[tuple[str, str]]:
     faults = []
-    what = str(sample.masks[0]) if sample.masks else f"the mask of {sample.name}"
-    if image is not None and not _fits(sample, mask.shape, image):
-        text = f"{sample.image} is {image[0]}x{image[1]} but {what} {mask.shape[1]}x{mask.shape[0]}"
-        faults.append((SIZES, f"{text}; a mask must be of the same crop: mend or remove the pair"))
     ignored = sample.space.ignore_index
     if all(((part == 0) | (part == ignored)).all() for part in (mask[::8, ::8], mask)):  # the first mostly suffices
         held = "background" if (mask == 0).any() else "pixels to ignore"
@@ -107,15 +108,6 @@ def _mask_faults(sample: FileSample, mask: NDArray[np.uint8], image: tuple[int, 
     if sample.tags is not None:
         faults += _tag_faults(sample, mask, what)
     return faults
-
-
-def _fits(sample: FileSample, mask: tuple[int, ...], image: tuple[int, int]) -> bool:
-    width, height = image
-    if mask == (height, width):
-        return True
-    return sample.mask_size_may_differ and abs(width * mask[0] - mask[1] * height) < max(
-        height, mask[0]
-    )  # but for rounding
 
 
 def _tag_faults(sample: FileSample, mask: NDArray[np.uint8], what: str) -> list[tuple[str, str]]:

@@ -16,8 +16,8 @@ import yaml
 
 from structseg.datamodules.folder.layout import find_layout
 from structseg.datamodules.folder.masks import grey_depth, lossy, wide_colours
-from structseg.datamodules.folder.pairs import Pair, check_sizes, find_pairs, grouped_split
-from structseg.datamodules.images import open_image, stored_size
+from structseg.datamodules.folder.pairs import Pair, check_pairs, find_pairs, grouped_split
+from structseg.datamodules.images import image_size, open_image
 
 _MOST = 254  # values of one mask; more are a photograph, or an edge that was smoothed
 _VOID = (224, 224, 192)  # VOC's colour of what is not labelled
@@ -54,7 +54,7 @@ def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[s
     said = [f"{name + ': ' if name else ''}{_place(part)}" for name, part in parts.items()]
     pairs = {name: find_pairs(home / part["images"], part.get("masks"), home, faults) for name, part in parts.items()}
     every = [pair for found in pairs.values() for pair in found]
-    check_sizes(every, faults)
+    check_pairs(every, faults)
     if "tags" in tree:
         classes, sizes = _classes_of_tags(home, tree["tags"], every), [_size(pair) for pair in every]
         said.append(f"no masks: tags from {tree['tags']}, for structseg pipeline own/conta")
@@ -288,8 +288,8 @@ def _split(pairs: Sequence[Pair], said: list[str]) -> dict[str, Any]:
 
 def _size(pair: Pair) -> tuple[int, int]:
     """(height, width) of the upright photograph; raises as `open_image`."""
-    (width, height), orientation = stored_size(pair.image)
-    return (width, height) if orientation >= 5 else (height, width)
+    width, height = image_size(pair.image)
+    return height, width
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:

@@ -340,6 +340,8 @@ class StructsegCLI(LightningCLI):
 
     def _begin(self, *splits: Split) -> None:
         if not self.datamodule.download:  # what is not downloaded yet cannot be checked
+            if hasattr(self.datamodule, "check_files"):  # of the suite
+                self.datamodule.check_files(splits)
             for split in splits:
                 self.datamodule.dataset(split)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # it writes nothing

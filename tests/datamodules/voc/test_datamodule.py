@@ -10,7 +10,7 @@ from structseg.datamodules.files.text import read_tags
 from structseg.datamodules.label_spaces import VOC, label_space
 from structseg.datamodules.round_files import ArtefactManifest, write_mask
 from structseg.datamodules.voc.datamodule import VOCDataModule
-from structseg.datamodules.voc.files import find_home, list_file, mask_file, read_list, tags_from_annotation
+from structseg.datamodules.voc.files import find_home, find_masks, list_file, read_list, tags_from_annotation
 from structseg.datamodules.weak.crops import CropSettings
 from tests.data.voc import (
     EXTRA,
@@ -109,7 +109,7 @@ def test_lists_by_name_and_path(tmp_path: Path) -> None:
     home = home_of(make_voc(tmp_path))
     data = VOCDataModule(tmp_path, train_list="train_aug", masks="truth")
     assert data.names("train") == (*TRAIN, *EXTRA)
-    assert mask_file(home, EXTRA[0]) == home / "SegmentationClassAug" / f"{EXTRA[0]}.png"
+    assert find_masks(home)[EXTRA[0]] == home / "SegmentationClassAug" / f"{EXTRA[0]}.png"
     assert 255 not in data.truth_of(EXTRA[0])
     mine = tmp_path / "mine.txt"
     mine.write_text(f"{VAL[1]}\n\n{TRAIN[0]}  \n")
@@ -121,7 +121,7 @@ def test_lists_by_name_and_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no list other\.txt: looked for other\.txt and "):
         VOCDataModule(tmp_path, test_list="other.txt").dataset("test")
     mine.write_text(f"{TRAIN[0]}\nx\ny\n")
-    with pytest.raises(FileNotFoundError, match=r"no photograph for 2 of the 3 names in .*mine\.txt, first x\.jpg"):
+    with pytest.raises(ValueError, match=r"2 photographs of 3 images are missing: \S+x\.jpg, \S+y\.jpg; complete"):
         VOCDataModule(tmp_path, train_list=str(mine)).dataset("train")
 
 
@@ -213,5 +213,5 @@ def test_the_masks_agree_with_the_lists_but_for_two_images(shared_data: Path) ->
 def test_lists_of_one_name_are_no_trap(tmp_path: Path) -> None:
     home = home_of(make_voc(tmp_path))
     write_lists(home, {"train": [TRAIN[0], TRAIN[0]]})
-    with pytest.raises(ValueError, match=f"the train list holds {TRAIN[0]} twice"):
+    with pytest.raises(ValueError, match=f"train.txt lists {TRAIN[0]} 2 times"):
         VOCDataModule(tmp_path).dataset("train")

@@ -78,7 +78,7 @@ def test_every_fault_is_found_at_once_and_nothing_else(faces, workers):
     Image.fromarray(np.zeros((48, 48), np.uint8)).save(masks[5])
     Image.fromarray(np.full((48, 48), 255, np.uint8)).save(masks[6])
     Image.fromarray(wrong[:40].clip(0, 18)).save(masks[7])
-    Image.open(masks[8]).convert("RGB").save(masks[8])
+    Image.open(masks[8]).convert("LA").save(masks[8])
     masks[9].unlink()
     images[10].unlink()
     swapped = np.array(Image.open(masks[11]))
