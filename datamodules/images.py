@@ -76,6 +76,17 @@ def formats_of(path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _what_it_is(path: Path) -> str:
+    """What stands in the place of an image, and what to do, in words."""
+    with path.open("rb") as file:
+        head = file.read(200).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the image; run git lfs pull where it comes from"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, which a server sent in place of the image; fetch it again"
+    return "is no image that Pillow can read; copy it again or remove it"
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turns what Pillow raises into one line with the file's name."""
@@ -86,7 +97,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is no image that Pillow can read; copy it again or remove it") from None
+        raise ValueError(f"{path} {_what_it_is(path)}") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"{path} has more than {limit} million pixels; scale it down or cut it up") from None

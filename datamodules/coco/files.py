@@ -60,7 +60,7 @@ def read_instances(path: Path, folder: str = "") -> dict[str, Picture]:
         absent = [key for key in ("images", "annotations", "categories") if key not in content]
         if absent:
             raise _OtherContent(f"it has no {', '.join(absent)}; give COCO's instances_*.json")
-        names = {str(category["id"]): str(category["name"]) for category in content["categories"]}
+        names = {str(category["id"]): str(category["name"]).strip().lower() for category in content["categories"]}
         instances: dict[str, list[Instance]] = {str(image["id"]): [] for image in content["images"]}
         if len(instances) < len(content["images"]):
             raise _OtherContent("two of its images have one id; number them anew")
@@ -119,7 +119,15 @@ def _instance(item: dict[str, Any], names: dict[str, str]) -> Instance:
 
 
 def _picture(image: dict[str, Any], instances: list[Instance], folder: str) -> Picture:
-    file, size = image["file_name"], (image["height"], image["width"])
+    absent = [key for key in ("file_name", "height", "width") if image.get(key) is None]
+    if absent:
+        raise _OtherContent(f"image {image['id']} has no {', '.join(absent)}; write them into the file")
+    file = image["file_name"]
+    given = (image["height"], image["width"])
+    height, width = (int(n) if isinstance(n, float) and n.is_integer() else n for n in given)
+        int(n) if isinstance(n, float) and n.is_integer() else n for n in (image["height"], image["width"])
+    )
+    size = (height, width)
     if not isinstance(file, str) or not file or PurePath(file).is_absolute() or ".." in PurePath(file).parts:
         raise ValueError(f"file_name {str(file)[:60]!r}, which is no name of a file")
     file = file.removeprefix(f"{folder}/") if folder else file

@@ -42,7 +42,7 @@ def check_headers(samples: Iterable[FileSample], faults: list[str]) -> list[str]
     for what, paths in missing.items():
         if paths:
             first = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
-            faults.append(f"{len(paths)} {what} of {len(samples)} images are missing: {first}; complete the folder")
+            faults.append(f"{what} missing for {len(paths)} of {len(samples)} images: {first}; complete the folder")
     said = []
     if either:
         said.append(

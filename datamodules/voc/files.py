@@ -57,7 +57,7 @@ def read_list(path: Path) -> tuple[str, ...]:
         ValueError: it is not text, or lists no image.
     """
     words = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
-    words = [unicodedata.normalize("NFC", word) for word in words]
+    words = [unicodedata.normalize("NFC", word).replace("\\", "/") for word in words]
     long = next((word for word in words if len(word) > _LONGEST), None)
     if long is not None:
         raise ValueError(f"{path} holds a name of {len(long)} letters, {long[:40]}...; copy it again")

@@ -43,6 +43,8 @@ COCO_READ: dict[str, Callable[[Tree], None]] = {
         "annotations",
         lambda a: a.update(segmentation=s[0] if isinstance(s := a["segmentation"], list) and len(s) == 1 else s),
     ),
+    "sizes as 30.0": each("images", lambda i: i.update(width=float(i["width"]), height=float(i["height"]))),
+    "names in capitals": each("categories", lambda c: c.update(name=c["name"].title())),
     "no licenses, more keys": lambda tree: tree.update(extra=[1]),
 }
 
@@ -69,6 +71,7 @@ COCO_TOLD: dict[str, tuple[Callable[[Tree], None], str]] = {
     "captions": (lambda tree: tree.pop("categories"), "it has no categories"),
     "one id twice": (each("images", lambda i: i.update(id=1)), "two of its images have one id"),
     "an image that is not listed": (lambda tree: tree["images"].pop(0), "which is not among its images"),
+    "no height": (each("images", lambda i: i.pop("height")), "image 9 has no height; write them into the file"),
     "unlisted category": (
         each("annotations", lambda a: a.update(category_id=12345)),
         "of category 12345, which is not",
@@ -155,6 +158,42 @@ def test_suffixes_in_any_letter_case(tmp_path: Path, name: str, suffix: str) -> 
     if name != "lfw":  # whose thousands of folders are not all listed
         with pytest.raises(ValueError, match="have the same stem; keep one of them"):
             make().dataset("test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "is a pointer of Git LFS, not the image",
+        ),
+        (b"\n<!DOCTYPE html><html>Too many requests</html>", "is a web page, which a server sent"),
+    ],
+)
+@pytest.mark.parametrize("name", ["voc", "coco", "helen", "lfw", "fasseg", "celebamask_hq"])
+def test_what_stands_in_the_place_of_an_image(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    make = make_set(name, tmp_path)
+    make().file_samples("test", [])[0].image.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        make().check_files(("test",))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change"),
+    [
+        ("voc", "Segmentation/val.txt", lambda line: f"{line} -1\r"),
+        ("voc", "Segmentation/val.txt", lambda line: f"JPEGImages\\{line}.jpg"),
+        ("helen", "testing.txt", lambda line: f"{line}.jpg\r"),
+        ("lfw", "parts_test.txt", lambda line: f"{line}\r"),
+    ],
+)
+def test_lists_of_other_systems_and_tools(tmp_path: Path, name: str, file: str, change: Callable[[str], str]) -> None:
+    make = make_set(name, tmp_path)
+    before = [sample.name for sample in make().file_samples("test", [])]
+    path = next(tmp_path.rglob(file))
+    path.write_text("\n".join(change(line.strip()) for line in path.read_text().splitlines()), newline="")
+    assert [sample.name for sample in make().file_samples("test", [])] == before
+    make().check_files(("test",))
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -99,7 +99,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         COCODataModule(tmp_path).dataset("train")
     make_coco(tmp_path)
     (tmp_path / "train2014" / file_name("train", 25)).unlink()
-    with pytest.raises(ValueError, match=r"1 photographs of 3 images are missing: \S+COCO_train2014_000000000025\.jpg"):
+    with pytest.raises(ValueError, match=r"photographs missing for 1 of 3 images: \S+COCO_train2014_000000000025\.jpg"):
         COCODataModule(tmp_path).dataset("train")
     path = tmp_path / "annotations" / "instances_train2014.json"
     path.write_text(path.read_text().replace('"cup"', '"hydra"'))

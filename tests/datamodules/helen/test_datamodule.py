@@ -180,5 +180,5 @@ def test_files_that_do_not_fit_are_named_before_training(tmp_path: Path) -> None
         HelenDataModule(root).dataset("train")
     assert len(HelenDataModule(root).dataset("test")) == 3
     (root / "images" / "3001_1.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 photographs of 3 images are missing: \S+3001_1\.jpg"):
+    with pytest.raises(ValueError, match=r"photographs missing for 1 of 3 images: \S+3001_1\.jpg"):
         HelenDataModule(root).dataset("test")

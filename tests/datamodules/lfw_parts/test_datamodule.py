@@ -236,10 +236,10 @@ def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
     for letter in "ABCD":
         (root / "parts_lfw_funneled_gt_images" / f"Train_Person_{letter}_0001.ppm").unlink()
     first = r"\S+Train_Person_A_0001.ppm, \S+Train_Person_B_0001.ppm, \S+Train_Person_C_0001.ppm, \.\.\."
-    with pytest.raises(ValueError, match=rf"4 masks of 6 images are missing: {first}; complete"):
+    with pytest.raises(ValueError, match=rf"masks missing for 4 of 6 images: {first}; complete"):
         LFWPartsDataModule(root).dataset("train")
     (root / "lfw_funneled" / "Ann_Lee" / "Ann_Lee_0001.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 photographs of 6 images are missing: \S+Ann_Lee_0001\.jpg"):
+    with pytest.raises(ValueError, match=r"photographs missing for 1 of 6 images: \S+Ann_Lee_0001\.jpg"):
         LFWPartsDataModule(root).dataset("train")
     assert len(LFWPartsDataModule(root).dataset("test")) == 3
 

@@ -121,7 +121,7 @@ def test_lists_by_name_and_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no list other\.txt: looked for other\.txt and "):
         VOCDataModule(tmp_path, test_list="other.txt").dataset("test")
     mine.write_text(f"{TRAIN[0]}\nx\ny\n")
-    with pytest.raises(ValueError, match=r"2 photographs of 3 images are missing: \S+x\.jpg, \S+y\.jpg; complete"):
+    with pytest.raises(ValueError, match=r"photographs missing for 2 of 3 images: \S+x\.jpg, \S+y\.jpg; complete"):
         VOCDataModule(tmp_path, train_list=str(mine)).dataset("train")
 
 
