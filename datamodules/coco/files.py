@@ -125,8 +125,6 @@ def _picture(image: dict[str, Any], instances: list[Instance], folder: str) -> P
     file = image["file_name"]
     given = (image["height"], image["width"])
     height, width = (int(n) if isinstance(n, float) and n.is_integer() else n for n in given)
-        int(n) if isinstance(n, float) and n.is_integer() else n for n in (image["height"], image["width"])
-    )
     size = (height, width)
     if not isinstance(file, str) or not file or PurePath(file).is_absolute() or ".." in PurePath(file).parts:
         raise ValueError(f"file_name {str(file)[:60]!r}, which is no name of a file")
