@@ -29,7 +29,8 @@ class MidEpoch(Callback):
         checkpoint[_KEY] = gathered(mine, trainer.world_size)
         each = getattr(trainer.train_dataloader, "batch_size", None)
         if each:
-            checkpoint[_SEEN] = trainer.fit_loop.epoch_loop.batch_progress.current.processed * each * trainer.world_size
+            batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            checkpoint[_SEEN] = batches.processed * each * trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps this process's until the first step has made the means; of another number of processes, the mean."""

@@ -626,7 +626,7 @@ def test_a_pipeline_through_the_command_line_killed_in_the_middle(tmp_path, caps
     ("args", "message"),
     [
         (["fasseg_v2"], "fasseg_v2.yaml is one fit, no pipeline; structseg fit fasseg_unet/fasseg_v2 runs it"),
-        (["conta/voc_photos"], "arms (none, sum, constant"),
+        (["conta/voc_photos"], "arms (none, sum, mean"),
         (
             ["conta/voc_photos"],
             " hours on 2 CPU cores; choose one, such as --arm none, or --arm all",

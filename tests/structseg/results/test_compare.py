@@ -152,9 +152,9 @@ class TestOverImages:
         [
             (
                 [image("x"), image("z"), image("w")],
-                r"same images: 1 in a seed 0 alone \(y, …\), 2 in b seed 0 alone \(w, …\)",
+                r"same images: 1 in a alone \(y, …\), 2 in b alone \(w, …\)",
             ),
-            ([image("x")], r"1 in a seed 0 alone \(y, …\), 0 in b seed 0 alone; nothing"),
+            ([image("x")], r"1 in a alone \(y, …\), 0 in b alone; nothing"),
             ([image("x"), image("x", error=3)], r"b\.0\.csv\.xz holds x twice"),
             ([image("x"), image("y", fn=(11, 10))], r"on other labels: 1 images \(y, …\) differ in background"),
             ([image("x"), image("y", tp=("?", 1))], r"b\.0\.csv\.xz is damaged"),
@@ -171,7 +171,7 @@ class TestOverImages:
         measured(tmp_path, "a", {"": [image("x")]})
         header = [name.replace("face", "hair") for name in HEADER]
         write_run(tmp_path, run("b"), {"": [header, image("x")]})
-        with pytest.raises(ValueError, match="a seed 0 has the classes background, face, b seed 0 background, hair"):
+        with pytest.raises(ValueError, match="a has the classes background, face, b background, hair"):
             tables(tmp_path)
 
 
