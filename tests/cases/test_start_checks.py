@@ -1,4 +1,4 @@
-"""What names and headers tell is told before the first step: all faults in one line, nothing decoded."""
+"""What names and headers show is said before the first step: all faults in one line, nothing decoded."""
 
 from pathlib import Path
 

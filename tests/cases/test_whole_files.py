@@ -1,4 +1,4 @@
-"""Whole files of another kind are read, or told for what they are; none is called damaged."""
+"""Whole files of another kind are read, or named for what they are; none is called damaged."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A fit whose settings an interrupted run has already is told of that run."""
+"""A fit whose settings an interrupted run has already names that run."""
 
 import pytest
 import yaml
