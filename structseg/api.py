@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from structseg.command.class_index import refuse_moved
 from structseg.datamodules.batch import image_tensor
 from structseg.datamodules.images import read_image, resize_image, to_rgb
 from structseg.datamodules.label_spaces import LabelSpace
@@ -21,6 +20,7 @@ from structseg.lightning_modules.checkpoints.card import read_card, space_of
 from structseg.lightning_modules.checkpoints.inference_from_card import load_inference
 from structseg.lightning_modules.drawing.label_sheets import overlay
 from structseg.lightning_modules.inference import Inference, MeanScores, PixelScores, Size
+from structseg.options.class_index import refuse_moved
 from structseg.tiles import TiledScores
 
 Photograph = str | Path | Image.Image | NDArray[np.uint8] | Tensor

@@ -101,7 +101,7 @@ class TestWheel:
             str(path.relative_to(ROOT / "experiments").with_suffix("")) for path in ROOT.glob("experiments/*/*.yaml")
         )
         assert names == [name for name in here if not name.startswith("results/")], done.stderr
-        code = "from structseg.command.config_files import find_config; print(find_config('fasseg_v2'))"
+        code = "from structseg.options.config_files import find_config; print(find_config('fasseg_v2'))"
         assert self.python(wheel, "-c", code).stdout.strip() == str(
             wheel / "site/structseg/experiments/fasseg_unet/fasseg_v2.yaml"
         )

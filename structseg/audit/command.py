@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from structseg.command.arguments import check_data, parse_tool
-from structseg.command.plain_parser import PlainParser
 from structseg.messages import UsageError
+from structseg.options.arguments import check_data, parse_tool
+from structseg.options.plain_parser import PlainParser
 
 
 def make_parser() -> PlainParser:

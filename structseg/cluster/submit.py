@@ -17,14 +17,14 @@ from typing import Any
 import yaml
 from platformdirs import user_config_dir
 
-from structseg.command.arguments import split_further
-from structseg.command.config_files import find_config, load_config
-from structseg.command.option_names import nearest_option
-from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import command_line
-from structseg.command.subcommands import options_of
 from structseg.files import experiments_folder
 from structseg.messages import UsageError, nearest
+from structseg.options.arguments import split_further
+from structseg.options.config_files import find_config, load_config
+from structseg.options.option_names import nearest_option
+from structseg.options.plain_parser import PlainParser
+from structseg.options.subcommands import options_of
 from structseg.pipelines.file import load_pipeline
 from structseg.yaml_files import load_yaml
 

@@ -7,10 +7,10 @@ from importlib import import_module
 
 import shtab
 
-from structseg.command.config_files import config_names, kind_of
-from structseg.command.plain_parser import PlainParser
-from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, options_of
 from structseg.files import experiments_folder
+from structseg.options.config_files import config_names, kind_of
+from structseg.options.plain_parser import PlainParser
+from structseg.options.subcommands import LIGHTNING, SUBCOMMANDS, options_of
 from structseg.yaml_files import load_yaml
 
 SHELLS = ("bash", "zsh")

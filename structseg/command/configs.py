@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 
 import yaml
 
-from structseg.command.arguments import as_options
-from structseg.command.class_index import import_named
-from structseg.command.config_files import load_config
 from structseg.command.lightning import StructsegCLI, changes
-from structseg.command.option_names import with_pairs
-from structseg.command.parser import StructsegParser, shorten
 from structseg.datamodules.base import SegmentationDataModule
+from structseg.options.arguments import as_options
+from structseg.options.class_index import import_named
+from structseg.options.config_files import load_config
+from structseg.options.option_names import with_pairs
+from structseg.options.parser import StructsegParser, shorten
 
 
 def parse_data(options: Sequence[str], tool: str) -> SegmentationDataModule:

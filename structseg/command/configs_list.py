@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from structseg.command.config_files import config_names, kind_of
-from structseg.command.plain_parser import PlainParser
 from structseg.messages import UsageError, nearest
+from structseg.options.config_files import config_names, kind_of
+from structseg.options.plain_parser import PlainParser
 
 _TITLES = {
     "fit": "fits: structseg fit NAME",

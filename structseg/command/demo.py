@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from structseg.command.config_files import find_config
-from structseg.command.plain_parser import PlainParser
+from structseg.options.config_files import find_config
+from structseg.options.plain_parser import PlainParser
 
 CONFIG = "fasseg_unet/synthetic"
 

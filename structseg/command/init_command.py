@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from structseg.command.plain_parser import PlainParser
+from structseg.options.plain_parser import PlainParser
 
 FILE = "dataset.yaml"
 _SHOWN = 20  # faults that are printed

@@ -29,9 +29,6 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from structseg.command.arguments import as_options
-from structseg.command.class_index import import_named, refuse_moved
-from structseg.command.parser import StructsegParser
 from structseg.command.processes import exclusive_lock
 from structseg.command.resume import (
     check_id,
@@ -59,6 +56,9 @@ from structseg.lightning_modules.callbacks.watched_keys import check_watched_key
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.segmentation import SegmentationModule
 from structseg.messages import fail, interrupted
+from structseg.options.arguments import as_options
+from structseg.options.class_index import import_named, refuse_moved
+from structseg.options.parser import StructsegParser
 from structseg.provenance import Device, commit, hardware
 
 _KNOWN_WARNINGS = (

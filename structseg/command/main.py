@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 
 import structseg
-from structseg.command.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, overview
 from structseg.messages import UsageError, fail, interrupted
+from structseg.options.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, overview
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def _run(args: list[str]) -> None:
     module, words = SUBCOMMANDS[args[0]].module, args[1:]
     of_split = args[0] == "predict" and any(w.startswith("--data.predict_split") for w in words)  # a pipeline's stage
     if args[0] in LIGHTNING or of_split:
-        from structseg.command.arguments import as_options, check_data  # these read YAML and sources
-        from structseg.command.help_pages import help_page
+        from structseg.options.arguments import as_options, check_data  # these read YAML and sources
+        from structseg.options.help_pages import help_page
 
         module = LIGHTNING["fit"].module
         if page := help_page(args[0], words):
@@ -75,7 +75,7 @@ def _one_line(error: Exception) -> str:
     if lines[0].startswith("Caught "):
         return lines[-1].partition(": ")[2] or lines[-1]
     if "Does not validate against any of the Union" in lines[0]:  # raised while jsonargparse made an object
-        from structseg.command.parser import shorten
+        from structseg.options.parser import shorten
 
         return shorten(str(error))
     if lines[0].startswith("Error(s) in loading state_dict"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from structseg.command.arguments import check_data, parse_tool
-from structseg.command.plain_parser import PlainParser
+from structseg.options.arguments import check_data, parse_tool
+from structseg.options.plain_parser import PlainParser
 
 
 def make_parser() -> PlainParser:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from structseg.command.arguments import check_data, split_further
-from structseg.command.config_files import find_config
-from structseg.command.option_names import check_names
-from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import command_line
 from structseg.messages import nearest
+from structseg.options.arguments import check_data, split_further
+from structseg.options.config_files import find_config
+from structseg.options.option_names import check_names
+from structseg.options.plain_parser import PlainParser
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import Record
 from structseg.tables import TextTable

@@ -23,7 +23,7 @@ arms:                         # `inputs` that no earlier stage of a round makes 
   sum: {classifier: {model: {context: sum}, inputs: [queries, confounders]}}
   continued: {classifier: {model: {init_from: "{before.classifier}"}}}    # of the round before
 
-A pipeline may start from another one: `base: other.yaml`, see `structseg.command.config_files`.
+A pipeline may start from another one: `base: other.yaml`, see `structseg.options.config_files`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from structseg.command.config_files import config_chain, config_names, find_config, merge
+from structseg.options.config_files import config_chain, config_names, find_config, merge
 from structseg.pipelines.file_faults import ABOUT_A_ROUND, file_faults
 from structseg.pipelines.settings import arguments, places_before
 from structseg.pipelines.stages import BEFORE, Pipeline, Stage, unroll

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from structseg.command.plain_parser import PlainParser
 from structseg.messages import nearest
 from structseg.metric_names import flat_metrics
+from structseg.options.plain_parser import PlainParser
 from structseg.pipelines.record import RECORD, read_record
 from structseg.pipelines.round_report import REPORT, round_report
 from structseg.pipelines.stages import round_and_arm

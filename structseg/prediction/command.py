@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from structseg.command.plain_parser import PlainParser
 from structseg.messages import UsageError, fail, printable
+from structseg.options.plain_parser import PlainParser
 
 if TYPE_CHECKING:  # imported once the words of the command are known to be right
     from PIL import Image

@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from structseg.command.plain_parser import PlainParser
 from structseg.files import ROOT, write_whole
 from structseg.messages import fail
+from structseg.options.plain_parser import PlainParser
 from structseg.pipelines.record import checkpoint_of
 from structseg.pipelines.stages import RUN_ID, pipeline_folder
 from structseg.provenance import Device

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from structseg.command.config_files import load_config
 from structseg.files import ROOT, experiments_folder
 from structseg.messages import nearest
+from structseg.options.config_files import load_config
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.stages import Pipeline
 from structseg.provenance import Device

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import is_locked
 from structseg.files import CONFIG_NAME, FINISHED, write_whole
 from structseg.messages import UsageError
+from structseg.options.plain_parser import PlainParser
 from structseg.results.claims import CLAIMS, HEADER, RULE, judge, load_claims, runs_of
 from structseg.results.dots import dot_plot
 from structseg.results.files import read_runs

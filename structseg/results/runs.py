@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from structseg.command.plain_parser import PlainParser
 from structseg.command.processes import is_locked
 from structseg.files import CONFIG_NAME, FINISHED
 from structseg.messages import UsageError, nearest
+from structseg.options.plain_parser import PlainParser
 from structseg.tables import TextTable
 
 _SPARE = ("checkpoints/last.ckpt", "checkpoints/last.previous.ckpt", "failed_batch*.pt", "**/*.part")

@@ -7,12 +7,12 @@ import re
 import pytest
 import torch
 
-from structseg.command.class_index import import_all
-from structseg.command.parser import StructsegParser
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, COCO, HELEN
 from structseg.datamodules.wrappers.full_size import Originals
 from structseg.datamodules.wrappers.occluders import Occluders
+from structseg.options.class_index import import_all
+from structseg.options.parser import StructsegParser
 from tests.data.celebamask_hq import make_celebamask_hq
 from tests.data.coco import make_coco
 from tests.data.fasseg import make_fasseg

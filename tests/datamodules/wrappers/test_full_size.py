@@ -4,12 +4,12 @@ import torch
 import yaml
 from PIL import Image
 
-from structseg.command.parser import StructsegParser
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.label_spaces import CELEBAMASK_HQ, HELEN, STN
 from structseg.datamodules.synthetic_faces.datamodule import SyntheticFacesDataModule
 from structseg.datamodules.wrappers.full_size import Originals, originals_problems, sample_with_original
 from structseg.datamodules.wrappers.occluders import Occluders
+from structseg.options.parser import StructsegParser
 
 
 def photograph(height: int, width: int) -> Image.Image:

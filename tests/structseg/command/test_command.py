@@ -13,13 +13,13 @@ import torch
 import yaml
 from PIL import Image
 
-from structseg.command.config_files import config_names, find_config, load_config
 from structseg.command.configs import resolved_config
 from structseg.command.lightning import run
 from structseg.command.main import main
 from structseg.files import ROOT
 from structseg.lightning_modules.checkpoints import failed_batch
 from structseg.lightning_modules.checkpoints.card import read_card
+from structseg.options.config_files import config_names, find_config, load_config
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.session import Session
 from structseg.prediction.command import main as predict

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from structseg.command import subcommands
 from structseg.files import ROOT
 from structseg.messages import interrupted
+from structseg.options import subcommands
 
 _HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "jsonargparse", "numpy", "PIL", "rich")
 _RUN = rf"""

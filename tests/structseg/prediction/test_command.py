@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from structseg.api import Prediction
-from structseg.command.class_index import class_modules
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.files import ROOT
 from structseg.lightning_modules.inference import Probabilities
+from structseg.options.class_index import class_modules
 from structseg.prediction.command import main
 from structseg.prediction.writer import PredictionWriter, output_stems
 

@@ -6,12 +6,12 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from structseg.command.config_files import config_names, find_config, load_config
-from structseg.command.option_names import CONFIG, check_names, chosen, given_options
-from structseg.command.plain_parser import PlainParser
-from structseg.command.signatures import parameters
-from structseg.command.subcommands import EXAMPLES, ROOTS, check_subcommand
 from structseg.messages import UsageError
+from structseg.options.config_files import config_names, find_config, load_config
+from structseg.options.option_names import CONFIG, check_names, chosen, given_options
+from structseg.options.plain_parser import PlainParser
+from structseg.options.signatures import parameters
+from structseg.options.subcommands import EXAMPLES, ROOTS, check_subcommand
 
 _KEYWORDS = ("best", "last", "hpc")  # that Lightning takes for a checkpoint
 _SECTIONS = {"trainer", "checkpoint", "pictures"}

@@ -7,10 +7,10 @@ import yaml
 
 from structseg.audit import command as audit
 from structseg.command import configs_list, show
-from structseg.command.config_files import config_names, find_config, load_config, merge
 from structseg.command.configs import resolved_config
 from structseg.files import experiments_folder
 from structseg.messages import UsageError
+from structseg.options.config_files import config_names, find_config, load_config, merge
 
 
 class TestNames:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import structseg
-from structseg.command.config_files import load_config
 from structseg.messages import UsageError
+from structseg.options.config_files import load_config
 
 _ROOMS = ("losses", "datamodules", "lightning_modules")
 _PATH = re.compile(rf"(?<![\w.])(structseg\.)?({'|'.join(_ROOMS)}|experiments)(\.\w+)+")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from structseg.command.class_index import class_modules
-from structseg.command.option_names import given_options
-from structseg.command.signatures import class_help, definition, descends
-from structseg.command.subcommands import EXAMPLES, LIGHTNING, USAGE, options_of
 from structseg.messages import UsageError, nearest
+from structseg.options.class_index import class_modules
+from structseg.options.option_names import given_options
+from structseg.options.signatures import class_help, definition, descends
+from structseg.options.subcommands import EXAMPLES, LIGHTNING, USAGE, options_of
 
 # The last part of an option that takes a class: the base of its classes, and the modules that define them.
 _KINDS = {

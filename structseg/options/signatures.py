@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structseg
-from structseg.command.class_index import class_modules
+from structseg.options.class_index import class_modules
 
 # Where classes lie that configurations name without their path, beside the rooms.
 _PLACES = ("torch.optim", "torch.optim.lr_scheduler", "pytorch_lightning.callbacks", "pytorch_lightning.loggers")

@@ -1,6 +1,6 @@
 import pytest
 
-from structseg.command.parser import StructsegParser, shorten
+from structseg.options.parser import StructsegParser, shorten
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from structseg.command.class_index import class_modules, import_all, import_named, refuse_moved
 from structseg.files import ROOT
 from structseg.messages import UsageError
+from structseg.options.class_index import class_modules, import_all, import_named, refuse_moved
 
 
 def test_the_index_has_the_classes_of_the_rooms():

@@ -12,11 +12,11 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser
 
-from structseg.command.class_index import class_modules
-from structseg.command.config_files import load_config
-from structseg.command.option_names import nearest_option, with_pairs
 from structseg.datamodules.label_spaces import LabelSpace
 from structseg.messages import fail, nearest
+from structseg.options.class_index import class_modules
+from structseg.options.config_files import load_config
+from structseg.options.option_names import nearest_option, with_pairs
 
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from structseg.command.class_index import class_modules, import_all
-from structseg.command.config_files import find_config
-from structseg.command.help_pages import help_page
-from structseg.command.option_names import check_names, known_options, with_pairs
-from structseg.command.signatures import parameters
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.lightning_modules.base import TrainedModule
 from structseg.messages import UsageError
+from structseg.options.class_index import class_modules, import_all
+from structseg.options.config_files import find_config
+from structseg.options.help_pages import help_page
+from structseg.options.option_names import check_names, known_options, with_pairs
+from structseg.options.signatures import parameters
 from tests.structseg.command.test_light_commands import light
 
 DEMO = ["--config", str(find_config("fasseg_unet/synthetic"))]

@@ -2,12 +2,12 @@ import inspect
 
 import pytest
 
-from structseg.command.arguments import as_options, check_data, split_further
-from structseg.command.config_files import find_config
 from structseg.command.configs import _parser
-from structseg.command.subcommands import LIGHTNING, ROOTS, options_of
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.messages import UsageError
+from structseg.options.arguments import as_options, check_data, split_further
+from structseg.options.config_files import find_config
+from structseg.options.subcommands import LIGHTNING, ROOTS, options_of
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from structseg.command.config_files import load_config, merge
-from structseg.command.signatures import Parameter, definition, parameters
-from structseg.command.subcommands import OTHER_OPTIONS, ROOTS, options_of
 from structseg.messages import UsageError
+from structseg.options.config_files import load_config, merge
+from structseg.options.signatures import Parameter, definition, parameters
+from structseg.options.subcommands import OTHER_OPTIONS, ROOTS, options_of
 
 CONFIG = ("--config", "-c")
 _SECTIONS = {"trainer": "pytorch_lightning.Trainer", "checkpoint": "BestAndLast", "pictures": "Pictures"}
