@@ -43,7 +43,7 @@ def as_options(args: Sequence[str]) -> list[str]:
         checkpoint = positional.pop(0)
         added += ["--ckpt_path", checkpoint]
     if checkpoint is not None and checkpoint not in _KEYWORDS and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"no checkpoint {checkpoint}; {_CHECKPOINTS}")
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}; {_CHECKPOINTS}")
     first = [word for config in positional for word in ("--config", _config_path(config))]
     found = [*first, *_with_paths(options), *added]
     if _asks(found, "--help", ".help"):

@@ -167,7 +167,7 @@ SCRIPT = """
         calls = 0
 
         def forward(self, image):
-            self.calls += 1
+            self.calls += torch.is_grad_enabled()  # not where a fit looks whether one image is enough
             rank = torch.distributed.get_rank()
             logits = super().forward(image)
             return logits * float("nan") if self.calls == 3 and rank == 1 else logits

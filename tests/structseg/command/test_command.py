@@ -295,7 +295,7 @@ def test_errors_are_one_line_and_exit_codes_are_not_zero(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for arguments, message, code in (
         ([*fit, "--data.root", "nowhere"], "no folder nowhere", 1),
-        ([*fit, "--data.rot", "x"], "unknown option data.rot (did you mean root?)", 2),
+        ([*fit, "--data.rot", "x"], "unknown option --data.rot (did you mean --data.root?)", 2),
         (["test", "--ckpt_path", "none.ckpt"], "no checkpoint at none.ckpt", 1),
     ):
         monkeypatch.setattr(sys, "argv", ["structseg", *arguments])

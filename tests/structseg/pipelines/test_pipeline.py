@@ -615,7 +615,7 @@ def test_a_pipeline_through_the_command_line_killed_in_the_middle(tmp_path, caps
 
     main([*call[1:], "--dry-run"])
     third = capsys.readouterr().out.splitlines()
-    assert [line.split(" (")[0] for line in third] == ["teacher: skip", "student: skip"]
+    assert [line.split(" (")[0] for line in third] == ["2 stages", "teacher: skip", "student: skip"]
     main([*call[1:], "--dry-run", "--", "--data.train", "6"])
     changed = capsys.readouterr().out
     assert "teacher: run (data.init_args.train 4 -> 6)" in changed
