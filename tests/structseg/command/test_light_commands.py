@@ -90,7 +90,7 @@ def test_short_help_is_one_page(name):
         (["predict", "a.ckpt", "--test_scales", "1,x"], "1,x is no list of numbers", 2),
         (["predict", "a.ckpt", "--tile", "big"], "argument --tile: invalid int value: 'big'", 2),
         (["predict"], "CHECKPOINT is missing, as in: structseg predict runs/", 2),
-        (["test", "none.ckpt"], "no checkpoint none.ckpt; give the path", 1),
+        (["test", "none.ckpt"], "no checkpoint at none.ckpt; give the path", 1),
         (["predict", "none.ckpt", "docs"], "no checkpoint at none.ckpt", 1),
         (["predict", "README.md", "none.ckpt", "docs"], "no checkpoint at none.ckpt", 1),
         (["predict", "pyproject.toml"], "predict needs images", 1),
