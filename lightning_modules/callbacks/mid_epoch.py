@@ -22,6 +22,7 @@ class MidEpoch(Callback):
     def __init__(self) -> None:
         self._earlier: dict[str, tuple[float, float]] = {}
         self._seen: int | None = None  # samples of the epoch, over all processes, before the resume
+        self._resumed_at = (-1, 0, 0)  # the epoch, its batches and its samples then
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps the sums behind the epoch's training means, of each process."""
@@ -29,8 +30,11 @@ class MidEpoch(Callback):
         checkpoint[_KEY] = gathered(mine, trainer.world_size)
         each = getattr(trainer.train_dataloader, "batch_size", None)
         if each:
-            batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-            checkpoint[_SEEN] = batches.processed * each * trainer.world_size
+            epoch, batches, samples = self._resumed_at
+            if epoch != trainer.current_epoch:
+                batches = samples = 0
+            progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            checkpoint[_SEEN] = samples + (progress.processed - batches) * each * trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps this process's until the first step has made the means; of another number of processes, the mean."""
@@ -56,6 +60,8 @@ class MidEpoch(Callback):
                 of_all = self._seen or batch.current.processed * loader.batch_size * trainer.world_size
                 seen = 0 if batch.is_last_batch else of_all // trainer.world_size
                 loader.sampler.seen = (epoch.processed, seen)
+                if seen:
+                    self._resumed_at = (epoch.processed, batch.current.processed, seen * trainer.world_size)
                 loader.sampler.set_epoch(epoch.processed)
         iter(loop._data_fetcher)
 

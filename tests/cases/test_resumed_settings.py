@@ -125,18 +125,20 @@ def test_the_loader_may_change(fit, more):
 
 
 def test_another_batch_size_amid_an_epoch_shows_each_image_once(fit, tmp_path, monkeypatch):
-    """Stopped after one of two batches of 4; the rest of the epoch in batches of 2 is the other four images."""
+    """Stopped after one of two batches of 4, and again after a batch of 2: the last batch has the other two images."""
     names, step = [], FASSEGUNet.training_step
 
     def seen(self, batch, batch_idx):
         names.append(batch["name"])
-        if len(names) == 1:
+        if len(names) <= 2:
             signal.raise_signal(signal.SIGTERM)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(FASSEGUNet, "training_step", seen)
     with pytest.raises(SIGTERMException):
         fit(epochs=1)
+    with pytest.raises(SIGTERMException):
+        fit("--data.batch_size", "2", epochs=1)
     fit("--data.batch_size", "2", epochs=1)
     assert [len(batch) for batch in names] == [4, 2, 2]
     assert len({name for batch in names for name in batch}) == 8
