@@ -77,7 +77,7 @@ class SegmentationModule(Inference, TrainedModule):
             raise ValueError(
                 "training images without labels need a teacher; set --model.teacher_ckpt (ConsensusSegmenter)"
             )
-        if isinstance(self.loss, ClassWeighted) and self.loss.uncounted:
+        if isinstance(self.loss, ClassWeighted) and self.loss.needs_balance:
             self.loss.balance(data_of(self.trainer).class_pixels().to(self.device))
             rank_zero_info(f"balanced class weights: {self._class_weights()}")
         if self.trainer.world_size > 1 and not self._of_all_ranks:

@@ -1,4 +1,4 @@
-"""Which neighbours IRNet pairs a pixel with, and the cells that lie between the two."""
+"""IRNet's pairs of pixels, and the cells of the map between the two."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class AffinityPath(NamedTuple):
-    """The straight way from a source to one of its neighbours.
+    """The straight path from a source pixel to one of its neighbours.
 
     Attributes:
         direction: (dy, dx) of the neighbour, in pixels from the source.
-        cells: (a, b) of all cells of the path, in pixels from the source: the neighbour first, the source (0, 0) last.
+        cells: (dy, dx) of all cells of the path, in pixels from the source: the neighbour first, the source last.
     """
 
     direction: tuple[int, int]
@@ -20,11 +20,11 @@ class AffinityPath(NamedTuple):
 
 @lru_cache
 def affinity_paths(radius: int) -> tuple[AffinityPath, ...]:
-    """The paths to every neighbour nearer than `radius`, half of the disc: each pair of pixels occurs once.
+    """The paths to all neighbours nearer than `radius` in half of the disc, so that each pair of pixels occurs once.
 
-    Directions are (0, 1 .. radius - 1), and (dy, dx) with dy >= 1 and dy^2 + dx^2 < radius^2. The path holds each cell
-    of the box between the two ends that is nearer than one pixel to the line through them, by falling |a| + |b|. Paths
-    come by rising length.
+    Directions are (0, 1 .. radius - 1), and (dy, dx) with dy >= 1 and dy^2 + dx^2 < radius^2. A path holds the cells
+    (a, b) of the box between its two ends that are nearer than one pixel to the line through them, by falling
+    |a| + |b|. Paths are sorted by their number of cells.
 
     Source: Ahn, Cho, Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019,
     section 4.1, and the published code.
@@ -53,6 +53,6 @@ def affinity_paths(radius: int) -> tuple[AffinityPath, ...]:
 
 def _cells(dy: int, dx: int) -> tuple[tuple[int, int], ...]:
     box = ((a, b) for a in range(dy + 1) for b in range(min(dx, 0), max(dx, 0) + 1))
-    # |dy b - dx a| over the length of the direction is the distance to the line: whole numbers decide without rounding.
+    # |dy b - dx a| over the length of the direction is the distance to the line: in integers nothing is rounded.
     near = (cell for cell in box if (dy * cell[1] - dx * cell[0]) ** 2 < dy * dy + dx * dx)
     return tuple(sorted(near, key=lambda cell: -cell[0] - abs(cell[1])))

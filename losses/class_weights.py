@@ -1,4 +1,4 @@
-"""Weights of classes: a pixel counts as much as the weight of its class, in every loss that compares it with labels."""
+"""Class weights of the losses: each pixel counts with the weight of its class."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ ClassWeights = list[float] | dict[str, float] | Literal["balanced"] | None
 
 
 class ClassWeighted(nn.Module):
-    """A loss whose classes may have weights; a child takes them as `weight` and calls `set_weight`.
+    """Base class of losses with class weights; a subclass takes an argument `weight` and passes it to `set_weight`.
 
     Attributes:
-        class_weights: as they were given: one for each class; by class name, where those that are not named have 1; or
-            `balanced`. None: every pixel counts the same.
-        weight: (K,) float, with the state of the loss; None where there are none, or names have no order yet. Of
-            `balanced` all 0 until the pixels are counted.
+        class_weights: the setting: a list of one weight for each class; a dict by class name, 1 for classes that it
+            does not name; `balanced`; or None, all pixels equal.
+        weight: (K,) float, part of the state dict. None without weights, and for a dict before `set_classes`; all 0
+            for `balanced` before `balance`.
     """
 
     class_weights: ClassWeights
     weight: Tensor | None
 
     def set_weight(self, weight: ClassWeights) -> None:
-        """Takes the setting.
+        """Checks and stores the setting.
 
         Raises:
-            ValueError: a weight that is negative or not finite, none above 0, or another word than `balanced`.
+            ValueError: a weight that is negative or not finite, no weight above 0, or a string other than `balanced`.
         """
         if isinstance(weight, str) and weight != "balanced":
             raise ValueError(f"weight={weight!r}; give a list, a weight by class name, or balanced")
@@ -41,10 +41,10 @@ class ClassWeighted(nn.Module):
         self.register_buffer("weight", torch.tensor(values, dtype=torch.float32) if ready else None)
 
     def set_classes(self, classes: Sequence[str]) -> None:
-        """Gives the weights the order of the classes.
+        """Puts the weights into the order of the K classes.
 
         Raises:
-            ValueError: not one weight for each class, or names that no class has.
+            ValueError: another number of weights than classes, or a name that is not a class.
         """
         given, names = self.class_weights, ", ".join(classes)
         if isinstance(given, dict):
@@ -57,50 +57,47 @@ class ClassWeighted(nn.Module):
             raise ValueError(f"weight has {len(given)} values for {len(classes)} classes; give one for each of {names}")
 
     @property
-    def uncounted(self) -> bool:
-        """Whether the weights are `balanced` and wait for `balance`."""
+    def needs_balance(self) -> bool:
+        """Whether the weights are `balanced` and `balance` has not been called yet."""
         return self.class_weights == "balanced" and (self.weight is None or not bool(self.weight.any()))
 
     def balance(self, pixels: Tensor) -> None:
-        """Sets `balanced` weights: all pixels / (classes that occur * pixels of the class), 1 for one without pixels.
+        """Sets `balanced` weights: all pixels / (classes that occur * pixels of the class), 1 for an absent class.
 
         Args:
-            pixels: (K,) how many of each class there are.
+            pixels: (K,) number of pixels of each class.
 
         Raises:
-            ValueError: there are none at all.
+            ValueError: all numbers are 0.
         """
         if not bool(pixels.any()):
             raise ValueError("weight=balanced, but no pixel of the training masks has a class; give weights")
         balanced = pixels.sum() / ((pixels > 0).sum() * pixels.clamp(min=1).double())
-        found = balanced.where(pixels > 0, 1).float()
-        self.weight = found if self.weight is None else found.to(self.weight)
+        balanced = balanced.where(pixels > 0, 1).float()
+        self.weight = balanced if self.weight is None else balanced.to(self.weight)
 
     def weight_of_classes(self) -> Tensor | None:
-        """`weight`, for the loss.
+        """`weight`, checked to be ready for use.
 
         Raises:
-            RuntimeError: it is not known yet.
+            RuntimeError: `set_classes` or `balance` has yet to be called.
         """
         if self.weight is None and self.class_weights is not None:
             raise RuntimeError(f"weight={self.class_weights} has no order yet; call set_classes(names of the classes)")
-        if self.class_weights == "balanced" and not self._counted:
-            raise RuntimeError("weight=balanced, and nothing was counted; fit first, or call balance(pixels)")
+        if self.class_weights == "balanced" and not self._balanced:
+            if self.needs_balance:
+                raise RuntimeError("weight=balanced, and no pixels were counted; fit first, or call balance(pixels)")
+            self._balanced = True
         return self.weight
 
-    _known = False
-
-    @property
-    def _counted(self) -> bool:
-        self._known = self._known or not self.uncounted  # asked once: it waits for the device
-        return self._known
+    _balanced = False  # checked in one step only: reading the weights waits for the device
 
 
-def count_pixels(target: Tensor, ignore_index: int, weight: Tensor | None, classes: int) -> Tensor:
-    """What each pixel of a target counts: 0 where it is ignored, else 1, or the weight of its class; of target's shape.
+def pixel_weights(target: Tensor, ignore_index: int, weight: Tensor | None, classes: int) -> Tensor:
+    """The weight of each pixel of a target, in its shape: 0 where it is ignored, else that of its class (default 1).
 
     Raises:
-        ValueError: not one weight for each of the classes.
+        ValueError: another number of weights than classes.
     """
     counted = target != ignore_index
     if weight is None:

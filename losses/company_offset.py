@@ -1,4 +1,4 @@
-"""The loss of image tags that are already explained in part by the company of their class."""
+"""CONTA's tag loss with an offset for what the other tags of an image already explain."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ OffsetOf = Literal["own", "another"]
 
 
 class CompanyOffsetLoss(nn.Module):
-    """Multi-label soft margin loss of logits plus an offset: what an image's other tags tell of each tag.
+    """Multi-label soft margin loss of logits plus an offset, the evidence of an image's other tags for each tag.
 
     The offset of class k is o_k = min(sum over j of c_jk y_j, cap) - its mean over the training images, with c the
-    logistic regression of tag k on the other tags. What the company of a class already tells, the logits no longer have
-    to, so that what they are made of need not lie on the company. Only a training has offsets: maps and predictions
-    use the logits alone.
+    coefficients of a logistic regression of tag k on the other tags. The logits need not learn what co-occurring
+    classes (the company) already tell, so activation maps need not lie on those. Offsets are used in training only.
 
     Source: the product-of-experts, or logit-adjusted, form of debiasing (Clark, Yatskar, Zettlemoyer, EMNLP 2019; Menon
-    et al., ICLR 2021), with the tags as what is known of the confounder.
+    et al., ICLR 2021), with the tags as an observation of the confounder.
 
     Args:
-        classes: n.
-        signed: coefficients of either sign; False: 0 or above, company speaks for a class and never against it.
-        offset_of: `own`; `another`: each image has the offset of the next one of its batch, the placebo, which tells
-            nothing of it. In a batch of one image that is 0.
-        cap: most that the company may add to a logit, and with `signed` take from it; above 0.
-        ridge: of the regression; None: by the cross-validated likelihood of the tags.
+        classes: number of classes n.
+        signed: coefficients of either sign; False: 0 or above, so that other tags speak for a class, never against it.
+        offset_of: `own`: each image has its own offset; `another`: that of another image of its batch, a placebo; 0 in
+            a batch of one image.
+        cap: limit of the absolute offset, before its mean is subtracted; above 0.
+        ridge: penalty of the regression; None: by the cross-validated likelihood of the tags.
 
     Attributes:
-        coefficients: (n, n), column k those of tag k, the diagonal 0.
+        coefficients: (n, n), those of tag k in column k, the diagonal 0.
         centre: (n,), mean offset over the training images.
-        used_ridge: that of the regression; nan until `fit`.
+        used_ridge: penalty of the regression, a scalar; nan before `fit`.
 
     Raises:
         ValueError: a setting outside its range.
@@ -75,13 +74,13 @@ class CompanyOffsetLoss(nn.Module):
         self.register_buffer("used_ridge", torch.tensor(torch.nan))
 
     def fit(self, tags: Tensor) -> CompanyOffsetLoss:
-        """Finds coefficients and centre.
+        """Fits the regression and the mean offset; returns itself.
 
         Args:
             tags: (N, n) of 0 and 1, of the training images.
 
         Raises:
-            ValueError: tags of another shape or with other values, or too few to find the ridge.
+            ValueError: tags of another shape or with other values, or too few to choose the ridge.
         """
         self._check(tags, "training tags")
         ridge = self.ridge or cross_validated_ridge(tags, self.signed)
@@ -91,14 +90,14 @@ class CompanyOffsetLoss(nn.Module):
         return self
 
     def offsets(self, tags: Tensor) -> Tensor:
-        """What the tags (N, n) of images add to their logits, (N, n); without gradient.
+        """The offsets (N, n) of images with tags (N, n); without gradient.
 
         Raises:
             ValueError: tags of another shape, or `fit` was not called.
         """
         self._check(tags, "tags")
         if self.used_ridge.isnan():
-            raise ValueError("the offsets are not known yet; call fit(tags) with the tags of the training images")
+            raise ValueError("the offsets are not fitted yet; call fit(tags) with the tags of the training images")
         return self._capped(tags.detach().to(self.coefficients)) - self.centre
 
     def forward(self, logits: Tensor, tags: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class CompanyOffsetLoss(nn.Module):
         return F.multilabel_soft_margin_loss(logits + offsets, tags)
 
     def explained(self, classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
-        """The coefficients that are not 0 by tag and then by the class whose company explains it."""
+        """The coefficients that are not 0: tag -> the other class that explains it -> coefficient."""
         columns = self.coefficients.T.tolist()
         return {
             tag: {name: round(value, 4) for name, value in zip(classes, column, strict=True) if round(value, 4)}

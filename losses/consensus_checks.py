@@ -1,4 +1,4 @@
-"""What the consensus loss refuses, in one line each."""
+"""Checks of the consensus loss's arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_shapes(logits: Tensor, target: Tensor, blobs: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Hard targets as int64 (N, 1, H, W), soft ones as constants; blobs as int64 (N, 1, H, W)."""
+    """Checked target and blobs: int64 (N, 1, H, W); a soft target in its own shape, without gradient."""
     for name, given in (("logits", logits), ("target", target), ("blobs", blobs)):
         if not isinstance(given, Tensor) and not (name == "blobs" and given is None):
             raise TypeError(f"{name} is a {type(given).__name__}; a torch.Tensor is needed")
@@ -44,7 +44,7 @@ def _described(tensor: Tensor) -> str:
 
 
 def check_range(what: str, values: Tensor, end: int | None, names: Sequence[str] | None) -> None:
-    """Raises where a value is below 0, or `end` or above; the message names the image."""
+    """Raises ValueError if a value is below 0, or `end` or above; the message names the image."""
     wrong = values < 0 if end is None else (values < 0) | (values >= end)
     if bool(wrong.any()):
         i, _, y, x = wrong.nonzero()[0].tolist()
@@ -53,7 +53,7 @@ def check_range(what: str, values: Tensor, end: int | None, names: Sequence[str]
 
 
 def check_probabilities(target: Tensor, names: Sequence[str] | None) -> None:
-    """Raises where a soft target is no probability."""
+    """Raises ValueError if a soft target is outside 0..1."""
     wrong = (~((target >= 0) & (target <= 1.001))).nonzero()
     if len(wrong):
         i, k, y, x = wrong[0].tolist()
@@ -66,33 +66,33 @@ def check_probabilities(target: Tensor, names: Sequence[str] | None) -> None:
 def refuse_conflict(
     ids: Tensor, target: Tensor, blobs: Tensor, ignore_index: int, shared: bool, names: Sequence[str] | None
 ) -> NoReturn:
-    """Raises for a blob that has two labels, in one image or, where images share the ids, in two."""
+    """Raises ValueError for a blob that has two labels: in one image or, with `shared` ids, in two images."""
     known: dict[int, tuple[int, int]] = {}
     for i, (image_ids, labels) in enumerate(zip(ids, target, strict=True)):
         counted = labels != ignore_index
         pairs = torch.stack((image_ids[counted], labels[counted])).unique(dim=1)
-        here: dict[int, int] = {}
+        in_image: dict[int, int] = {}
         for k, label in pairs.T.tolist():
             blob = int(blobs[i][image_ids == k][0])
-            if k in here:
+            if k in in_image:
                 raise ValueError(
-                    f"blob {blob} of {_name(i, names)} holds labels {here[k]} and {label}; a blob has one label: "
-                    "cut the blobs by the labels"
+                    f"blob {blob} of {_name(i, names)} holds labels {in_image[k]} and {label}; a blob has one label: "
+                    "split the blobs by the labels"
                 )
-            here[k] = label
-        for k, label in here.items() if shared else ():
+            in_image[k] = label
+        for k, label in in_image.items() if shared else ():
             before = known.setdefault(k, (i, label))
             if before[1] != label:
                 blob = int(blobs[i][image_ids == k][0])
                 raise ValueError(
                     f"blob {blob} has label {before[1]} in {_name(before[0], names)} and {label} in {_name(i, names)}; "
-                    "with the published normalization an id that images share is one blob: number them apart"
+                    "with the published normalization an id in two images is one blob: give each blob its own id"
                 )
     raise AssertionError("no blob has two labels")
 
 
 def refuse_logits(logits: Tensor, names: Sequence[str] | None) -> None:
-    """Raises where logits are not finite."""
+    """Raises ValueError if logits are not finite."""
     wrong = (~torch.isfinite(logits)).nonzero()
     if len(wrong):
         i, k, y, x = wrong[0].tolist()

@@ -1,4 +1,4 @@
-"""Cross-entropy plus the soft Dice loss, the usual pair for small classes."""
+"""Cross-entropy plus the soft Dice loss, a common choice for small classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from structseg.losses.class_weights import ClassWeighted, ClassWeights, count_pixels
+from structseg.losses.class_weights import ClassWeighted, ClassWeights, pixel_weights
 from structseg.losses.ranks import divisor, sum_over_ranks
 
 
@@ -27,17 +27,17 @@ def cross_entropy_dice(
     Args:
         logits: (N, C, H, W), any float type; the arithmetic is float32 or better.
         target: (N, H, W) int64, 0..C-1 or `ignore_index`.
-        dice_weight: weight of the Dice term, 0 = cross-entropy alone.
+        dice_weight: weight of the Dice term, 0 = cross-entropy only.
         label_smoothing: of the cross-entropy, 0..1.
-        ignore_index: value of the pixels that count in neither term.
-        counts_over_ranks: the batch is that of all processes together, for DDP; they must then call it together.
-        weight: (C,) of each class: of its pixels in the cross-entropy, and of its Dice in their mean. None: all 1.
+        ignore_index: target value of the pixels that count in neither term.
+        counts_over_ranks: take the batches of all processes as one, for DDP; they must then call it together.
+        weight: (C,), class weights, of pixels in the cross-entropy and of classes in the mean Dice. None: all 1.
 
     Returns:
-        A scalar, 0 or more; 0 with zero gradient where every pixel is ignored.
+        A scalar, 0 or more; 0 with zero gradient if every pixel is ignored.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not match.
 
     Example:
         Undecided between two classes, one pixel of each: ln 2 + (1 - 2 * 0.5 / 2).
@@ -52,7 +52,7 @@ def cross_entropy_dice(
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     weight = None if weight is None else weight.to(logits.dtype)
-    labelled, counted = target != ignore_index, count_pixels(target, ignore_index, weight, logits.shape[1])
+    labelled, counted = target != ignore_index, pixel_weights(target, ignore_index, weight, logits.shape[1])
     entropy = F.cross_entropy(
         logits, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
     )
@@ -60,23 +60,26 @@ def cross_entropy_dice(
     if dice_weight:
         probabilities = logits.softmax(1) * labelled[:, None]
         truth = F.one_hot(target.masked_fill(~labelled, 0), logits.shape[1]).movedim(-1, 1) * labelled[:, None]
-        both, found = (probabilities * truth).sum((0, 2, 3)), probabilities.sum((0, 2, 3))
-        size = truth.sum((0, 2, 3))
-        both, found, size = sum_over_ranks(torch.stack([both, found, size.to(both)]), counts_over_ranks)
-        dice = 2 * both / (found + size).clamp(min=torch.finfo(logits.dtype).tiny)
-        occurs = size > 0 if weight is None else (size > 0) * weight
-        loss = loss + dice_weight * ((1 - dice) * occurs).sum() / divisor(occurs.sum(), False)
+        overlap, predicted = (probabilities * truth).sum((0, 2, 3)), probabilities.sum((0, 2, 3))
+        sums = torch.stack([overlap, predicted, truth.sum((0, 2, 3)).to(overlap)])
+        overlap, predicted, labels = sum_over_ranks(sums, counts_over_ranks)
+        dice = 2 * overlap / (predicted + labels).clamp(min=torch.finfo(logits.dtype).tiny)
+        class_weight = labels > 0 if weight is None else (labels > 0) * weight
+        loss = loss + dice_weight * ((1 - dice) * class_weight).sum() / divisor(class_weight.sum(), False)
     return loss
 
 
 class CrossEntropyDiceLoss(ClassWeighted):
-    """`cross_entropy_dice` with its settings kept; while it trains, of the batches of all processes together.
+    """`cross_entropy_dice` as a module; in training mode over the batches of all processes.
 
     Args:
         dice_weight: weight of the Dice term, 0 or more.
         label_smoothing: of the cross-entropy, 0..1.
-        ignore_index: value of the pixels that count in neither term.
-        weight: of each class: a list, by class name, or `balanced` (`ClassWeighted`).
+        ignore_index: target value of the pixels that count in neither term.
+        weight: class weights: a list, a dict by class name, or `balanced` (`ClassWeighted`).
+
+    Raises:
+        ValueError: a setting out of range.
     """
 
     def __init__(
@@ -95,13 +98,6 @@ class CrossEntropyDiceLoss(ClassWeighted):
         self.dice_weight, self.label_smoothing, self.ignore_index = dice_weight, label_smoothing, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, H, W) to a scalar."""
-        return cross_entropy_dice(
-            logits,
-            target,
-            self.dice_weight,
-            self.label_smoothing,
-            self.ignore_index,
-            self.training,
-            self.weight_of_classes(),
-        )
+        """The loss of logits (N, C, H, W) and target (N, H, W)."""
+        settings = (self.dice_weight, self.label_smoothing, self.ignore_index, self.training)
+        return cross_entropy_dice(logits, target, *settings, self.weight_of_classes())

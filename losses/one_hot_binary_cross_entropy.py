@@ -1,4 +1,4 @@
-"""Binary cross-entropy of every class for itself, against the one-hot labels."""
+"""Binary cross-entropy of each class against the one-hot labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from structseg.losses.class_weights import ClassWeighted, ClassWeights, count_pixels
+from structseg.losses.class_weights import ClassWeighted, ClassWeights, pixel_weights
 from structseg.losses.ranks import divisor
 
 
@@ -20,23 +20,23 @@ def one_hot_binary_cross_entropy(
     """Mean over classes and labelled pixels of -(t log p + (1 - t) log(1 - p)).
 
     p is the sigmoid of the class's logit; t is 1 for the pixel's class and 0 for the others (Yin, Yiu, Hu, Tang,
-    STN-iCNN, equation 16: its N are the classes, its minus sign is meant for both terms).
+    STN-iCNN, equation 16, where N is the number of classes and the minus sign is meant for both terms).
 
     Args:
         logits: (N, C, H, W), any float type; the arithmetic is float32 or better.
         target: (N, H, W) int64, 0..C-1 or `ignore_index`.
-        ignore_index: value of the pixels that do not count.
+        ignore_index: target value of the ignored pixels.
         counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
-        weight: (C,) of each class: of its pixels, in a weighted mean. None: all 1.
+        weight: (C,), class weights of the pixels; the mean is then weighted. None: all 1.
 
     Returns:
-        A scalar, 0 or more; 0 with zero gradient where every pixel is ignored.
+        A scalar, 0 or more; 0 with zero gradient if every pixel is ignored.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not match.
 
     Example:
-        Logits of 0 are p = 1/2 for every class: ln 2, whatever the labels.
+        With logits of 0, p = 1/2 for every class: ln 2 for any labels.
 
         >>> one_hot_binary_cross_entropy(torch.zeros(1, 3, 1, 2), torch.tensor([[[0, 2]]]))
         tensor(0.6931)
@@ -50,20 +50,20 @@ def one_hot_binary_cross_entropy(
     labelled = (target != ignore_index)[:, None]
     truth = torch.zeros_like(logits).scatter_(1, target[:, None].where(labelled, 0), 1)
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    # Not by a product: an ignored pixel may hold anything, infinity too.
+    # Not by a product: the logits of an ignored pixel may be infinite.
     entropy = entropy.where(labelled, 0)
-    counted = count_pixels(target, ignore_index, weight, logits.shape[1])
+    counted = pixel_weights(target, ignore_index, weight, logits.shape[1])
     if weight is not None:
         entropy = entropy * counted[:, None]
     return entropy.sum() / divisor(counted.sum() * logits.shape[1], counts_over_ranks)
 
 
 class OneHotBCELoss(ClassWeighted):
-    """`one_hot_binary_cross_entropy` with its settings kept; while it trains, the mean is over all processes.
+    """`one_hot_binary_cross_entropy` as a module; in training mode the mean is over all processes.
 
     Args:
-        ignore_index: value of the pixels that do not count.
-        weight: of each class: a list, by class name, or `balanced` (`ClassWeighted`).
+        ignore_index: target value of the ignored pixels.
+        weight: class weights: a list, a dict by class name, or `balanced` (`ClassWeighted`).
     """
 
     def __init__(self, ignore_index: int = 255, weight: ClassWeights = None) -> None:
@@ -72,6 +72,6 @@ class OneHotBCELoss(ClassWeighted):
         self.set_weight(weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(N, C, H, W) and (N, H, W) to a scalar."""
+        """The loss of logits (N, C, H, W) and target (N, H, W)."""
         weight = self.weight_of_classes()
         return one_hot_binary_cross_entropy(logits, target, self.ignore_index, self.training, weight)

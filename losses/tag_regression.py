@@ -1,4 +1,4 @@
-"""How each image tag depends on the image's other tags: logistic regressions with a ridge."""
+"""Logistic regression of each image tag on the other tags of the image, with a ridge penalty."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-RIDGES = tuple(float(ridge) for ridge in np.logspace(0, -4, 9))  # from the strongest
+RIDGES = tuple(float(ridge) for ridge in np.logspace(0, -4, 9))  # strongest first
 _FOLDS = 5
-_MOST_BIAS = 12.0  # of a tag that is constant, whose bias has no end
+_MOST_BIAS = 12.0  # the bias of a constant tag would grow without limit
 
 Array = NDArray[np.float64]
 
@@ -22,26 +22,26 @@ def tag_regression(tags: Tensor, ridge: float = 1e-3, signed: bool = True) -> tu
 
     Args:
         tags: (N, n) of 0 and 1, of N images and n classes.
-        ridge: weight of the squared coefficients beside the mean log-likelihood of an image; above 0.
-        signed: False keeps every coefficient at 0 or above: company speaks for a class, never against it.
+        ridge: weight of the squared coefficients, added to the mean negative log-likelihood of an image; above 0.
+        signed: False keeps every coefficient at 0 or above: another tag speaks for a class, never against it.
 
     Returns:
-        Coefficients (n, n) float32, column k those of class k, the diagonal 0; and the bias (n,) float32.
+        Coefficients (n, n) float32, those of class k in column k, the diagonal 0; and the bias (n,) float32.
 
     Raises:
         ValueError: tags of another shape or with other values, no images, or a ridge that is not above 0.
     """
-    y = _checked(tags)
+    y = _as_array(tags)
     if not ridge > 0:
         raise ValueError(f"ridge is {ridge}; expected a number above 0")
-    weights, bias = _fitted(y, ridge, signed)
+    weights, bias = _fit(y, ridge, signed)
     return torch.from_numpy(weights).float().to(tags.device), torch.from_numpy(bias).float().to(tags.device)
 
 
 def cross_validated_ridge(tags: Tensor, signed: bool = True) -> float:
-    """The ridge of `RIDGES` under which the tags of images that were left out are likeliest; the strongest of equals.
+    """The ridge of `RIDGES` with the highest likelihood in 5-fold cross-validation; of equal ones the strongest.
 
-    Five folds, drawn from a fixed seed.
+    The folds are drawn with a fixed seed.
 
     Args:
         tags: (N, n) of 0 and 1, N at least 2.
@@ -50,22 +50,22 @@ def cross_validated_ridge(tags: Tensor, signed: bool = True) -> float:
     Raises:
         ValueError: tags of another shape or with other values, or fewer than two images.
     """
-    y = _checked(tags)
+    y = _as_array(tags)
     if len(y) < 2:
         raise ValueError("the tags of 1 image cannot be cross-validated; give 2 images or more, or a ridge")
     fold = np.random.default_rng(0).permutation(len(y)) % min(_FOLDS, len(y))
 
-    def left_out(ridge: float) -> float:
+    def held_out_loss(ridge: float) -> float:
         total = 0.0
         for number in range(fold.max() + 1):
-            weights, bias = _fitted(y[fold != number], ridge, signed)
-            total += _unlikelihood(y[fold == number], weights, bias)[0].sum()
+            weights, bias = _fit(y[fold != number], ridge, signed)
+            total += _negative_log_likelihood(y[fold == number], weights, bias)[0].sum()
         return total
 
-    return RIDGES[int(np.argmin([left_out(ridge) for ridge in RIDGES]))]
+    return RIDGES[int(np.argmin([held_out_loss(ridge) for ridge in RIDGES]))]
 
 
-def _checked(tags: Tensor) -> Array:
+def _as_array(tags: Tensor) -> Array:
     if tags.ndim != 2 or not len(tags):
         raise ValueError(f"tags have shape {tuple(tags.shape)}; expected (images, classes), of one image or more")
     if not ((tags == 0) | (tags == 1)).all():
@@ -73,20 +73,20 @@ def _checked(tags: Tensor) -> Array:
     return np.asarray(tags.detach().cpu().double().numpy())
 
 
-def _unlikelihood(y: Array, weights: Array, bias: Array) -> tuple[Array, Array]:
-    """The negative log-likelihood of each tag, (N, n), and its derivative by the tag's logit."""
+def _negative_log_likelihood(y: Array, weights: Array, bias: Array) -> tuple[Array, Array]:
+    """That of each tag, (N, n), and its derivative with respect to the tag's logit."""
     logits = y @ weights + bias
     return np.logaddexp(0, logits) - y * logits, 1 / (1 + np.exp(-logits)) - y
 
 
-def _fitted(y: Array, ridge: float, signed: bool) -> tuple[Array, Array]:
+def _fit(y: Array, ridge: float, signed: bool) -> tuple[Array, Array]:
     rows, counts = np.unique(y, axis=0, return_counts=True)
     share, size = (counts / len(y))[:, None], y.shape[1]
     free = 1 - np.eye(size)
 
     def objective(flat: Array) -> tuple[float, Array]:
         weights, bias = flat[:-size].reshape(size, size), flat[-size:]
-        values, slopes = _unlikelihood(rows, weights, bias)
+        values, slopes = _negative_log_likelihood(rows, weights, bias)
         slopes = share * slopes
         by_weight = (rows.T @ slopes + 2 * ridge * weights) * free
         return (share * values).sum() + ridge * (weights**2).sum(), np.append(by_weight.ravel(), slopes.sum(0))
@@ -97,5 +97,5 @@ def _fitted(y: Array, ridge: float, signed: bool) -> tuple[Array, Array]:
     start = np.append(np.zeros(size * size), np.log(prior / (1 - prior)))
     options = {"maxiter": 2000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-9}
     limits = bounds + [(-_MOST_BIAS, _MOST_BIAS)] * size
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=limits, options=options).x
-    return found[:-size].reshape(size, size), found[-size:]
+    solution = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=limits, options=options).x
+    return solution[:-size].reshape(size, size), solution[-size:]

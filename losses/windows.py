@@ -1,4 +1,4 @@
-"""Losses on where windows are, and on the mask that they make when pasted together."""
+"""STN-iCNN's losses of window positions, and of the mask that is pasted together from windows."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch import Tensor
 
 from structseg.losses.ranks import divisor
 
-_LEAST_LIKELIHOOD = 1e-6  # a pixel of a part that no window covers costs 13.8
+_LEAST_LIKELIHOOD = 1e-6  # limits the loss of a pixel that no window of its part covers to 13.8
 
 
 def theta_loss(theta: Tensor, truth: Tensor, present: Tensor, counts_over_ranks: bool = False) -> Tensor:
-    """Smooth L1 between windows, over the entries of theta that are not zero by construction.
+    """Smooth L1 loss between windows, over the four entries of theta that are not zero by construction.
 
     Source: Yin, Yiu, Hu, Tang, STN-iCNN, equations 19 and 20.
 
     Args:
         theta: (N, P, 2, 3), [[sx, 0, tx], [0, sy, ty]], predicted.
         truth: (N, P, 2, 3).
-        present: (N, P) bool; windows of parts that are not there do not count.
+        present: (N, P) bool, whether the part is in the image; windows of absent parts do not count.
         counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
 
     Returns:
-        A scalar, the mean over the windows that count; 0 with zero gradient where none does.
+        A scalar, the mean over the windows of present parts; 0 with zero gradient if there are none.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not match.
 
     Example:
-        One window of two, off by 0.2 in tx: 0.5 * 0.2 ** 2 / 4 entries.
+        The first of two windows counts; its tx is wrong by 0.2: 0.5 * 0.2 ** 2 / 4 entries.
 
         >>> theta = torch.zeros(1, 2, 2, 3)
         >>> theta[0, 0, 0, 2], theta[0, 1] = 0.2, 9.0
@@ -54,16 +54,16 @@ def pasted_loss(scores: Tensor, target: Tensor, pixels: int, ignore_index: int =
     """Negative log-likelihood of an image's labels under a pasted mask.
 
     Args:
-        scores: (N, K, H, W) in 0..1, of each class; they need not sum to 1.
+        scores: (N, K, H, W) in 0..1, score of each class; they need not sum to 1.
         target: (N, H, W) int64, 0..K-1 or `ignore_index`.
-        pixels: that the sum over all pixels is divided by, such as those of all windows.
-        ignore_index: value of the pixels that do not count.
+        pixels: divisor of the sum over all pixels, such as the number of pixels of all windows.
+        ignore_index: target value of the ignored pixels.
 
     Returns:
-        A scalar. A pixel whose class has no score costs 13.8, without gradient.
+        A scalar. A pixel whose class has the score 0 costs 13.8, without gradient.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not match.
 
     Example:
         >>> pasted_loss(torch.full((1, 2, 1, 2), 0.5), torch.tensor([[[0, 255]]]), pixels=1)

@@ -51,7 +51,7 @@ from structseg.lightning_modules.stn.padded_originals import (
     size_of,
     small_labels,
 )
-from structseg.losses.ranks import ranks_of, total_over_ranks
+from structseg.losses.ranks import total_over_ranks, world_size
 from structseg.losses.windows import pasted_loss, theta_loss
 
 _TRAINS: dict[str, tuple[str, ...]] = {"coarse": ("network",), "localizer": ("localizer",), "parts": ("parts",)}
@@ -261,7 +261,7 @@ class STNiCNN(STNInference, SegmentationModule):
     def _labelled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; 0 where no pixel is labelled, in training none of any process."""
         labelled = (target != self.label_space.ignore_index).any()
-        if self._of_all_ranks and ranks_of(self.training) > 1:
+        if self._of_all_ranks and world_size(self.training) > 1:
             labelled = total_over_ranks(labelled.int()) > 0
         loss: Tensor = self.loss(logits, torch.where(labelled, target, torch.zeros_like(target)))
         return loss * labelled

@@ -38,15 +38,15 @@ def by_pairs(edges: torch.Tensor, displacement: torch.Tensor, labels: torch.Tens
                     if not (0 <= one < classes and 0 <= other < classes):
                         continue
                     aff = 1 - torch.stack([edges[i, 0, y + a, x + b].sigmoid() for a, b in cells]).max()
-                    apart = displacement[i, :, y, x] - displacement[i, :, y + dy, x + dx]
+                    difference = displacement[i, :, y, x] - displacement[i, :, y + dy, x + dx]
                     if one != other:
                         sums["neg"].append(-torch.log(1 + 1e-5 - aff))
                     elif one == 0:
                         sums["bg"].append(-torch.log(aff + 1e-5))
-                        sums["dp_bg"].append(apart.abs().sum())
+                        sums["dp_bg"].append(difference.abs().sum())
                     else:
                         sums["fg"].append(-torch.log(aff + 1e-5))
-                        sums["dp_fg"].append((apart - torch.tensor([dy, dx])).abs().sum())
+                        sums["dp_fg"].append((difference - torch.tensor([dy, dx])).abs().sum())
     mean = {k: sum(v) / (len(v) * (2 if k.startswith("dp") else 1) + 1e-5) for k, v in sums.items()}
     pos = (mean["bg"] + mean["fg"]) / 2
     total = (pos + mean["neg"]) / 2 + (mean["dp_fg"] + mean["dp_bg"]) / 2
@@ -75,14 +75,12 @@ def test_the_published_numbers(radius: int, dtype: torch.dtype, close: float, go
 def test_against_the_definition(radius: int) -> None:
     edges, displacement, labels = (maps()[0].requires_grad_(), maps()[1].requires_grad_(), maps()[2])
     ours = affinity_displacement_loss(edges, displacement, labels, radius)
-    theirs = by_pairs(edges, displacement, labels, radius)
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.item() == pytest.approx(other.item(), rel=1e-12)
-    for one, other in zip(
-        torch.autograd.grad(ours.total, (edges, displacement)), torch.autograd.grad(theirs[0], (edges, displacement)),
-        strict=True,
-    ):  # fmt: skip
-        assert torch.allclose(one, other, rtol=0, atol=1e-14)
+    reference = by_pairs(edges, displacement, labels, radius)
+    for found, expected in zip(ours, reference, strict=True):
+        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    grads = (torch.autograd.grad(total, (edges, displacement)) for total in (ours.total, reference[0]))
+    for found, expected in zip(*grads, strict=True):
+        assert torch.allclose(found, expected, rtol=0, atol=1e-14)
 
 
 def test_gradcheck() -> None:
@@ -92,9 +90,9 @@ def test_gradcheck() -> None:
 
 
 def test_by_hand() -> None:
-    """One source of radius 2, in an object with its right and lower neighbour; its diagonal ones are background.
+    """Radius 2: the only source, its right and its lower neighbour are an object, the diagonal ones background.
 
-    The edge on the right is 3/4, also in the way of the diagonal there, all others are 1/2; displacements are 0.
+    The edge on the right is 3/4, also on the path to the right diagonal; all others are 1/2; displacements are 0.
     """
     labels = torch.tensor([[[0, 4, 4], [0, 4, 0]]])
     edges = torch.zeros(1, 1, 2, 3, dtype=torch.float64)
@@ -107,7 +105,7 @@ def test_by_hand() -> None:
 
 
 def test_displacements_to_one_point_cost_nothing() -> None:
-    """dp = the vector to the object's middle, with the sign of the paper: dp(source) - dp(other) = the way between."""
+    """dp = the vector to the object's centre, with the paper's sign: dp(source) - dp(other) = the vector between them."""
     y, x = torch.meshgrid(torch.arange(10.0), torch.arange(19.0), indexing="ij")
     to_middle = torch.stack([4 - y, 9 - x])[None]
     labels = torch.full((1, 10, 19), 7)
@@ -117,7 +115,7 @@ def test_displacements_to_one_point_cost_nothing() -> None:
     assert affinity_displacement_loss(edges, to_middle * 0, labels * 0).background_displacement.item() == 0
 
 
-def test_of_equal_edges_one_takes_the_gradient() -> None:
+def test_only_one_of_equal_edges_has_a_gradient() -> None:
     edges = torch.zeros(1, 1, 5, 9, dtype=torch.float64, requires_grad=True)
     loss = affinity_displacement_loss(edges, torch.zeros(1, 2, 5, 9), torch.zeros(1, 5, 9, dtype=torch.long), radius=5)
     loss.pos_affinity.backward()
@@ -140,7 +138,7 @@ def test_all_ignored(ignored: int) -> None:
 
 
 def test_classes_and_types_of_labels() -> None:
-    """A label of `classes` and above is as good as 255; any integer type will do."""
+    """Labels of `classes` and above are ignored like 255; any integer type is accepted."""
     edges, displacement, labels = maps()
     labels[labels == 2] = 20
     usual = affinity_displacement_loss(edges, displacement, labels, 3)
@@ -155,7 +153,7 @@ def test_classes_and_types_of_labels() -> None:
 
 
 def test_extreme_logits() -> None:
-    """A sure edge within a class and none between classes cost -log 1e-5, with finite gradients."""
+    """Edges of probability 1 within a class and 0 between classes cost -log 1e-5, with finite gradients."""
     _, displacement, labels = maps(dtype=torch.float32)
     for value in (1e4, -1e4, 30.0, -30.0):
         edges = torch.full((2, 1, 6, 9), value, requires_grad=True)
@@ -230,9 +228,9 @@ from structseg.losses import affinity_displacement_loss
 rank, meeting, where = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
 edges, displacement, labels = torch.load(where, weights_only=True)
-mine = slice(0, 1) if rank == 0 else slice(1, 3)
-edges, displacement = edges[mine].requires_grad_(), displacement[mine].requires_grad_()
-loss = affinity_displacement_loss(edges, displacement, labels[mine], 3, counts_over_ranks=True)
+part = slice(0, 1) if rank == 0 else slice(1, 3)
+edges, displacement = edges[part].requires_grad_(), displacement[part].requires_grad_()
+loss = affinity_displacement_loss(edges, displacement, labels[part], 3, counts_over_ranks=True)
 loss.total.backward()
 torch.save([torch.stack(loss).detach(), edges.grad, displacement.grad], where + str(rank))
 """
@@ -269,7 +267,7 @@ def test_a_single_process_needs_no_group() -> None:
 
 
 def test_one_step_lowers_it() -> None:
-    """Gradients point where they should: a plain descent takes the loss of a square in a field near its least."""
+    """Gradient descent on a map with one square brings the loss near its minimum."""
     labels = F.pad(torch.ones(1, 8, 8, dtype=torch.long), (6, 6, 6, 6))
     edges, displacement = torch.zeros(1, 1, 20, 20, requires_grad=True), torch.zeros(1, 2, 20, 20, requires_grad=True)
     optimizer = torch.optim.Adam([edges, displacement], lr=0.3)

@@ -1,4 +1,4 @@
-"""The paths between pixels: the published geometry, and what it must be by its own rules."""
+"""The paths between pixels: against the published code, by hand, and their properties."""
 
 from pathlib import Path
 
@@ -24,27 +24,14 @@ def test_the_published_paths(radius: int, golden: Path) -> None:
 
 def test_by_hand() -> None:
     paths = {path.direction: path.cells for path in affinity_paths(3)}
-    assert set(paths) == {
-        (0, 1),
-        (0, 2),
-        (1, -2),
-        (1, -1),
-        (1, 0),
-        (1, 1),
-        (1, 2),
-        (2, -2),
-        (2, -1),
-        (2, 0),
-        (2, 1),
-        (2, 2),
-    }
+    assert set(paths) == {(0, 1), (0, 2), *((dy, dx) for dy in (1, 2) for dx in range(-2, 3))}
     assert paths[0, 2] == ((0, 2), (0, 1), (0, 0))
     assert paths[2, -1] == ((2, -1), (1, -1), (2, 0), (0, -1), (1, 0), (0, 0))
 
 
 @pytest.mark.parametrize("radius", [2, 3, 7, 13])
 def test_half_a_disc(radius: int) -> None:
-    """With their opposites the directions are the disc without its middle."""
+    """The directions and their opposites are the disc without its centre."""
     directions = [path.direction for path in affinity_paths(radius)]
     both = {*directions, *((-dy, -dx) for dy, dx in directions)}
     span = range(-radius, radius + 1)

@@ -1,4 +1,4 @@
-"""Class weights: by hand, as torch's, refused where they do not fit, and counted, kept and found again by a module."""
+"""Class weights: by hand, against torch's, invalid settings, and counted, saved and loaded by a module."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("make", LIKE_TORCH)
-def test_as_torchs_weighted_cross_entropy(make: Any) -> None:
+def test_equals_torchs_weighted_cross_entropy(make: Any) -> None:
     logits, target = batch()
     wanted = F.cross_entropy(logits, target, torch.tensor(WEIGHTS), ignore_index=255)
     found = make(weight=WEIGHTS)(logits, target)
@@ -63,7 +63,7 @@ def test_weights_of_1_change_nothing(make: Any) -> None:
 
 
 def test_by_hand() -> None:
-    """Two pixels, undecided, of classes 0 and 1 that weigh 1 and 3."""
+    """Two pixels of classes 0 and 1, with weights 1 and 3."""
     logits, target, two = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]), [1.0, 3.0]
     logits[0, 0, 0, 0] = math.log(3)  # the first pixel: p = 3/4, -log p = 0.2877; the second: 1/2, 0.6931
     entropy = (1 * 0.287682 + 3 * 0.693147) / 4
@@ -75,7 +75,7 @@ def test_by_hand() -> None:
     pixels = [(0.287682 + 0.693147) / 2, 0.693147]
     assert OneHotBCELoss(weight=two)(logits, target).item() == pytest.approx((pixels[0] + 3 * pixels[1]) / 4, abs=1e-6)
     both = MultiScaleCrossEntropy(weight=two)([logits, logits[..., 1:]], target).item()
-    assert both == pytest.approx(entropy + 0.693147, abs=1e-6), "the small one has the label 1 alone"
+    assert both == pytest.approx(entropy + 0.693147, abs=1e-6), "the small one has only the label 1"
 
 
 @pytest.mark.parametrize("blob_weight", ["equal", "size"])
@@ -119,14 +119,14 @@ def test_gradients_of_the_weighted_consensus_loss() -> None:
         ("even", "weight='even'; give a list, a weight by class name, or balanced"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(make: Any, weight: Any, message: str) -> None:
+def test_invalid_weights_are_refused_in_one_line(make: Any, weight: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         make(weight=weight).set_classes(PARTS.classes)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_weights_of_another_number_than_the_logits_have(make: Any) -> None:
+def test_the_number_of_weights_differs_from_that_of_the_logits(make: Any) -> None:
     with pytest.raises((ValueError, RuntimeError), match="weight"):
         make(weight=[1.0, 2.0])(*batch())
     for unknown in ({"face": 2.0}, "balanced"):
@@ -140,7 +140,7 @@ def test_the_published_normalization_has_no_weights() -> None:
 
 
 def test_balanced_by_hand() -> None:
-    """6 pixels of two classes that occur: 6 / (2 * 4) and 6 / (2 * 2); what does not occur keeps 1."""
+    """6 pixels of two classes that occur: 6 / (2 * 4) and 6 / (2 * 2); an absent class has 1."""
     loss = CrossEntropyLoss("balanced")
     loss.set_classes(PARTS.classes)
     loss.balance(torch.tensor([4, 0, 2]))

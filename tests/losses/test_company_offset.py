@@ -1,4 +1,4 @@
-"""The tag offset: by hand, its centre, cap, placebo and gradient, and what it refuses."""
+"""The tag offset: by hand; centre, cap, placebo and gradient; invalid input."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_the_placebo_has_the_offset_of_the_next_image():
     torch.testing.assert_close(other(logits[:1], tags[:1]), F.multilabel_soft_margin_loss(logits[:1], tags[:1]))
 
 
-def test_what_company_explains_has_a_smaller_gradient():
+def test_a_tag_that_the_other_tags_explain_has_a_smaller_gradient():
     logits = torch.zeros(1, 3, requires_grad=True)
     both = torch.tensor([[1.0, 1, 0]])
     plain = torch.autograd.grad(F.multilabel_soft_margin_loss(logits, both), logits)[0]
@@ -67,7 +67,7 @@ def test_constant_tags_and_tags_that_determine_each_other_stay_finite():
     torch.testing.assert_close(CompanyOffsetLoss(2).fit(torch.ones(6, 2)).offsets(torch.ones(1, 2)), torch.zeros(1, 2))
 
 
-def test_a_state_dict_brings_the_offsets_without_tags():
+def test_a_state_dict_restores_the_offsets():
     again = CompanyOffsetLoss(3)
     again.load_state_dict(_made().state_dict())
     assert torch.equal(again.offsets(TAGS), _made().offsets(TAGS))
@@ -83,7 +83,7 @@ def test_a_state_dict_brings_the_offsets_without_tags():
             lambda: CompanyOffsetLoss(0, cap=0, ridge=0.0, offset_of="mine"),
             "classes=0 .*offset_of=mine .*cap=0 .*ridge=0",
         ),
-        (lambda: CompanyOffsetLoss(3)(torch.zeros(1, 3), torch.zeros(1, 3)), "offsets are not known yet; call fit"),
+        (lambda: CompanyOffsetLoss(3)(torch.zeros(1, 3), torch.zeros(1, 3)), "offsets are not fitted yet; call fit"),
         (lambda: CompanyOffsetLoss(2).fit(TAGS), r"training tags have shape \(100, 3\), expected \(images, 2\)"),
         (lambda: _made()(torch.zeros(2, 3), torch.zeros(1, 3)), r"logits are \(2, 3\) and tags \(1, 3\)"),
         (lambda: _made().offsets(torch.zeros(3)), r"tags have shape \(3,\), expected \(images, 3\)"),
@@ -92,7 +92,7 @@ def test_a_state_dict_brings_the_offsets_without_tags():
         (lambda: CompanyOffsetLoss(3).fit(TAGS * 2), "tags hold other values than 0 and 1"),
     ],
 )
-def test_what_is_refused(call, message):
+def test_invalid_input_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The consensus loss against numbers worked by hand, the published code's own, and its limits."""
+"""The consensus loss: by hand, against the published code's values, extremes, invalid input."""
 
 import math
 
@@ -117,23 +117,23 @@ class TestByHand:
         loss = consensus_loss(logits, target, alpha=0, beta=1, consensus_reduction="image")
         assert float(loss) == pytest.approx(2 * kl / 4)
 
-    def test_blobs_that_count_as_their_pixels(self):
+    def test_blobs_weighted_by_size(self):
         logits, target, blobs = random_case()
-        alone, pixels = [], []
+        single, pixels = [], []
         for image, labels, ids in zip(logits, target, blobs, strict=True):
             for blob in ids[labels != 255].unique():
                 only = labels.masked_fill(ids != blob, 255)
-                alone.append(by_hand(image[None], only[None], ids[None]))
+                single.append(by_hand(image[None], only[None], ids[None]))
                 pixels.append(int((only != 255).sum()))
-        expected = float((torch.stack(alone) * torch.tensor(pixels)).sum() / sum(pixels))
+        expected = float((torch.stack(single) * torch.tensor(pixels)).sum() / sum(pixels))
         assert float(consensus_loss(logits, target, blobs, blob_weight="size")) == pytest.approx(expected, rel=1e-12)
-        single = torch.arange(35).view(1, 5, 7).expand(2, -1, -1)
-        assert float(ConsensusLoss(blob_weight="size")(logits, target, single)) == pytest.approx(
+        one_pixel = torch.arange(35).view(1, 5, 7).expand(2, -1, -1)
+        assert float(ConsensusLoss(blob_weight="size")(logits, target, one_pixel)) == pytest.approx(
             10 * float(F.cross_entropy(logits, target, ignore_index=255))
         )
 
     def test_soft_targets(self):
-        """One-hot targets are the hard ones; the label term is the cross-entropy of the blob's two means."""
+        """One-hot targets equal hard ones; the label term is the cross-entropy of the blob's mean prediction and target."""
         logits, target, blobs = random_case(ignored=False)
         soft = F.one_hot(target, 3).movedim(-1, 1).double()
         for regions in (None, blobs):
@@ -162,7 +162,7 @@ class TestByHand:
         loss = consensus_loss(logits.requires_grad_(), soft)
         assert torch.autograd.grad(loss, soft, allow_unused=True)[0] is None
 
-    def test_published_pools_the_ids_that_images_share(self):
+    def test_published_pools_an_id_over_images(self):
         logits, target, _ = random_case(ignored=False)
         shared = consensus_loss(logits, target, target, normalization="published")
         apart = consensus_loss(logits, target, target + 3 * torch.arange(2).view(2, 1, 1), normalization="published")
@@ -200,7 +200,7 @@ class TestProperties:
 
     @settings(max_examples=20, deadline=None)
     @given(st.integers(0, 10**6))
-    def test_agreement_is_a_divergence(self, seed):
+    def test_the_consensus_term_is_0_only_for_equal_predictions(self, seed):
         logits, target, blobs = random_case(seed=seed)
         assert float(consensus_loss(logits, target, blobs, alpha=0)) > 0
         flat = logits[:, :, :1, :1].expand_as(logits)
@@ -227,12 +227,12 @@ class TestGradients:
         logits.requires_grad_()
         assert torch.autograd.gradcheck(lambda x: consensus_loss(x, soft, blobs), (logits,))
 
-    def test_of_blobs_that_count_as_their_pixels(self):
+    def test_of_blobs_weighted_by_size(self):
         logits, target, blobs = random_case(h=3, w=4)
         logits.requires_grad_()
         assert torch.autograd.gradcheck(lambda x: consensus_loss(x, target, blobs, blob_weight="size"), (logits,))
 
-    def test_scales_with_what_comes_from_outside(self):
+    def test_scales_with_the_outer_gradient(self):
         logits, target, blobs = random_case()
         logits.requires_grad_()
         one = torch.autograd.grad(consensus_loss(logits, target, blobs), logits)[0]
@@ -258,8 +258,8 @@ class TestExtremes:
         assert torch.isfinite(loss)
         assert torch.isfinite(grad).all()
 
-    def test_a_wrong_blob_is_pulled_back_however_wrong(self):
-        """All of its probability underflows: alpha times cross-entropy, value and gradient."""
+    def test_a_blob_whose_probability_underflows_has_a_gradient(self):
+        """Value and gradient are alpha times those of cross-entropy."""
         logits = torch.tensor([[[[0.0, 0.0]], [[1e4, 1e4]]]]).requires_grad_()
         target = torch.zeros(1, 1, 2, **LONG)
         for blobs, validate in ((None, True), (target, True), (target, False)):
@@ -268,14 +268,14 @@ class TestExtremes:
             grad = torch.autograd.grad(loss, logits)[0]
             torch.testing.assert_close(grad, torch.tensor([[[[-5.0, -5.0]], [[5.0, 5.0]]]]))
 
-    def test_one_right_pixel_in_a_hopeless_blob(self):
+    def test_one_correct_pixel_in_a_blob_that_underflows(self):
         logits = torch.tensor([[[[0.0, 0.0, 50.0]], [[1e4, 1e4, 50.0]]]]).requires_grad_()
         loss = consensus_loss(logits, torch.zeros(1, 1, 3, **LONG), alpha=1, beta=0)
         assert float(loss) == pytest.approx(math.log(6))
 
     @pytest.mark.parametrize("gap", [43.0, 86.5, 90.0, 200.0, 1e4])
-    def test_a_sure_teacher_and_a_wrong_student(self, gap):
-        """Soft targets: value and gradient are those of cross-entropy, however far apart the two are."""
+    def test_a_confident_teacher_and_a_wrong_student(self, gap):
+        """Soft targets: value and gradient are those of cross-entropy for any distance of the two."""
         logits = torch.tensor([0.0, gap]).view(1, 2, 1, 1).requires_grad_()
         for first in (1.0, 0.9):
             soft = torch.tensor([first, 1 - first]).view(1, 2, 1, 1)
@@ -356,7 +356,7 @@ class TestExtremes:
 
     @pytest.mark.parametrize("case", ["dense", "one large id", "an ignored large id", "odd size"])
     def test_float32_loses_no_digits_in_large_blobs(self, case):
-        """A sum of a quarter of a million equal numbers, one by one, would be off by half a percent."""
+        """A plain float32 sum of a quarter of a million equal numbers would be wrong by half a percent."""
         h, w = (509, 503) if case == "odd size" else (512, 512)
         logits = torch.tensor([0.3, -1.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, h, w)
         target, blobs = torch.zeros(1, h, w, **LONG), torch.zeros(1, h, w, **LONG)
@@ -402,7 +402,7 @@ class TestForms:
         loss.backward()
         assert half.grad.dtype == dtype
 
-    def test_module_and_function_are_one(self):
+    def test_module_equals_function(self):
         logits, target, blobs = random_case()
         module = ConsensusLoss(3, 2, "published", "image", "blob", validate=False)
         expected = consensus_loss(logits, target, blobs, 3, 2, "published", "image", "blob")
@@ -418,7 +418,7 @@ class TestForms:
         torch.testing.assert_close(logits.grad, half)
 
     @pytest.mark.parametrize("changed", ["logits", "target", "blobs"])
-    def test_what_is_changed_before_the_backward_pass_is_noticed(self, changed):
+    def test_an_in_place_change_before_the_backward_pass_is_noticed(self, changed):
         leaf, target, _ = random_case(h=16, w=16, ignored=False)
         given = {"logits": leaf.requires_grad_() * 1, "target": target, "blobs": target.clone()}
         loss = consensus_loss(**given)

@@ -1,4 +1,4 @@
-"""MultiScaleCrossEntropy: a sum over sizes, on labels that are resized each axis for itself."""
+"""MultiScaleCrossEntropy: by hand, labels resized as by Pillow, extremes."""
 
 import math
 

@@ -27,7 +27,7 @@ def test_without_ignored_pixels_it_is_torchs_loss_against_one_hot():
     torch.testing.assert_close(one_hot_binary_cross_entropy(logits, target), expected)
 
 
-def test_ignored_pixels_take_no_part_whatever_they_hold():
+def test_logits_of_ignored_pixels_have_no_effect_even_if_infinite():
     logits, target = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     target[0, 0] = 7
     loss = one_hot_binary_cross_entropy(logits, target, ignore_index=7)

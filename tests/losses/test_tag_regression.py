@@ -1,4 +1,4 @@
-"""The regression of each tag on the others: against counted frequencies, extremes, wrong tags."""
+"""The regression of each tag on the others: against counted frequencies and scikit-learn, extremes, invalid tags."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_independent_tags_have_no_coefficients():
     torch.testing.assert_close(bias, torch.zeros(3), rtol=0, atol=1e-4)
 
 
-def test_tags_that_determine_each_other_and_one_that_never_comes_stay_finite():
+def test_coefficients_stay_finite_for_tags_that_determine_each_other_and_for_a_constant_one():
     always = torch.tensor([[1.0, 1.0, 0.0]] * 20 + [[0.0, 0.0, 0.0]] * 20)
     coefficients, bias = tag_regression(always)
     assert coefficients.isfinite().all()
@@ -38,7 +38,7 @@ def test_tags_that_determine_each_other_and_one_that_never_comes_stay_finite():
 
 
 def _drawn(images, company, seed=0):
-    """Four tags: the second follows the first with probability `company`, the third shuns it, the last is alone."""
+    """Four tags: the second equals the first with probability `company`, the third excludes it, the last is random."""
     random = np.random.default_rng(seed)
     first, last = random.random((2, images)) < 0.5
     second = np.where(random.random(images) < company, first, random.random(images) < 0.5)
@@ -57,7 +57,7 @@ def test_against_scikit_learn():
         np.testing.assert_allclose(bias[k], model.intercept_[0], atol=1e-3)
 
 
-def test_coefficients_of_0_or_more_are_those_of_the_company_that_speaks_for_a_tag():
+def test_unsigned_coefficients_keep_only_positive_evidence():
     tags, ridge = _drawn(200, 0.8), 0.01
     signed, _ = tag_regression(tags, ridge)
     coefficients, _ = tag_regression(tags, ridge, signed=False)
@@ -65,19 +65,19 @@ def test_coefficients_of_0_or_more_are_those_of_the_company_that_speaks_for_a_ta
     assert (coefficients >= 0).all()
     assert coefficients[0, 2] == coefficients[2, 0] == 0
     assert coefficients[3, 0] == 0
-    alone = LogisticRegression(C=1 / (2 * ridge * len(tags)), tol=1e-10, max_iter=1000)
-    alone.fit(tags[:, [1]].numpy(), tags[:, 0].numpy())  # what the others say is held at 0
-    np.testing.assert_allclose(coefficients[1, 0], alone.coef_[0, 0], atol=1e-3)
+    single = LogisticRegression(C=1 / (2 * ridge * len(tags)), tol=1e-10, max_iter=1000)
+    single.fit(tags[:, [1]].numpy(), tags[:, 0].numpy())  # the other coefficients are held at 0
+    np.testing.assert_allclose(coefficients[1, 0], single.coef_[0, 0], atol=1e-3)
 
 
-def test_the_ridge_follows_what_the_tags_tell():
+def test_the_chosen_ridge_depends_on_how_strongly_tags_depend_on_each_other():
     strong, nothing = cross_validated_ridge(_drawn(300, 0.95)), cross_validated_ridge(EVERY_THREE.repeat(20, 1))
     assert strong < 0.01
     assert nothing == 1
     assert cross_validated_ridge(_drawn(300, 0.95)) == strong
 
 
-def test_wrong_tags_and_ridge():
+def test_invalid_tags_and_ridge():
     with pytest.raises(ValueError, match=r"tags have shape \(0, 2\)"):
         tag_regression(torch.zeros(0, 2))
     with pytest.raises(ValueError, match=r"tags have shape \(2,\)"):

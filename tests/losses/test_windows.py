@@ -57,7 +57,7 @@ def test_pasted_by_hand() -> None:
     assert pasted_loss(scores, torch.full_like(target, 255), 4).item() == 0
 
 
-def test_what_no_window_covers_costs_without_gradient() -> None:
+def test_a_pixel_that_no_window_covers_has_a_loss_without_gradient() -> None:
     scores = torch.zeros(1, 2, 1, 1, requires_grad=True)
     cost = pasted_loss(scores, torch.ones(1, 1, 1, dtype=torch.int64), 1)
     cost.backward()
