@@ -13,7 +13,7 @@ import yaml
 def test_a_fit_survives_kills_at_random_moments(tiny_config, tmp_path):
     config = yaml.safe_load(tiny_config.read_text())
     config["trainer"]["max_epochs"] = 60
-    config["checkpoint"] = {"save_every_steps": 1}
+    config["checkpoint"] = {"save_every_steps": 1, "monitor": "val/loss", "mode": "max"}  # a score that falls
     config["pictures"] = {"every_n_epochs": 60}
     tiny_config.write_text(yaml.safe_dump(config))
     done = subprocess.run(
