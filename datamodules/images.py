@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANA
 
 if TYPE_CHECKING:
     from structseg.datamodules.batch import MaskFilter
+
+Number = TypeVar("Number", np.uint8, np.int32)
 
 VOID = (224, 224, 192)  # the colour of 255 in masks of PASCAL VOC
 
@@ -437,13 +439,13 @@ def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int], by: MaskFilter = "nearest") -> NDArray[np.uint8]:
-    """The index mask resized to (H, W), with the nearest filter or by majority; no class is made that was not there."""
+def resize_mask(mask: NDArray[Number], size: tuple[int, ...], by: MaskFilter = "nearest") -> NDArray[Number]:
+    """An index mask or superpixel numbers, uint8 or int32, resized to (H, W) by the nearest pixel or by majority."""
     height, width = size
     if mask.shape == (height, width):
         return mask
     if by == "majority":
         from structseg.datamodules.batch import mask_tensor, shrink_by_majority  # here, as it loads torch
 
-        return shrink_by_majority(mask_tensor(mask)[None], size)[0].numpy().astype(np.uint8)
+        return shrink_by_majority(mask_tensor(mask)[None], (height, width))[0].numpy().astype(mask.dtype)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

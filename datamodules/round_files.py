@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from structseg.datamodules.images import read_mask
+from structseg.datamodules.images import VOID, read_mask
 from structseg.datamodules.label_spaces import LabelSpace
 
 ABOUT = "about.json"
@@ -32,7 +32,6 @@ STAGES = {
 
 TRUE_MASKS = "learned from true masks, not from tags"  # a notice of a segmenter, and so of its masks and queries
 
-_VOID = (224, 224, 192)  # the colour of ignored pixels in VOC's masks
 _DAMAGE = (
     AttributeError, EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError,
     ValueError, struct.error, zlib.error, zipfile.BadZipFile,
@@ -297,7 +296,7 @@ def write_mask(folder: Path, name: str, mask: NDArray[np.integer], space: LabelS
         what = f"shape {mask.shape}" if mask.ndim != 2 else f"class {wrong[0]}"
         raise ValueError(f"mask of {name} has {what}; (H, W) of the {len(space)} classes of {space.name} is needed")
     image = Image.fromarray(mask.astype(np.uint8))
-    colours = [*space.palette, *[(0, 0, 0)] * (255 - len(space)), _VOID]  # all 256, else Pillow packs fewer bits
+    colours = [*space.palette, *[(0, 0, 0)] * (255 - len(space)), VOID]  # all 256, else Pillow packs fewer bits
     image.putpalette([value for colour in colours for value in colour])
     with _written_whole(folder / f"{name}.png") as file:
         image.save(file, format="PNG", optimize=True)

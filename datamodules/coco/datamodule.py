@@ -135,11 +135,6 @@ class COCODataModule(WeaklySupervisedDataModule):
         mask_turn(path, picture.size[::-1], _ANNOTATION)
         return image, None, self.tag_vector(self.tags_of(name), name)
 
-    def read(self, name: str) -> Read:
-        """The photograph with its mask and tags; raises as `read_unmasked` and `paint`."""
-        image, _, tags = self.read_unmasked(name)
-        return image, self.truth_of(name), tags
-
 
 def _painted(picture: Picture) -> NDArray[np.uint8]:
     """As `paint`, with the image's name in errors."""

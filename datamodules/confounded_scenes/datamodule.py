@@ -17,7 +17,7 @@ from structseg.datamodules.confounded_scenes.dataset import ConfoundedScenes
 from structseg.datamodules.confounded_scenes.layouts import PaintedLayouts, choose_layouts
 from structseg.datamodules.confounded_scenes.scene import Picture
 from structseg.datamodules.label_spaces import SCENES, VOC
-from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
+from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule, classes_in
 
 
 class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
@@ -63,7 +63,7 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
     ) -> None:
         super().__init__(label_space, size=size, seed=seed, **kwargs)
         base_probability(co_occurrence)
-        self.data_space = SCENES if layouts is None else VOC
+        self.data_space = self.drawn_space = SCENES if layouts is None else VOC
         problems = []
         if min(train, test) < 1 or val < 0:
             problems.append(f"train={train}, val={val}, test={test} (at least 1, 0, 1 images)")
@@ -117,12 +117,13 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
         """The image, its true mask and its tags."""
         picture = self.render(name)
         mask = self._to_space[picture.mask]
-        return Image.fromarray(picture.image), mask, self.tag_vector(self._classes(picture.mask), name)
+        tags = self.tag_vector(classes_in(picture.mask, self.drawn_space), name)
+        return Image.fromarray(picture.image), mask, tags
 
     def tags_of(self, name: str) -> frozenset[str]:
         """The classes in an image's true mask, those that the label space lacks included."""
         if name not in self._tags:
-            self._tags[name] = self._classes(self._truth(name))
+            self._tags[name] = classes_in(self._truth(name), self.drawn_space)
         return self._tags[name]
 
     def truth_of(self, name: str) -> NDArray[np.uint8]:
@@ -131,8 +132,3 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
 
     def _truth(self, name: str) -> NDArray[np.uint8]:
         return self.render(name).mask if self._painted is None else self._painted.layout(name)
-
-    def _classes(self, mask: NDArray[np.uint8]) -> frozenset[str]:
-        space = self.data_space or SCENES
-        counts = np.bincount(mask.ravel(), minlength=256)[1 : len(space)]
-        return frozenset(space.classes[index + 1] for index in np.flatnonzero(counts))

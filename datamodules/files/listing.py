@@ -120,6 +120,14 @@ def files_by_name(folder: Path, suffixes: Sequence[str], faults: list[str] | Non
     return found
 
 
+def stored_path(folder: Path, *names: str) -> Path:
+    """A path below a folder as the disk spells it: each name composed (NFC), or decomposed (NFD) as macOS stores it."""
+    for name in names:
+        forms = [folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+        folder = next((path for path in forms if path.exists()), forms[0])
+    return folder
+
+
 def refuse_missing(folder: Path, what: str, missing: Sequence[str], of: int) -> None:
     """Raises a FileNotFoundError that counts what is missing and names the first three."""
     if missing:

@@ -25,8 +25,7 @@ from structseg.datamodules.folder.masks import JPEGMasks, MaskReader, read_pair_
 from structseg.datamodules.folder.pairs import Pair, check_pairs
 from structseg.datamodules.images import mask_turn, read_image
 from structseg.datamodules.label_spaces import LabelSpace, label_space
-from structseg.datamodules.weak.crops import CropSettings
-from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
+from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule, classes_in
 
 _DEFAULTS = {"size": (256, 256), "batch_size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -91,24 +90,18 @@ class Folder:
         ]
 
 
-class FolderDataModule(SegmentationDataModule):
-    """Own images with own masks and classes, as a `dataset.yaml` describes them; `structseg init FOLDER` writes it.
-
-    Test images that lie in several folders are also scored by folder.
+class _DescribedFolder(SegmentationDataModule):
+    """The settings of both DataModules, checked by their base, and what is read of the files before any is decoded.
 
     Args:
         root: the `dataset.yaml`, or its folder.
         label_space: that the classes are mapped to by their names; default: the file's own classes.
-        size: (H, W) in pixels that images are resized to; default: the file's, else 256x256.
+        size: (H, W) in pixels of images and crops; default: the file's, else 256x256.
         batch_size: images a training batch, on each device; default: the file's, else 8.
         mean: mean of each channel, on images in 0..1; default: the file's, else 0.5.
         std: deviation of each channel; default: the file's, else 0.5.
         jpeg_masks: masks in formats that do not keep values are refused, or read by the nearest class value.
-        **kwargs: settings of `SegmentationDataModule`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is wrong, or settings do not go together.
+        **kwargs: settings of the base.
     """
 
     def __init__(
@@ -123,14 +116,38 @@ class FolderDataModule(SegmentationDataModule):
         **kwargs: Any,
     ) -> None:
         self.folder = Folder(root, label_space, jpeg_masks)
+        if "crops" in kwargs and self.folder.space.flip_pairs:  # tags and pseudo-masks do not know left from right
+            kwargs["crops"] = replace(kwargs["crops"], flip=0.0)
         given = {"size": size, "batch_size": batch_size, "mean": mean, "std": std}
         super().__init__(self.folder.space.describe(), **self.folder.settings(given), **kwargs)
+        self.root = self.folder.file.home
+
+    def check_files(self, splits: Sequence[Split]) -> None:  # noqa: ARG002  # of all splits at once
+        """Raises as `Folder.splits`."""
+        _ = self.folder.splits
+
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
+        """For `structseg check`; raises as `Folder.file_samples`."""
+        return self.folder.file_samples(split, faults)
+
+
+class FolderDataModule(_DescribedFolder):
+    """Own images with own masks and classes, as a `dataset.yaml` describes them; `structseg init FOLDER` writes it.
+
+    Test images that lie in several folders are also scored by folder. For the settings see `SegmentationDataModule`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is wrong, or settings do not go together.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not self.folder.file.has_masks:
             raise ValueError(
                 f"{self.folder.file.path} names no masks, which this method learns from; add masks: FOLDER, or train "
                 "from tags alone: structseg pipeline own/conta"
             )
-        self.root = self.folder.file.home
 
     @property
     def has_validation(self) -> bool:
@@ -150,14 +167,6 @@ class FolderDataModule(SegmentationDataModule):
         """The samples of a split; masks of validation and test at their own size with `score_at=native`."""
         native = split != "train" and self.score_at == "native"
         return FolderDataset(self.folder, self.folder.splits[split], self.size, native)
-
-    def check_files(self, splits: Sequence[Split]) -> None:  # noqa: ARG002  # of all splits at once
-        """Raises as `Folder.splits`."""
-        _ = self.folder.splits
-
-    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
-        """For `structseg check`; raises as `Folder.file_samples`."""
-        return self.folder.file_samples(split, faults)
 
 
 def by_folder(names: Sequence[str]) -> Mapping[str, frozenset[str]]:
@@ -197,49 +206,25 @@ class FolderDataset(DecodedDataset):
         mask_turn(pair.image, (label.shape[1], label.shape[0]), str(pair.mask), stored=(photograph.size, 1))
 
 
-class WeakFolderDataModule(WeaklySupervisedDataModule):
+class WeakFolderDataModule(_DescribedFolder, WeaklySupervisedDataModule):
     """Own images with tags, as a `dataset.yaml` describes them: for CONTA, which learns masks from tags.
 
-    Args:
-        root: the `dataset.yaml`, or its folder. Its `tags` say where the tags are: a CSV file with the header
-            `name,classes`, `masks` (the classes of the masks), or `folders` (the folder that an image lies in is its
-            class); default: `masks` where there are any.
-        label_space: that the classes are mapped to by their names; default: the file's own classes.
-        size: (H, W) in pixels of a crop; default: the file's, else 256x256.
-        batch_size: images a training batch, on each device; default: the file's, else 8.
-        mean: mean of each channel, on images in 0..1; default: the file's, else 0.5.
-        std: deviation of each channel; default: the file's, else 0.5.
-        jpeg_masks: masks in formats that do not keep values are refused, or read by the nearest class value.
-        crops: how training images are cropped; with flip pairs they are not mirrored.
-        **kwargs: settings of `WeaklySupervisedDataModule`.
+    The file's `tags` say where the tags are: a CSV file with the header `name,classes`, `masks` (the classes of the
+    masks), or `folders` (the folder that an image lies in is its class); default: `masks` where there are any. Crops
+    are not mirrored where the classes have flip pairs. For the settings see `WeaklySupervisedDataModule`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is wrong, or settings do not go together.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        label_space: str | None = None,
-        size: tuple[int, int] | None = None,
-        batch_size: int | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        jpeg_masks: JPEGMasks = "refuse",
-        crops: CropSettings = CropSettings(),  # noqa: B008  # frozen by use: nothing writes to it
-        **kwargs: Any,
-    ) -> None:
-        self.folder = Folder(root, label_space, jpeg_masks)
-        given = {"size": size, "batch_size": batch_size, "mean": mean, "std": std}
-        if self.folder.space.flip_pairs:  # tags and pseudo-masks do not know left from right
-            crops = replace(crops, flip=0.0)
-        super().__init__(self.folder.space.describe(), crops=crops, **self.folder.settings(given), **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         file = self.folder.file
         self.tags = str(file.tree.get("tags") or "masks")
         if self.tags == "masks" and not file.has_masks:
             raise ValueError(f"{file.path} has neither tags nor masks; add tags: tags.csv, or tags: folders")
-        self.root, self.data_space, self.tags_from_masks = file.home, file.space, self.tags == "masks"
+        self.data_space, self.tags_from_masks = file.space, self.tags == "masks"
         self._tags: dict[str, frozenset[str] | None] = {}
 
     @cached_property
@@ -290,8 +275,7 @@ class WeakFolderDataModule(WeaklySupervisedDataModule):
             elif pair.mask is None:
                 self._tags[name] = None
             else:
-                counts = np.bincount(read_pair_mask(pair, self.folder.reader).ravel(), minlength=256)
-                self._tags[name] = frozenset(classes[i] for i in range(1, len(classes)) if counts[i])
+                self._tags[name] = classes_in(read_pair_mask(pair, self.folder.reader), self.folder.file.space)
         return self._tags[name]
 
     def truth_of(self, name: str) -> NDArray[np.uint8] | None:
@@ -303,16 +287,3 @@ class WeakFolderDataModule(WeaklySupervisedDataModule):
         """The photograph with its tags; raises as `read_image` and `tag_vector`."""
         tags = self.tags_of(name)
         return read_image(self._pair(name).image), None, None if tags is None else self.tag_vector(tags, name)
-
-    def read(self, name: str) -> Read:
-        """The photograph with its mask and tags; raises as `read_unmasked` and `Folder.label`."""
-        image, _, tags = self.read_unmasked(name)
-        return image, self.truth_of(name), tags
-
-    def check_files(self, splits: Sequence[Split]) -> None:  # noqa: ARG002  # of all splits at once
-        """Raises as `Folder.splits`."""
-        _ = self.folder.splits
-
-    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
-        """For `structseg check`; raises as `Folder.file_samples`."""
-        return self.folder.file_samples(split, faults)

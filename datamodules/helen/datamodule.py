@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from structseg.datamodules.batch import MaskFilter, Sample, Split, image_tensor, mask_tensor
+from structseg.datamodules.batch import Split
 from structseg.datamodules.faces import FaceDataModule
+from structseg.datamodules.files.decoded import DecodedDataset
 from structseg.datamodules.files.listing import FileSample
 from structseg.datamodules.helen.files import LISTS, Face, find_faces, find_home, fitted_label, read_label, read_lists
-from structseg.datamodules.images import read_image, resize_image, resize_mask
+from structseg.datamodules.images import read_image
 from structseg.datamodules.label_spaces import HELEN, STN
-from structseg.datamodules.wrappers.full_size import Originals, sample_with_original
+from structseg.datamodules.wrappers.full_size import Originals
 
 
 class HelenDataModule(FaceDataModule):
@@ -103,14 +104,14 @@ class HelenDataModule(FaceDataModule):
         return samples
 
 
-class HelenDataset(Dataset[Sample]):
-    """Faces with their labels. Eleven files a label are slow to read, so labels are kept, compressed.
+class HelenDataset(DecodedDataset):
+    """Faces with their labels. The eleven files of a label are slow to read, so labels are kept, compressed.
 
     Args:
-        faces: as `find_faces` gives them.
+        faces: as `find_faces` returns them.
         size: (H, W) that photographs are resized to, bilinear with antialiasing.
-        classes: (256,) int64: what the indices of HELEN become.
-        originals: how large the originals are; None gives none.
+        classes: (256,) int64: the class of the label space for each index of HELEN.
+        originals: how large the originals are; None: no originals.
         native_mask: keep masks at the size of their files.
         memory_bytes: how much of the compressed labels to keep in memory.
     """
@@ -124,39 +125,26 @@ class HelenDataset(Dataset[Sample]):
         native_mask: bool = False,
         memory_bytes: int = 512 << 20,
     ) -> None:
+        super().__init__([face.name for face in faces], size, native_mask, originals, memory_bytes)
         self.faces = tuple(faces)
-        self.size = size
         self.classes = classes.numpy().astype(np.uint8)
-        self.originals = originals
-        self.native_mask = native_mask
-        self.mask_filter: MaskFilter = "nearest"  # as in `DecodedDataset`
-        self.memory_left = memory_bytes
-        self._memory: dict[int, bytes] = {}
 
-    def __len__(self) -> int:
-        return len(self.faces)
+    def decoded(self, index: int) -> tuple[Any, ...]:
+        """As `decode`: only the label is kept in memory."""
+        return self.decode(index)
 
-    def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) in 0..1 and `name`, with `original` (3, h, w) and `mask` (h, w), or `mask` (H, W) alone."""
-        face = self.faces[index]
-        photograph = read_image(face.image)
-        mask = self._label(index, photograph.size)
-        if self.originals is not None:
-            original, mask = self.originals.shrink(photograph, mask, self.native_mask, self.mask_filter)
-            return sample_with_original(original, mask, self.size, face.name)
-        return {
-            "image": image_tensor(resize_image(photograph, self.size)),
-            "mask": mask_tensor(mask if self.native_mask else resize_mask(mask, self.size, self.mask_filter)),
-            "name": face.name,
-        }
+    def photograph(self, index: int) -> Image.Image:
+        """The photograph of a sample at its full size, RGB; raises as `read_image`."""
+        return read_image(self.faces[index].image)
 
-    def _label(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """The label of an image of (width, height), (h, w) in the label space."""
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """The label of a sample, (h, w) in the label space; raises as `fitted_label`."""
         if index in self._memory:
-            return np.frombuffer(zlib.decompress(self._memory[index]), dtype=np.uint8).reshape(size[::-1])
+            packed, shape = self._memory[index]
+            return np.frombuffer(zlib.decompress(packed), dtype=np.uint8).reshape(shape)
         label = self.classes[fitted_label(self.faces[index])]
         packed = zlib.compress(label.tobytes(), 1)
         if len(packed) <= self.memory_left:
             self.memory_left -= len(packed)
-            self._memory[index] = packed
+            self._memory[index] = packed, label.shape
         return label

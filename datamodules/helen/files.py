@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from structseg.datamodules.files.listing import files_by_name, read_split_lists, refuse_missing
+from structseg.datamodules.files.listing import files_by_name, read_split_lists, refuse_missing, stored_path
 from structseg.datamodules.images import fit_mask, open_mask
 from structseg.datamodules.label_spaces import HELEN
 
@@ -27,22 +27,13 @@ class Face:
     Attributes:
         name: `100032540_1`.
         image: the photograph.
-        labels: the folder of its soft masks, one a class of HELEN.
+        masks: its soft masks, one for each class of HELEN: `100032540_1_lbl00.png` of the background to
+            `100032540_1_lbl10.png` of hair.
     """
 
     name: str
     image: Path
-    labels: Path
-
-    @property
-    def masks(self) -> tuple[Path, ...]:
-        """The soft masks, in the order of HELEN's classes."""
-        return tuple(self.labels / name for name in mask_names(self.name))
-
-
-def mask_names(name: str) -> tuple[str, ...]:
-    """The files of an image's eleven soft masks: `100032540_1_lbl00.png` is the background, `..._lbl10.png` hair."""
-    return tuple(f"{name}_lbl{index:02}.png" for index in range(len(HELEN)))
+    masks: tuple[Path, ...]
 
 
 def find_home(root: Path) -> Path:
@@ -97,20 +88,22 @@ def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None
         FileNotFoundError: images or soft masks are missing; how many and the first are named.
     """
     images = files_by_name(home / IMAGES, (".jpeg", ".jpg"), faults)
-    faces = tuple(Face(n, images.get(n, home / IMAGES / f"{n}.jpg"), home / LABELS / n) for n in names)
+    faces, missing = [], []
+    for name in names:
+        folder = stored_path(home / LABELS, name)
+        masks = files_by_name(folder, (".png",), faults)
+        stems = [f"{name}_lbl{index:02}" for index in range(len(HELEN))]
+        missing += [f"{name}/{stem}.png" for stem in stems if stem not in masks]
+        paths = tuple(masks.get(stem, folder / f"{stem}.png") for stem in stems)
+        faces.append(Face(name, images.get(name, home / IMAGES / f"{name}.jpg"), paths))
     if faults is None:
         refuse_missing(
             home / IMAGES, "listed images", [f.image.name for f in faces if f.name not in images], len(faces)
         )
-    missing = []
-    for face in faces:
-        there = _files(face.labels)
-        missing += [f"{face.name}/{name}" for name in mask_names(face.name) if name not in there]
-    if faults is None:
         refuse_missing(home / LABELS, "listed masks", missing, len(faces) * len(HELEN))
     else:
         faults += [f"no soft mask {home / LABELS / path}; unpack the whole archive there" for path in missing]
-    return faces
+    return tuple(faces)
 
 
 def read_label(face: Face) -> NDArray[np.uint8]:
@@ -144,7 +137,3 @@ def read_label(face: Face) -> NDArray[np.uint8]:
 def fitted_label(face: Face) -> NDArray[np.uint8]:
     """As `read_label`, turned as the upright photograph; raises likewise, and as `fit_mask`."""
     return fit_mask(read_label(face), face.image, str(face.masks[0]))
-
-
-def _files(folder: Path) -> frozenset[str]:
-    return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()

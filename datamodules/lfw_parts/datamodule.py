@@ -190,7 +190,7 @@ class LFWPartsDataset(DecodedDataset):
         superpixels = None
         if face.superpixels is not None and self.superpixels:
             numbers = fit_mask(read_superpixels(face.superpixels), face.image, str(face.superpixels))
-            superpixels = resize_superpixels(numbers, (mask.shape[0], mask.shape[1]))
+            superpixels = resize_mask(numbers, mask.shape)
         return image, mask, superpixels
 
 
@@ -246,11 +246,3 @@ def read_superpixels(path: Path) -> NDArray[np.int32]:
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is no matrix of superpixel numbers ({reason}); copy it again") from None
-
-
-def resize_superpixels(numbers: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    """The numbers resized to (H, W) with the nearest filter."""
-    height, width = size
-    if numbers.shape == (height, width):
-        return numbers
-    return np.asarray(Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from structseg.datamodules.files.listing import files_by_name, read_split_lists, refuse_missing
+from structseg.datamodules.files.listing import files_by_name, read_split_lists, refuse_missing, stored_path
 from structseg.datamodules.images import read_image
 
 IMAGES = "lfw_funneled"
@@ -100,18 +99,15 @@ def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None
     faces = []
     for name in names:
         labels.setdefault(name, root / LABELS / f"{name}.ppm")
-        dat = root / SUPERPIXELS / person_of(name) / f"{name}.dat"
+        dat = stored_path(root / SUPERPIXELS, person_of(name), f"{name}.dat")
         faces.append(Face(name, images[name], labels[name], dat if dat.is_file() else None))
     return tuple(faces)
 
 
 def _photograph(folder: Path, name: str) -> Path:
     """The photograph of a name, whatever the case of its suffix and however its letters are composed."""
-    path = folder / person_of(name) / f"{name}.jpg"
-    if not path.is_file():
-        for person in dict.fromkeys((person_of(name), unicodedata.normalize("NFD", person_of(name)))):
-            path = files_by_name(folder / person, (".jpeg", ".jpg"), []).get(name, path)
-    return path
+    path = stored_path(folder, person_of(name), f"{name}.jpg")
+    return path if path.is_file() else files_by_name(path.parent, (".jpeg", ".jpg"), []).get(name, path)
 
 
 def image_folder(root: Path) -> Path:

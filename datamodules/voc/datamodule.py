@@ -16,7 +16,7 @@ from structseg.datamodules.files.text import read_tags
 from structseg.datamodules.images import fit_mask, read_image, read_mask
 from structseg.datamodules.label_spaces import VOC
 from structseg.datamodules.voc import files
-from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule
+from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModule, classes_in
 
 
 class VOCDataModule(WeaklySupervisedDataModule):
@@ -93,7 +93,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
             return ()
         if split not in self._entries:
             path = files.list_file(self.home, given)
-            names = files.read_list(path)
+            names = files.read_list(path, self.photographs)
             files.check_images(self.home, names, path, self.photographs)
             self._entries[split] = names
         return self._entries[split]
@@ -119,10 +119,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
         if self.tags != "masks":
             return self._tag_file.get(name)
         path = self.masks_by_name.get(name)
-        if path is None:
-            return None
-        found = np.bincount(read_mask(path, len(VOC), VOC.name, VOC.palette).ravel(), minlength=256)
-        return frozenset(VOC.classes[index] for index in range(1, len(VOC)) if found[index])
+        return None if path is None else classes_in(read_mask(path, len(VOC), VOC.name, VOC.palette), VOC)
 
     def truth_of(self, name: str) -> NDArray[np.uint8] | None:
         """The mask of an image in the label space; raises as `read_mask`."""
@@ -141,11 +138,6 @@ class VOCDataModule(WeaklySupervisedDataModule):
         image = read_image(self._photograph(name))
         return image, None, None if tags is None else self.tag_vector(tags, name)
 
-    def read(self, name: str) -> Read:
-        """The photograph with its mask and tags; raises as `read_unmasked` and `read_mask`."""
-        image, _, tags = self.read_unmasked(name)
-        return image, self.truth_of(name), tags
-
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
         """For `structseg check`: every name of the list, images that are not trained on included.
 
@@ -161,9 +153,9 @@ class VOCDataModule(WeaklySupervisedDataModule):
         if self.tags.endswith(".csv"):
             _ = self._tag_file  # before the workers, each of which would read it
         path = files.list_file(self.home, given)
-        names = files.read_list(path)
         if "photographs" not in self.__dict__:  # the first split
             self.photographs = files_by_name(self.home / files.IMAGES, files.SUFFIXES, faults)
+        names = files.read_list(path, self.photographs)
         faults += [f"{path} lists {name} {count} times" for name, count in Counter(names).items() if count > 1]
         samples = []
         for name in dict.fromkeys(names):

@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from structseg.datamodules.files.listing import files_by_name
+from structseg.datamodules.files.listing import files_by_name, stored_path
 from structseg.datamodules.files.text import read_text
 
 IMAGES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Segmentation"
@@ -18,7 +18,7 @@ SUBFOLDERS = ("VOC2012", "VOCdevkit/VOC2012")
 # SBD's images with the training images, by the names that copies of the list have.
 AUGMENTED = ("train_aug", "trainaug")
 SUFFIXES = (".jpeg", ".jpg")
-_LONGEST = 400  # letters of a name, or of a path in its place
+_LONGEST = 400  # letters of a name
 
 
 def find_home(root: Path) -> Path:
@@ -50,21 +50,33 @@ def list_file(home: Path, given: str) -> Path:
     raise FileNotFoundError(f"no list {given}: looked for {' and '.join(str(path) for path in tried)}{more}")
 
 
-def read_list(path: Path) -> tuple[str, ...]:
-    """The names in a list: the first word of each line, or its stem where that is a path, as in SBD's lists.
+def read_list(path: Path, photographs: Container[str] = ()) -> tuple[str, ...]:
+    """The names in a list, one a line: a name, a file name or a path, as in SBD's lists.
+
+    A line is a name as a whole where a photograph is called so, also with spaces in it; otherwise a second column, such
+    as SBD's mask or the 1 and -1 of the lists of a class, is left out.
+
+    Args:
+        path: the list.
+        photographs: the names that there are.
 
     Raises:
         ValueError: it is not text, or lists no image.
     """
-    words = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
-    words = [unicodedata.normalize("NFC", word).replace("\\", "/") for word in words]
-    long = next((word for word in words if len(word) > _LONGEST), None)
+    lines = [unicodedata.normalize("NFC", line.strip()) for line in read_text(path).splitlines() if line.strip()]
+    names = tuple(_listed_name(line.replace("\\", "/"), photographs) for line in lines)
+    long = next((name for name in names if len(name) > _LONGEST), None)
     if long is not None:
         raise ValueError(f"{path} holds a name of {len(long)} letters, {long[:40]}...; copy it again")
-    if not words:
+    if not names:
         raise ValueError(f"{path} lists no image; copy it again")
-    # Paths, as in SBD's lists, and file names, as some tools write them.
-    return tuple(Path(word).stem if "/" in word or word.lower().endswith(SUFFIXES) else word for word in words)
+    return names
+
+
+def _listed_name(line: str, photographs: Container[str]) -> str:
+    columns = re.sub(r"\s+(-1|0|1|\S*/\S*)$", "", line), line.split()[0]
+    names = [Path(part).stem if "/" in part or part.lower().endswith(SUFFIXES) else part for part in (line, *columns)]
+    return next((name for name in names if name in photographs), names[1])
 
 
 def check_images(home: Path, names: Sequence[str], source: Path, there: Container[str]) -> None:
@@ -95,9 +107,8 @@ def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
     Raises:
         ValueError: the file is damaged; the message names it.
     """
-    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
-    path = next((path for form in forms if (path := home / ANNOTATIONS / f"{form}.xml").is_file()), None)
-    if path is None:
+    path = stored_path(home / ANNOTATIONS, f"{name}.xml")
+    if not path.is_file():
         return None
     try:
         content = path.read_bytes()

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -24,7 +23,7 @@ from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.round_files import ABOUT, ArtefactManifest, check_folder
 from structseg.datamodules.samplers import run_seed
 from structseg.datamodules.weak.crops import CropSettings
-from structseg.datamodules.weak.dataset import Donors, Sources, WeakDataset
+from structseg.datamodules.weak.dataset import Donors, Read, Sources, WeakDataset
 
 ContextOf = Literal["own", "another", "another_of_class", "displaced"]
 
@@ -34,14 +33,12 @@ _GEOMETRY: dict[str, Any] = {
 }  # fmt: skip
 _SHOWN = 5  # names that a warning gives
 
-Read = tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.float32] | None]
-
 
 class WeaklySupervisedDataModule(SegmentationDataModule):
     """Images with tags, and masks that are true, made by an earlier stage, or none; a child reads them.
 
-    A child gives `entries` and `read`, and, where the parts can be had one without the other, `read_unmasked`,
-    `tags_of` and `truth_of`. Names are unique over all splits.
+    Subclasses implement `entries`, and either `read` or all of `read_unmasked`, `tags_of` and `truth_of`. Names are
+    unique over all splits.
 
     Samples have `image`, `name`, `crop`, `tags` where they are known, `mask`, with `queries` also `context`, and in
     predictions over a split `cams`. Training samples are crops, drawn from (seed, epoch, index) in the workers;
@@ -117,12 +114,13 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
     def read(self, name: str) -> Read:
         """An image, RGB, its true mask (h, w) in the label space, and its tags (K-1,) of 0 and 1.
 
-        Mask and tags are None where they are not known. A child gives it.
+        Mask and tags are None where they are not known. Raises as `read_unmasked` and `truth_of`.
         """
-        raise NotImplementedError(f"{type(self).__name__} reads no images")
+        image, _, tags = self.read_unmasked(name)
+        return image, self.truth_of(name), tags
 
     def read_unmasked(self, name: str) -> Read:
-        """As `read`, where the true mask is not asked for; a child that can do without decoding it gives None."""
+        """As `read`, but the mask may be None although there is one, which spares decoding it."""
         return self.read(name)
 
     def tags_of(self, name: str) -> frozenset[str] | None:
@@ -374,6 +372,12 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         if "mask" not in batch:
             varied.pop("mask", None)
         return varied
+
+
+def classes_in(mask: NDArray[np.uint8], space: LabelSpace) -> frozenset[str]:
+    """The names of the classes in a mask, without background and ignored pixels."""
+    counts = np.bincount(mask.ravel(), minlength=256)[: len(space)]
+    return frozenset(space.classes[index] for index in np.flatnonzero(counts) if index)
 
 
 def _cycle(names: Sequence[str], random: np.random.Generator) -> dict[str, str]:

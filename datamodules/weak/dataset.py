@@ -18,8 +18,7 @@ from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.round_files import read_artefact_mask, read_cams, read_query
 from structseg.datamodules.weak.crops import CropSettings
 
-Reader = Callable[[str], tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.float32] | None]]
-
+Read = tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.float32] | None]  # image, true mask and tags
 Donors = Mapping[str, str] | Mapping[str, Mapping[int, str]]  # an image's, or those of its classes by index
 
 
@@ -60,7 +59,7 @@ class WeakDataset(Dataset[Sample]):
     def __init__(
         self,
         names: tuple[str, ...],
-        read: Reader,
+        read: Callable[[str], Read],
         size: tuple[int, int] | None,
         label_space: LabelSpace,
         sources: Sources,

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import Dataset
 
 from structseg.datamodules.batch import Sample
+from structseg.datamodules.images import resize_mask
 from structseg.datamodules.samplers import set_epoch
 
 BlobKind = Literal["labels", "components", "superpixels"]
@@ -55,7 +55,7 @@ def make_blobs(
                 raise ValueError("blobs of superpixels need an image or superpixels; give one")
             superpixels = _slic(image, segments)
             if mask is not None:
-                superpixels = _resized(superpixels, mask.shape)
+                superpixels = resize_mask(superpixels, mask.shape)
         if mask is None:
             return _dense(superpixels)
         if superpixels.shape != mask.shape:
@@ -79,12 +79,6 @@ def _slic(image: NDArray[Any], segments: int) -> NDArray[np.int32]:
     pixels = np.ascontiguousarray(image, dtype=np.float32)  # SLIC scales the range itself
     found = slic(pixels, n_segments=segments, max_num_iter=_SLIC_ROUNDS, start_label=0)
     return found.astype(np.int32)
-
-
-def _resized(numbers: NDArray[np.int32], size: tuple[int, ...]) -> NDArray[np.int32]:
-    if numbers.shape == size:
-        return numbers
-    return np.asarray(Image.fromarray(numbers).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def _dense(values: NDArray[Any]) -> NDArray[np.int64]:

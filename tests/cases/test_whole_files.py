@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from structseg.datamodules.coco.files import read_instances
@@ -18,6 +19,7 @@ from structseg.datamodules.images import read_image, stored_size
 from structseg.datamodules.voc.files import tags_from_annotation
 from tests.data.coco import make_coco, run_lengths
 from tests.data.every_set import make_set
+from tests.data.lfw import squares, write_superpixels
 
 Tree = dict[str, Any]
 
@@ -210,11 +212,21 @@ def test_names_composed_and_decomposed(tmp_path: Path, form: str) -> None:
     make = make_set("lfw", tmp_path / "lfw")
     root = tmp_path / "lfw"
     (root / "lfw_funneled" / "Ann_Lee").rename(root / "lfw_funneled" / new)
-    for path in root.rglob("Ann_Lee_*"):
+    write_superpixels(root, "Ann_Lee_0003", squares((50, 40)))
+    (root / "parts_lfw_funneled_superpixels_mat" / "Ann_Lee").rename(root / "parts_lfw_funneled_superpixels_mat" / new)
+    for path in [*root.rglob("Ann_Lee_*")]:
         path.rename(path.with_name(path.name.replace("Ann_Lee", new)))
     for path in root.glob("parts_*.txt"):
         path.write_text(path.read_text().replace("Ann_Lee", listed), encoding="utf-8-sig")
     assert len(make().dataset("test")) == 3
+    assert "superpixels" in make(blobs="superpixels").make_dataset("test")[0]
+    root = tmp_path / "helen"
+    make = make_set("helen", root)
+    (first, *_), label = make().file_samples("test", []), make().dataset("test")[0]["mask"]
+    for path in [*root.rglob(f"{first.name}_lbl*"), *root.rglob(first.name), first.image]:
+        path.rename(path.with_name(path.name.replace(first.name, new)))
+    (root / "testing.txt").write_text(f"{listed}\n")
+    assert torch.equal(make().dataset("test")[0]["mask"], label)
     (tmp_path / "tags.csv").write_text(f"name,classes\n{new},cat\n")
     assert list(read_tags(tmp_path / "tags.csv")) == [unicodedata.normalize("NFC", new)]
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from structseg.datamodules.helen.files import IMAGES, LABELS, LISTS, mask_names
+from structseg.datamodules.helen.files import IMAGES, LABELS, LISTS
 from structseg.datamodules.label_spaces import HELEN
 
 # Both sides look alike, as on a photograph.
@@ -72,12 +72,14 @@ def write_face(root: Path, name: str, classes: NDArray[np.uint8], seed: int = 0)
     write_masks(root, name, soft_masks(classes))
 
 
-def write_masks(root: Path, name: str, masks: NDArray[np.uint8]) -> None:
-    """(11, H, W) values 0..255 as the published files."""
+def write_masks(root: Path, name: str, masks: NDArray[np.uint8]) -> tuple[Path, ...]:
+    """(11, H, W) values 0..255 as the published files, whose paths it returns."""
     folder = root / LABELS / name
     folder.mkdir(parents=True, exist_ok=True)
-    for file, mask in zip(mask_names(name), masks, strict=True):
-        Image.fromarray(mask).save(folder / file)
+    paths = tuple(folder / f"{name}_lbl{index:02}.png" for index in range(len(masks)))
+    for path, mask in zip(paths, masks, strict=True):
+        Image.fromarray(mask).save(path)
+    return paths
 
 
 def soft_masks(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -121,7 +121,7 @@ def test_labels_are_decoded_once_and_memory_is_bounded(tmp_path: Path) -> None:
     faces = find_faces(root, read_lists(root)["train"])
     data = HelenDataset(faces, (8, 8), HELEN.lookup(HELEN), Originals())
     first = [data[i]["mask"] for i in range(3)]
-    kept = sum(len(packed) for packed in data._memory.values())
+    kept = sum(len(packed) for packed, _ in data._memory.values())
     assert kept == (512 << 20) - data.memory_left
     assert kept < 3 * 60 * 48 / 3  # compressed
     bounded = HelenDataset(faces, (8, 8), HELEN.lookup(HELEN), Originals(), memory_bytes=kept - 1)

@@ -4,16 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from structseg.datamodules.helen.files import (
-    LISTS,
-    SUBFOLDER,
-    Face,
-    find_faces,
-    find_home,
-    mask_names,
-    read_label,
-    read_lists,
-)
+from structseg.datamodules.helen.files import LISTS, SUBFOLDER, Face, find_faces, find_home, read_label, read_lists
 from tests.data.helen import face_classes, make_helen, write_masks
 
 
@@ -22,8 +13,7 @@ def soft_face(root: Path, masks: dict[int, list[list[int]]], shape: tuple[int, i
     values = np.zeros((11, *shape), dtype=np.uint8)
     for index, rows in masks.items():
         values[index] = rows
-    write_masks(root, "7_1", values)
-    return Face("7_1", root / "images" / "7_1.jpg", root / "labels" / "7_1")
+    return Face("7_1", root / "images" / "7_1.jpg", write_masks(root, "7_1", values))
 
 
 def test_the_folder_or_its_parent_may_be_given(tmp_path: Path) -> None:
@@ -197,8 +187,3 @@ def test_masks_that_are_none_are_named(tmp_path: Path) -> None:
     face.masks[3].unlink()
     with pytest.raises(FileNotFoundError, match=r"1000_1_lbl03\.png"):
         read_label(face)
-
-
-def test_mask_names_follow_the_published_order() -> None:
-    assert mask_names("232194_1")[:3] == ("232194_1_lbl00.png", "232194_1_lbl01.png", "232194_1_lbl02.png")
-    assert len(mask_names("232194_1")) == 11

@@ -210,7 +210,30 @@ def test_the_masks_agree_with_the_lists_but_for_two_images(shared_data: Path) ->
     assert wrong == {"2008_005245": {"person"}, "2011_001621": {"tvmonitor"}}
 
 
-def test_lists_of_one_name_are_no_trap(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("my photo 1", "my photo 1"),
+        ("my photo 1.jpg", "my photo 1"),
+        ("/JPEGImages/my photo 1.jpg /SegmentationClassAug/x.png", "my photo 1"),
+        ("my photo 1 -1", "my photo 1"),  # of the list of a class
+        (f"{TRAIN[0]}  1", TRAIN[0]),
+        (f"{TRAIN[0]} and more", TRAIN[0]),
+        ("gone 2 1", "gone 2"),  # no such photograph
+    ],
+)
+def test_names_in_lists_may_hold_spaces(tmp_path: Path, line: str, name: str) -> None:
+    home = home_of(make_voc(tmp_path))
+    for folder, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png"), ("Annotations", ".xml")):
+        (home / folder / f"{TRAIN[1]}{suffix}").rename(home / folder / f"my photo 1{suffix}")
+    write_lists(home, {"train": [line]})
+    data = VOCDataModule(tmp_path)
+    assert read_list(home / "ImageSets/Segmentation/train.txt", data.photographs) == (name,)
+    if not name.startswith("gone"):
+        assert data.dataset("train")[0]["name"] == name
+
+
+def test_a_listed_image_twice_is_refused(tmp_path: Path) -> None:
     home = home_of(make_voc(tmp_path))
     write_lists(home, {"train": [TRAIN[0], TRAIN[0]]})
     with pytest.raises(ValueError, match=f"train.txt lists {TRAIN[0]} 2 times"):
