@@ -11,6 +11,7 @@ import yaml
 
 from structseg.command.lightning import StructsegCLI, changes
 from structseg.datamodules.base import SegmentationDataModule
+from structseg.lightning_modules.base import TrainedModule
 from structseg.options.arguments import as_options
 from structseg.options.class_index import import_named
 from structseg.options.config_files import load_config
@@ -92,6 +93,22 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
     except _Refused as refused:
         raise ValueError(str(refused)) from None
     return config
+
+
+def make_model_and_data(options: Sequence[str]) -> tuple[TrainedModule, SegmentationDataModule]:
+    """The module and the datamodule that `fit` would make of these options; nothing is written.
+
+    Raises:
+        ValueError: the options are refused; the message is the line that the command prints.
+    """
+    args = as_options(["fit", *options])
+    import_named(args)
+    parser = _parser("fit")
+    try:
+        made = parser.instantiate_classes(parser.parse_args(args))
+    except _Refused as refused:
+        raise ValueError(str(refused)) from None
+    return made.fit.model, made.fit.data
 
 
 def differences(config: Mapping[str, Any]) -> list[tuple[str, str]]:

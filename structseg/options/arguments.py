@@ -88,11 +88,11 @@ def parse_tool(parser: PlainParser, args: Sequence[str]) -> tuple[Namespace, lis
     """The options of a tool that takes a configuration's data, and `--config PATH --data...` for `parse_data`.
 
     Raises:
-        OSError, ValueError: as of `find_config` and `check_names`.
+        UsageError: no such configuration, or a pipeline, or an option that does not exist.
     """
     own, further = split_further(args, parser._option_string_actions)
     given = parser.parse_args(own)
-    return given, check_names("fit", ["--config", str(find_config(given.config)), *further])
+    return given, check_names("fit", ["--config", _config_path(given.config), *further])
 
 
 def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], list[str]]:

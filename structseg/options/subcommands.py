@@ -56,6 +56,7 @@ SUBCOMMANDS = {
     "check": Subcommand("structseg.audit.command", "every broken file of a data set, at once"),
     "runs": Subcommand("structseg.results.runs", "list your runs, compare two of them, free disk space"),
     "submit": Subcommand("structseg.cluster.submit", "write a SLURM job for a configuration, and submit it"),
+    "fetch": Subcommand("structseg.command.fetch", "download weights and data, for nodes without a network"),
     "configs": Subcommand("structseg.command.configs_list", "list the configurations that --config finds by name"),
     "show": Subcommand("structseg.command.show", "draw an augmented batch with its labels"),
     "results": Subcommand("structseg.results.command", "the results table, and the runs behind it"),

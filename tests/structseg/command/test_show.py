@@ -40,7 +40,7 @@ def test_the_command_draws_an_augmented_batch(tmp_path, capsys):
 
 
 def test_what_cannot_be_shown(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no configuration none\.yaml"):
+    with pytest.raises(ValueError, match=r"no configuration none\.yaml"):
         show.main(["none.yaml"])
     (tmp_path / "e.yaml").write_text("trainer: {}")
     with pytest.raises(ValueError, match="has no data part"):
