@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from structseg.yaml_files import flatten
+
 Split = Literal["test", "val"]
 
 
@@ -33,12 +35,7 @@ def nested(values: Mapping[str, float]) -> dict[str, Any]:
     return {"all": whole, **parts} if parts and whole else tree
 
 
-def flat_metrics(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flat_metrics(tree: Mapping[str, Any]) -> dict[str, float]:
     """The tree's values by dotted name; null is nan."""
-    found: dict[str, float] = {}
-    for name, branch in tree.items():
-        if isinstance(branch, Mapping):
-            found |= flat_metrics(branch, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = math.nan if branch is None else float(branch)
-    return found
+    values = ((name, value) for name, value in flatten(tree).items() if not isinstance(value, Mapping))
+    return {name: math.nan if value is None else float(value) for name, value in values}

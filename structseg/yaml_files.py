@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ def load_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         raise ValueError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:400]}") from None
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key; an empty mapping is a value, and a tree that is no mapping has none.
+
+    >>> flatten({"model": {"lr": 0.1, "heads": {}}})
+    {'model.lr': 0.1, 'model.heads': {}}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def _check_depth(text: str) -> None:

@@ -1,4 +1,4 @@
-"""A picture of what the network will see: an augmented batch with its labels."""
+"""A picture of an augmented batch with its labels, as the network will see it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def save_batch(
 
     Args:
         datamodule: the data.
-        out: where the picture goes.
-        split: of the images.
+        out: path of the picture.
+        split: which images.
         count: how many images at most.
-        draw: of the augmentation, another number another one; None: without augmentation.
+        draw: number of the random augmentation; None: no augmentation.
 
     Returns:
-        How many images there are.
+        The number of images drawn.
 
     Raises:
         OSError: the picture could not be written.
@@ -49,9 +49,9 @@ def save_batch(
 
 
 def draw_batch(batch: Batch, space: LabelSpace) -> Image.Image:
-    """Each image | its labels laid over it | its labels alone | its blobs, two samples a row, over a legend.
+    """The picture of a batch: image, overlay, labels and blobs of each sample, two samples a row, above a legend.
 
-    What the batch does not hold is left out: the labels of unlabelled images, the blobs where none are made.
+    Labels or blobs that the batch does not have are left out.
     """
     cells = []
     for i, image in enumerate(batch["image"]):
@@ -59,7 +59,7 @@ def draw_batch(batch: Batch, space: LabelSpace) -> Image.Image:
         parts = [pixels]
         if "mask" in batch:
             mask = batch["mask"][i].numpy().astype(np.uint8)
-            if "original" in batch:  # the labels are of its size
+            if "original" in batch:  # then the mask has the original's size
                 height, width = batch["original"][i].shape[-2:]
                 mask = resize_mask(mask[:height, :width], (image.shape[-2], image.shape[-1]))
             parts += [overlay(pixels, mask, space), colorize(mask, space)]
@@ -80,6 +80,6 @@ def draw_batch(batch: Batch, space: LabelSpace) -> Image.Image:
 
 
 def _blob_colours(blobs: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """(H, W, 3): a colour an id, the same in every picture."""
+    """(H, W, 3) uint8: a colour for each id, the same in every picture."""
     colours: NDArray[np.uint8] = np.random.default_rng(0).integers(40, 255, (int(blobs.max()) + 1, 3), dtype=np.uint8)
     return colours[blobs]

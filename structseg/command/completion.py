@@ -1,4 +1,4 @@
-"""`structseg completion bash|zsh`: what makes a shell complete subcommands, options, configurations and rows."""
+"""`structseg completion bash|zsh`: a script that completes subcommands, options, configurations and rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_parser() -> PlainParser:
     parser = PlainParser(
         "completion",
         ("bash",),
-        description="Prints what completes this command: source <(structseg completion bash), there or in ~/.bashrc.",
+        description="Prints a completion script: source <(structseg completion bash), in the shell or in ~/.bashrc.",
     )
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
     return parser
@@ -33,7 +33,7 @@ def main(args: list[str]) -> None:
 
 
 def tree() -> argparse.ArgumentParser:
-    """The command line as plain argparse: it completes, and parses nothing."""
+    """The command line as a plain argparse parser, which serves for completion only."""
     parser = argparse.ArgumentParser(prog="structseg")
     parser.add_argument("--version", action="store_true")
     kinds = {name: kind_of(path) for name, path in config_names().items()}

@@ -1,4 +1,4 @@
-"""Where a configuration becomes objects, in this process: resolved, or the datamodule of its data part."""
+"""Turns a configuration into objects, in this process: resolves it, or makes its datamodule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from structseg.command.lightning import StructsegCLI, changes
+from structseg.command.lightning import StructsegCLI
+from structseg.command.saved_config import changes
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.lightning_modules.base import TrainedModule
 from structseg.options.arguments import as_options
@@ -23,7 +24,7 @@ def parse_data(options: Sequence[str], tool: str) -> SegmentationDataModule:
     """The datamodule of a configuration, with further options: `--config PATH --data.root FOLDER`.
 
     Raises:
-        ValueError: the configuration has no data; the message names the `tool` that needs some.
+        ValueError: the configuration has no data part; the message names the `tool` that needs one.
     """
     _, path, *further = options
     import_named(options)
@@ -39,16 +40,16 @@ def parse_data(options: Sequence[str], tool: str) -> SegmentationDataModule:
 
 
 class _Refused(Exception):
-    """The parser's complaint in one line."""
+    """Carries the parser's error in one line."""
 
 
 class _Resolved(Exception):
-    """What `--print_config` would print; required options may be missing."""
+    """Carries the text that `--print_config` would print; required options may be missing."""
 
 
 class _ResolvingParser(StructsegParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a nested parser, whose failure the outer one weighs
+        if not self.exit_on_error:  # a nested parser, whose error the outer one handles
             super().error(message, ex)
         raise _Refused(shorten(message))
 
@@ -78,10 +79,10 @@ def _parser(subcommand: str) -> StructsegParser:
 
 
 def resolved_config(args: Sequence[str]) -> dict[str, Any]:
-    """What one of Lightning's subcommands would run with: `["fit", "--config", "fasseg_v2", ...]`.
+    """The resolved configuration of a command line such as `["fit", "--config", "fasseg_v2", ...]`.
 
     Raises:
-        ValueError: the arguments are refused; the message is the line that the command prints.
+        ValueError: the arguments are refused; the message is the line that the command would print.
         OSError: a configuration does not exist or cannot be read.
     """
     args = as_options(args)
@@ -112,7 +113,7 @@ def make_model_and_data(options: Sequence[str]) -> tuple[TrainedModule, Segmenta
 
 
 def differences(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a resolved configuration of a fit says that the defaults do not, by option."""
+    """Options of a resolved configuration of a fit that differ from the defaults, with their values."""
     subcommands: Any = _parser("fit")._subcommands_action
     usual = subcommands.choices["fit"].get_defaults().as_dict()
     return [(key, str(value)) for key, value in changes(config, usual)]

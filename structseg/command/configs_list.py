@@ -1,4 +1,4 @@
-"""`structseg configs`: the configurations that are found by name, with what each is."""
+"""`structseg configs`: lists the configurations that are found by name."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def make_parser() -> PlainParser:
     parser = PlainParser(
         "configs",
         ("", "fasseg"),
-        description="Lists the configurations that are found by name, and what each is.",
+        description="Lists the configurations that are found by name, each with a description.",
     )
-    parser.add_argument("word", nargs="?", default="", metavar="WORD", help="only those whose names contain it")
+    parser.add_argument("word", nargs="?", default="", metavar="WORD", help="only names that contain it")
     return parser
 
 
 def main(args: list[str]) -> None:
-    """Prints each configuration's name and what it is: fits, pipelines, and what these are made of.
+    """Prints the name and description of each configuration: fits, pipelines, and parts of these.
 
     Raises:
         UsageError: no name contains the word.
@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
 
 
 def sentence_of(path: Path) -> str:
-    """The first sentence of the comment that a configuration begins with."""
+    """The first sentence of the comment at the top of a configuration."""
     comment = re.match(r"(#.*\n)*", path.read_text() + "\n")
     text = " ".join(line.lstrip("# ").strip() for line in (comment[0] if comment else "").splitlines())
     return re.split(r"(?<=[.!?]) (?=[A-Z-]|structseg )", text)[0]

@@ -1,4 +1,4 @@
-"""`structseg demo`: train and test the FASSEG U-Net on faces that are drawn as it goes; then say what to look at."""
+"""`structseg demo`: trains and tests the FASSEG U-Net on drawn faces and lists the pictures that it makes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CONFIG = "fasseg_unet/synthetic"
 
 
 def make_parser() -> PlainParser:
-    """It has no options."""
+    """The parser of `structseg demo`, which has no options."""
     return PlainParser(
         "demo", ("",), description=f"Trains and tests a small U-Net on drawn faces ({CONFIG}), in minutes on a CPU."
     )
 
 
 def main(args: list[str]) -> None:
-    """Fit, test with the best checkpoint, and the list of pictures."""
+    """Fits, tests the best checkpoint and lists the pictures."""
     make_parser().parse_args(args)
     from structseg.command.batch_sheet import save_batch  # takes seconds to load
     from structseg.command.configs import parse_data

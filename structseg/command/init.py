@@ -1,4 +1,4 @@
-"""What the `dataset.yaml` of own images and masks may say, as `structseg init` proposes it."""
+"""The `dataset.yaml` that `structseg init` proposes for a folder of images and masks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from structseg.datamodules.folder.masks import grey_depth, lossy, wide_colours
 from structseg.datamodules.folder.pairs import Pair, check_pairs, find_pairs, grouped_split
 from structseg.datamodules.images import image_size, open_image
 
-_MOST = 254  # values of one mask; more are a photograph, or an edge that was smoothed
-_VOID = (224, 224, 192)  # VOC's colour of what is not labelled
-_SIDE = 256  # of the square with as many pixels as images are resized to
-_GROUPS = (r"^(.+)/", r"^([^/_-]+)[_-]", r"^(.+)[_-][^_-]+$")  # what groups of images may have in common
-_COLOURS = 1 << 24  # added to a colour, so that it differs from grey values
+_MOST = 254  # values of one mask; with more it is a photograph, or was smoothed
+_VOID = (224, 224, 192)  # VOC's colour of unlabelled pixels
+_SIDE = 256  # images are resized to about as many pixels as a square of this side
+_GROUPS = (r"^(.+)/", r"^([^/_-]+)[_-]", r"^(.+)[_-][^_-]+$")  # parts of a name that a group of images may share
+_COLOURS = 1 << 24  # added to a colour, to tell it from a grey value
 
 
-class Seen(NamedTuple):
-    """What a mask holds.
+class MaskContent(NamedTuple):
+    """The values of a mask.
 
     Attributes:
-        fault: why it cannot be used, or "".
-        coloured: whether values are colours.
-        values: pixels of each value: grey values or indices; colours as red + 256 green + 65536 blue.
+        fault: why the mask cannot be used, or "".
+        coloured: whether its values are colours.
+        values: number of pixels of each grey value, index, or colour (red + 256 green + 65536 blue).
         size: (height, width) of the photograph.
     """
 
@@ -43,93 +43,95 @@ class Seen(NamedTuple):
 
 
 def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[str]]:
-    """What a `dataset.yaml` of a folder may say, what was assumed for it, and what is wrong with the folder.
+    """A `dataset.yaml` for a folder, the assumptions made for it, and the faults of the folder.
 
     Raises:
-        ValueError: there is nothing to train on; the message says what is missing.
+        ValueError: the folder has nothing to train on; the message says what is missing.
     """
     tree, faults = find_layout(home), list[str]()
     named = ("train", "val", "test")
     parts: dict[str, Any] = {split: tree[split] for split in named if split in tree} or {"": tree}
-    said = [f"{name + ': ' if name else ''}{_place(part)}" for name, part in parts.items()]
+    report = [f"{name + ': ' if name else ''}{_place(part)}" for name, part in parts.items()]
     pairs = {name: find_pairs(home / part["images"], part.get("masks"), home, faults) for name, part in parts.items()}
     every = [pair for found in pairs.values() for pair in found]
     check_pairs(every, faults)
     if "tags" in tree:
         classes, sizes = _classes_of_tags(home, tree["tags"], every), [_size(pair) for pair in every]
-        said.append(f"no masks: tags from {tree['tags']}, for structseg pipeline own/conta")
+        report.append(f"no masks: tags from {tree['tags']}, for structseg pipeline own/conta")
     else:
         if not every:
             raise ValueError(f"{home}: no image has a mask; {faults[0]}" if faults else f"{home}: no pairs")
-        classes, sizes = _classes_of_masks(home, every, workers, tree, said, faults)
+        classes, sizes = _classes_of_masks(home, every, workers, tree, report, faults)
     tree["classes"] = classes
     names = [entry if isinstance(entry, str) else entry["name"] for entry in classes]
     if flips := _flip_pairs(names):
         tree["flip_pairs"] = flips
-        said.append(f"a flip exchanges {', '.join(' and '.join(pair) for pair in flips)}")
+        report.append(f"a flip exchanges {', '.join(' and '.join(pair) for pair in flips)}")
     train = len(every)
     if "" in parts:
-        tree["split"] = _split(every, said)
+        tree["split"] = _split(every, report)
         shares = grouped_split(every, **{"group": None, **tree["split"]})
         train = len(shares["train"])
-        said.append("split: " + ", ".join(f"{len(found)} {name}" for name, found in shares.items()))
+        report.append("split: " + ", ".join(f"{len(part)} {name}" for name, part in shares.items()))
     else:
         train = len(pairs["train"])
-        said.append("split as the folders: " + ", ".join(f"{len(found)} {name}" for name, found in pairs.items()))
+        report.append("split as the folders: " + ", ".join(f"{len(part)} {name}" for name, part in pairs.items()))
     height, width = (statistics.median(axis) for axis in zip(*sizes, strict=True))
     scale = min(1.0, _SIDE / sqrt(height * width))
     tree["size"] = [max(32, 32 * round(side * scale / 32)) for side in (height, width)]
     tree["batch_size"] = next((b for b in (8, 4, 2) if train >= 2 * b and train % b != 1), 2 if train != 1 else 1)
     tree["mean"] = tree["std"] = [0.5, 0.5, 0.5]
-    said.append(
+    report.append(
         f"images of {min(s[0] for s in sizes)}x{min(s[1] for s in sizes)} to {max(s[0] for s in sizes)}x"
         f"{max(s[1] for s in sizes)} (height x width): size {tree['size']}, batch_size {tree['batch_size']}; mean and "
         "std as the packaged weights expect"
     )
-    return tree, said, faults
+    return tree, report, faults
 
 
 def _place(part: Mapping[str, str]) -> str:
     return f"images in {part['images']}, " + (f"masks in {part['masks']}" if "masks" in part else "no masks")
 
 
-def look(pair: Pair) -> Seen:
-    """Reads the header of a photograph and the mask of a pair; raises nothing that a file could cause."""
+def read_mask_content(pair: Pair) -> MaskContent:
+    """Reads the photograph's header and the mask of a pair; a file that cannot be used is a fault, not an error."""
     path = pair.mask
     assert path is not None
     try:
         size = _size(pair)
         mask = open_image(path)
         if lossy(path, mask):
-            return Seen(f"{path} is {mask.format}, which does not keep values; save masks as PNG", False, {}, size)
+            return MaskContent(f"{path} is {mask.format}, which changes values; save masks as PNG", False, {}, size)
         if wide_colours(path, mask):
-            return Seen(f"{path} has colours of 16 bits a channel; save the mask with 8", False, {}, size)
+            return MaskContent(f"{path} has colours of 16 bits a channel; save the mask with 8", False, {}, size)
         coloured, values = _values(path, mask)
     except (OSError, ValueError) as error:
-        return Seen(str(error), False, {}, (0, 0))
+        return MaskContent(str(error), False, {}, (0, 0))
     if not values:
-        return Seen(f"{path} holds more than {_MOST} values; is it a photograph, or was it smoothed?", False, {}, size)
-    return Seen("", coloured, values, size)
+        fault = f"{path} holds more than {_MOST} values; is it a photograph, or was it smoothed?"
+        return MaskContent(fault, False, {}, size)
+    return MaskContent("", coloured, values, size)
 
 
 def _values(path: Path, mask: Any) -> tuple[bool, dict[int, int]]:
-    """Whether a mask is coloured, and the pixels of each value; no value where there are too many."""
+    """Whether a mask is coloured, and the number of pixels of each value; empty where there are too many values."""
     if mask.mode in ("F",) or mask.mode.startswith("I"):
         import numpy as np
 
-        found, times = np.unique(np.asarray(mask), return_counts=True)
-        few = len(found) <= _MOST
-        return False, dict(zip(found.astype(int).tolist(), times.tolist(), strict=True)) if few else {}
+        levels, times = np.unique(np.asarray(mask), return_counts=True)
+        few = len(levels) <= _MOST
+        return False, dict(zip(levels.astype(int).tolist(), times.tolist(), strict=True)) if few else {}
     if mask.mode in ("1", "L"):
         step = 255 // ((1 << grey_depth(path)) - 1) if grey_depth(path) < 8 else 1
         counts = mask.convert("L").histogram()
-        levels = {value: count for value, count in enumerate(counts) if count}
-        return False, levels if step in (1, 255) else {value // step: count for value, count in levels.items()}
+        return False, {value if step == 255 else value // step: n for value, n in enumerate(counts) if n}
     if mask.mode == "P":
         flat = mask.getpalette("RGB") or []
         counts = {index: count for index, count in enumerate(mask.histogram()) if count}
         colours = {i: tuple(flat[3 * i : 3 * i + 3]) for i in counts}
-        if len(set(colours.values())) < len(colours) or not all(colours.values()):  # a palette that tells nothing
+        if len(set(colours.values())) < len(colours) or not all(
+            colours.values()
+        ):  # a palette that does not tell the indices apart
             return False, counts
         if all(len(set(c)) == 1 for c in colours.values()) and set(colours.values()) != {(0, 0, 0)}:
             return False, {colours[i][0]: count for i, count in counts.items()}
@@ -143,30 +145,30 @@ def _values(path: Path, mask: Any) -> tuple[bool, dict[int, int]]:
     return True, values
 
 
-def _looked_at(pairs: Sequence[Pair], workers: int) -> Iterator[Seen]:
+def _mask_contents(pairs: Sequence[Pair], workers: int) -> Iterator[MaskContent]:
     if workers == 1 or len(pairs) < 64:
-        yield from map(look, pairs)
+        yield from map(read_mask_content, pairs)
         return
     with ProcessPoolExecutor(workers) as pool:
-        step = 64 * workers * 4  # in turns, so that no more than these are in memory
+        step = 64 * workers * 4  # limits how many results are in memory
         for start in range(0, len(pairs), step):
-            yield from pool.map(look, pairs[start : start + step], chunksize=64)
+            yield from pool.map(read_mask_content, pairs[start : start + step], chunksize=64)
 
 
 def _classes_of_masks(
-    home: Path, pairs: Sequence[Pair], workers: int, tree: dict[str, Any], said: list[str], faults: list[str]
+    home: Path, pairs: Sequence[Pair], workers: int, tree: dict[str, Any], report: list[str], faults: list[str]
 ) -> tuple[list[Any], list[tuple[int, int]]]:
     pixels, images, first = Counter[int](), Counter[int](), dict[int, Path]()
     sizes, empty = list[tuple[int, int]](), 0
-    for pair, seen in zip(pairs, _looked_at(pairs, workers), strict=True):
-        if seen.fault:
-            if seen.fault not in faults:
-                faults.append(seen.fault)
+    for pair, content in zip(pairs, _mask_contents(pairs, workers), strict=True):
+        if content.fault:
+            if content.fault not in faults:
+                faults.append(content.fault)
             continue
-        sizes.append(seen.size)
-        held = {v + _COLOURS * seen.coloured: n for v, n in seen.values.items()}
-        empty += len(held) == 1
-        for value, count in held.items():
+        sizes.append(content.size)
+        present = {v + _COLOURS * content.coloured: n for v, n in content.values.items()}
+        empty += len(present) == 1
+        for value, count in present.items():
             pixels[value] += count
             images[value] += 1
             if pair.mask is not None:
@@ -180,7 +182,9 @@ def _classes_of_masks(
         what = f"nothing but {_shown(next(iter(pixels)))}" if pixels else "nothing that can be read"
         why = f" ({faults[0]})" if faults else ""
         raise ValueError(f"the masks of {home} hold {what}{why}; 2 classes or more are needed")
-    both = 0 in pixels and _COLOURS in pixels  # black as a grey value and as a colour, as of masks of nothing else
+    both = (
+        0 in pixels and _COLOURS in pixels
+    )  # black both as a grey value and as a colour, as masks that are all black have it
     if both:
         kept, other = (_COLOURS, 0) if max(pixels) > _COLOURS else (0, _COLOURS)
         for counter in (pixels, images):
@@ -188,25 +192,25 @@ def _classes_of_masks(
     values = sorted(pixels)
     ignored = [v for v in values if v == _COLOURS + _pack(_VOID) or (v == 255 and len(values) > 2 and values[-2] < 128)]
     for value in ignored:
-        said.append(f"{_shown(value)} takes no part (ignore), as such values mostly mark what is not labelled")
+        report.append(f"{_shown(value)} is ignored, as it usually marks pixels that are not labelled")
         values.remove(value)
         tree["ignore"] = [_plain(value)]
     background = next((v for v in (0, _COLOURS) if v in values), max(values, key=lambda v: pixels[v]))
     values = [background, *(v for v in values if v != background)]
     names, source = _names(home, values)
-    said.append(f"{len(values)} classes, named {source}:")
+    report.append(f"{len(values)} classes, named {source}:")
     total = sum(pixels.values())
     classes: list[Any] = []
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
-        said.append(f"  {name}: {_shown(value)}, {pixels[value] / total:.1%} of the pixels, in {images[value]} masks")
+        report.append(f"  {name}: {_shown(value)}, {pixels[value] / total:.1%} of the pixels, in {images[value]} masks")
         rare = pixels[value] < 1e-5 * total and images[value] <= max(1, len(pairs) // 100)
         if rare:
-            said.append(f"    that is little: a slip? first in {first.get(value)}")
+            report.append(f"    that is very little: a mistake? first in {first.get(value)}")
         plain = value < _COLOURS and value == index
         own = [_plain(value), *([0] if both and value == _COLOURS else [])]
         classes.append(name if plain else {"name": name, "rgb" if value > _COLOURS else "values": own})
     if empty:
-        said.append(f"{empty} masks hold one value alone")
+        report.append(f"{empty} masks hold only one value")
     return classes, sizes
 
 
@@ -224,7 +228,7 @@ def _shown(value: int) -> str:
 
 
 def _names(home: Path, values: Sequence[int]) -> tuple[list[str], str]:
-    """A name for each value, and where they come from: `labelmap.txt` or `classes.txt`, else their numbers."""
+    """A name for each value, from `labelmap.txt` or `classes.txt` or else made of its number; and their source."""
     default = ["background", "foreground"] if len(values) == 2 and values[1] == 255 else ["background"]
     default += [f"class_{v if v < _COLOURS else i}" for i, v in enumerate(values) if i >= len(default)]
     for file in (home / "labelmap.txt", home / "classes.txt", home / "labels.txt"):
@@ -236,26 +240,26 @@ def _names(home: Path, values: Sequence[int]) -> tuple[list[str], str]:
         by_value = {_COLOURS + _pack((int(m[2]), int(m[3]), int(m[4]))): m[1] for m in coloured if m} or dict(
             enumerate(lines)
         )
-        found = [by_value.get(value, "") for value in values]
-        if all(found) and len(set(found)) == len(found):
-            return found, f"as {file.name} says"
+        names = [by_value.get(value, "") for value in values]
+        if all(names) and len(set(names)) == len(names):
+            return names, f"as {file.name} says"
     return default, "by their values; name them in the file"
 
 
 def _classes_of_tags(home: Path, tags: str, pairs: Sequence[Pair]) -> list[Any]:
     if tags == "folders":
-        found = {Path(pair.name).parent.name for pair in pairs} - {"", "background"}
+        classes = {Path(pair.name).parent.name for pair in pairs} - {"", "background"}
     else:
         with (home / tags).open(encoding="utf-8-sig", newline="") as file:
             cells = [row.get("classes") or "" for row in csv.DictReader(file)]
-        found = {tag.strip() for cell in cells for tag in (cell.split(";") if ";" in cell else cell.split())} - {""}
-    if not found:
+        classes = {tag.strip() for cell in cells for tag in (cell.split(";") if ";" in cell else cell.split())} - {""}
+    if not classes:
         raise ValueError(f"{home / tags} names no class; its header is name,classes")
-    return ["background", *sorted(found)]
+    return ["background", *sorted(classes)]
 
 
 def _flip_pairs(names: Sequence[str]) -> list[list[str]]:
-    """Classes whose names differ by left and right alone."""
+    """Pairs of classes whose names differ only by left and right."""
     pairs = []
     for name in names:
         for left, right in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT"), ("l", "r"), ("L", "R")):
@@ -267,11 +271,11 @@ def _flip_pairs(names: Sequence[str]) -> list[list[str]]:
     return pairs
 
 
-def _split(pairs: Sequence[Pair], said: list[str]) -> dict[str, Any]:
-    """A split at random, by groups where the names of the images show some."""
+def _split(pairs: Sequence[Pair], report: list[str]) -> dict[str, Any]:
+    """A random split, of whole groups where the names of the images show groups."""
     shares = {"val": 0.15, "test": 0.15}
     if len(pairs) < 8:
-        said.append(f"{len(pairs)} images are too few to hold any out; all train")
+        report.append(f"{len(pairs)} images are too few to hold any out; all are trained on")
         return {"seed": 0, "val": 0, "test": 0}
     for pattern in _GROUPS:
         groups = Counter(m[1] if (m := re.search(pattern, pair.name)) else pair.name for pair in pairs)
@@ -280,8 +284,8 @@ def _split(pairs: Sequence[Pair], said: list[str]) -> dict[str, Any]:
                 grouped_split(pairs, 0, group=pattern, **shares)
             except ValueError:
                 continue
-            some = ", ".join(name for name, _ in groups.most_common(3))
-            said.append(f"{len(groups)} groups by the names ({some}, ...), none of which is on two sides of the split")
+            largest = ", ".join(name for name, _ in groups.most_common(3))
+            report.append(f"{len(groups)} groups by the names ({largest}, ...), each on one side of the split only")
             return {"seed": 0, **shares, "group": pattern}
     return {"seed": 0, **shares}
 
@@ -293,7 +297,7 @@ def _size(pair: Pair) -> tuple[int, int]:
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:
-    """The file's text: a line a class, a comment on what is to be looked at."""
+    """The text of the file, with a line for each class."""
 
     def flow(value: Any) -> str:
         text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)

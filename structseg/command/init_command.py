@@ -1,4 +1,4 @@
-"""`structseg init FOLDER`: writes the `dataset.yaml` of own images and masks, and says what it assumed."""
+"""`structseg init FOLDER`: writes the `dataset.yaml` of a folder of images and masks, and says what it assumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_parser() -> PlainParser:
         "and says what it assumed. Name the classes in it, then: structseg fit own/fasseg_unet --data.root FOLDER",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds images and masks, or images and tags")
-    parser.add_argument("--overwrite", action="store_true", help=f"replace a {FILE} that is there")
+    parser.add_argument("--overwrite", action="store_true", help=f"replace an existing {FILE}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
         "--workers", type=int, default=cores, metavar="N", help="processes that read masks; default: all cores"
@@ -29,12 +29,12 @@ def make_parser() -> PlainParser:
 
 
 def main(args: list[str]) -> None:
-    """Entry point.
+    """Entry point of `structseg init`.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: the folder holds nothing to train on.
-        SystemExit: 1 with faults, after they were listed; 2 where the command is wrong.
+        SystemExit: 1 with faults, which are listed; 2 where the command is wrong.
     """
     parser = make_parser()
     given = parser.parse_args(args)
@@ -48,11 +48,11 @@ def main(args: list[str]) -> None:
         raise ValueError(f"{target} is there already; --overwrite replaces it")
     from structseg.command.init import as_yaml, propose  # loads numpy
 
-    tree, said, faults = propose(home, given.workers)
+    tree, report, faults = propose(home, given.workers)
     part = target.with_name(f".{FILE}.part")
     part.write_text(as_yaml(tree), encoding="utf-8")
     part.replace(target)
-    print("\n".join(f"  {line}" for line in said))
+    print("\n".join(f"  {line}" for line in report))
     if faults:
         print(f"{len(faults)} faults, which fit refuses:")
         print("\n".join([f"  {fault}" for fault in faults[:_SHOWN]] + ["  ..."] * (len(faults) > _SHOWN)))

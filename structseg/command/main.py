@@ -1,4 +1,4 @@
-"""The command `structseg`: its subcommands by a table, so that only the module of the one that runs is imported."""
+"""The command `structseg`: a table of subcommands, so that only the module of the one that runs is imported."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from structseg.options.subcommands import LIGHTNING, SUBCOMMANDS, check_subcomma
 
 
 def main() -> None:
-    """Entry point. Errors are one line; the exit code is 1, 2 where the command is wrong, 130 where interrupted.
+    """Entry point of `structseg`. Errors are one line.
 
-    A reader that stops reading, as `head` does, ends the command without a word and with 141.
+    The exit code is 1 on an error, 2 where the command is wrong, 130 on Ctrl-C, and 141, without a message, where the
+    reader of its output stops reading, as `head` does.
     """
-    if str(Path.cwd()) not in sys.path:  # of the user's own classes; last, so that it hides none
+    if str(Path.cwd()) not in sys.path:  # holds the user's own classes; last, so that it hides no package
         sys.path.append(str(Path.cwd()))
     try:
         _run(sys.argv[1:])
@@ -27,9 +28,9 @@ def main() -> None:
         fail("interrupted", 130)
     except UsageError as error:
         fail(str(error), 2)
-    except Exception as error:  # the one place where every error becomes a line
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write at exit goes there
+    except Exception as error:  # the only place where errors become one line
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for output that is flushed at exit
             raise SystemExit(141) from None
         if interrupted(error):
             fail("interrupted", 130)
@@ -47,9 +48,9 @@ def _run(args: list[str]) -> None:
         return
     check_subcommand(args[0])
     module, words = SUBCOMMANDS[args[0]].module, args[1:]
-    of_split = args[0] == "predict" and any(w.startswith("--data.predict_split") for w in words)  # a pipeline's stage
-    if args[0] in LIGHTNING or of_split:
-        from structseg.options.arguments import as_options, check_data  # these read YAML and sources
+    in_pipeline = args[0] == "predict" and any(w.startswith("--data.predict_split") for w in words)
+    if args[0] in LIGHTNING or in_pipeline:
+        from structseg.options.arguments import as_options, check_data  # slow to load: they read YAML and source files
         from structseg.options.help_pages import help_page
 
         module = LIGHTNING["fit"].module
@@ -61,14 +62,14 @@ def _run(args: list[str]) -> None:
     import_module(module).main(words)
 
 
-def _nobody_reads() -> bool:
+def _reader_is_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _one_line(error: Exception) -> str:
-    """The message; for an error from a loader's worker, the message that it was raised with there."""
+    """The message; for an error in a loader's worker process, the original message."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

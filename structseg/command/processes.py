@@ -1,4 +1,4 @@
-"""Processes that the suite starts: their environment, and an end that leaves none behind."""
+"""Processes that the suite starts: environment, locks of folders, clean termination."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ GRACE_SECONDS = 10.0  # between asking a process to stop and killing it
 
 
 def child_environment() -> dict[str, str]:
-    """This process's, with the suite importable from any folder and output that is not held back."""
+    """This process's environment, with the suite importable from any folder and unbuffered output."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager
 def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
-    """Holds the lock of a folder, as two at work in one folder would take each other's runs for their own.
+    """Locks a folder, so that only one process works in it.
 
     Args:
-        folder: made if it is missing; the lock lies in it, and goes with the process that holds it.
+        folder: made if it is missing; the lock is a file in it, released at the latest when the process ends.
         patience: seconds to wait for another process to end.
 
     Raises:
-        RuntimeError: another process is at work there.
+        RuntimeError: another process has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last = time.monotonic() + patience
@@ -56,7 +56,7 @@ def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process is at work there; nothing is written."""
+    """Whether another process has locked a folder; nothing is written."""
     try:
         with (folder / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -69,7 +69,7 @@ def is_locked(folder: Path) -> bool:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM becomes KeyboardInterrupt, so that the running process is ended and cleaned up after."""
+    """Turns SIGTERM into KeyboardInterrupt, so that the child process is ended too."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  # a signal handler's arguments
         raise KeyboardInterrupt
@@ -82,7 +82,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def launcher() -> list[str]:
-    """What stands before the command of a stage: `srun ...` in a SLURM job of many processes."""
+    """The prefix of a stage's command: `srun ...` in a SLURM job of several processes."""
     return shlex.split(os.environ.get("STRUCTSEG_LAUNCH", ""))
 
 
@@ -92,19 +92,19 @@ def command_line(args: Sequence[str]) -> str:
 
 
 def run_structseg(what: str, args: Sequence[str], keeps: int) -> float:
-    """Runs a command of the suite in a process of its own, which shares this one's terminal.
+    """Runs a command of the suite in a child process that shares this terminal.
 
     Args:
-        what: names it in messages.
-        args: what follows `structseg`.
-        keeps: a file that is open for as long as the process lives, even where it outlives this one.
+        what: its name in messages.
+        args: the arguments after `structseg`.
+        keeps: file descriptor of a lock that the child also holds, even where it outlives this process.
 
     Returns:
-        Its seconds.
+        Its duration in seconds.
 
     Raises:
         RuntimeError: it failed.
-        SystemExit: it was interrupted; that is said, and the code is 130.
+        SystemExit: it was interrupted; the exit code is 130.
     """
     print(command_line(args), flush=True)
     start = time.perf_counter()
@@ -116,7 +116,7 @@ def run_structseg(what: str, args: Sequence[str], keeps: int) -> float:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)  # Ctrl-C has reached it already, what ended this process alone has not
+            process.send_signal(signal.SIGINT)  # Ctrl-C reaches it by itself, a signal to this process does not
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SECONDS)
         finally:

@@ -1,4 +1,4 @@
-"""`--resume auto`: where a fit resumes, whatever ended it: nothing, a requeue, a crash, a node's death, or its end."""
+"""`--resume auto`: finds the checkpoint that a fit resumes from, however its run ended, and marks finished fits."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from structseg.files import FINISHED
 from structseg.lightning_modules.callbacks.checkpoints import LAST, PREVIOUS
 from structseg.lightning_modules.checkpoints.card import read_card
 
+# Settings of the trainer by what they affect: where a fit runs, what it shows, how long it trains.
 _WHERE = ("accelerator", "strategy", "devices", "num_nodes", "plugins", "sync_batchnorm", "benchmark", "profiler")
 _SHOWN = ("enable_progress_bar", "enable_model_summary", "default_root_dir")
 _NOT_THE_RUN = ("config", "ckpt_path", "resume", "run_id", "memory", "runs_dir", "experiment", "weights_only")
@@ -30,9 +31,9 @@ class ResumePoint(NamedTuple):
     """Where a fit begins.
 
     Attributes:
-        checkpoint: what it resumes from; None: from scratch.
+        checkpoint: the file that it resumes from; None: it starts from scratch.
         epoch: the epoch that it resumes in, counted from 0.
-        step: optimiser steps that are done.
+        step: number of optimiser steps already taken.
     """
 
     checkpoint: Path | None = None
@@ -40,17 +41,17 @@ class ResumePoint(NamedTuple):
     step: int = 0
 
     def __str__(self) -> str:
-        """As a run's log says it."""
+        """The line of the run's log."""
         if self.checkpoint is None:
             return "resume: from scratch"
         return f"resume: {self.checkpoint} (epoch {self.epoch}, step {self.step})"
 
 
 def id_of(config: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that stand for a configuration, its seed included.
+    """A hash of a configuration with its seed: eight hexadecimal digits.
 
-    What only says where it runs (devices, nodes, folders) is left out, so that the same command finds its own run in
-    any job on any node; and so is how long it trains, so that a longer one resumes it.
+    Settings of where it runs (devices, nodes, folders) are left out, so that the same command finds its run in any job
+    on any node; so is the length of the training, so that a longer fit resumes the shorter one.
     """
     trainer = {k: v for k, v in config["trainer"].items() if k not in (*_WHERE, *_SHOWN, *_UNTIL)}
     data = {k: v for k, v in (config["data"].get("init_args") or {}).items() if k != "num_workers"}
@@ -62,17 +63,17 @@ def id_of(config: Mapping[str, Any]) -> str:
 
 
 def check_id(run_id: str) -> None:
-    """Refuses a name that is no single folder.
+    """Refuses a run id that cannot name a folder.
 
     Raises:
         ValueError: it has other characters than letters, digits, `.`, `_` and `-`, or begins with a dot.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", run_id):
-        raise ValueError(f"--run_id {run_id!r} is no name of a folder; use letters, digits, '.', '_' and '-'")
+        raise ValueError(f"--run_id {run_id!r} cannot name a folder; use letters, digits, '.', '_' and '-'")
 
 
 def find_resume_point(checkpoints: Path) -> ResumePoint:
-    """The newest whole checkpoint of a run: `last.ckpt`, or the one before where that is damaged.
+    """The newest intact checkpoint of a run: `last.ckpt`, or the previous one where that is damaged.
 
     Args:
         checkpoints: the folder `checkpoints` of a run; it need not exist.
@@ -87,21 +88,21 @@ def find_resume_point(checkpoints: Path) -> ResumePoint:
         problem = damage(path)
         if problem is None:
             if damaged:
-                warnings.warn(f"{damaged[0]}; going on from {path.name}, the one before it", stacklevel=2)
+                warnings.warn(f"{damaged[0]}; resuming from {path.name}, the previous one", stacklevel=2)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             over = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
             return ResumePoint(path, int(content["epoch"]) + over, int(content["global_step"]))
         damaged.append(problem)
     if damaged:
         raise ValueError(
-            f"{' and '.join(damaged)}: no whole checkpoint to resume from; remove {checkpoints.parent} to begin anew "
+            f"{' and '.join(damaged)}: no intact checkpoint to resume from; remove {checkpoints.parent} to start again "
             "(best.ckpt in it can be tested and used, not resumed)"
         )
     return ResumePoint()
 
 
 def find_unfinished(experiment: Path, config: Mapping[str, Any]) -> Path | None:
-    """The newest run of an experiment that has the same settings, a checkpoint and no end, and that nobody works on."""
+    """The newest unfinished run of an experiment with the same settings and a checkpoint that no process is using."""
     runs = sorted(experiment.glob("*/experiment.yaml"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for run in (path.parent for path in runs):
         if (run / FINISHED).is_file() or not (run / "checkpoints" / LAST).is_file():
@@ -114,14 +115,14 @@ def find_unfinished(experiment: Path, config: Mapping[str, Any]) -> Path | None:
 
 
 def _unlinked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what the model takes from the data, which a written configuration leaves out."""
+    """A configuration without the model's settings that come from the data, which a saved one leaves out."""
     model = config["model"]
     kept = {k: v for k, v in (model["init_args"] or {}).items() if k not in ("label_space", "mean", "std")}
     return {**config, "model": {**model, "init_args": kept}}
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by the checksums in it; None where it is whole."""
+    """What is wrong with a checkpoint, by its checksums; None where it is intact."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -136,18 +137,18 @@ def damage(path: Path) -> str | None:
 
 
 def _end(config: Mapping[str, Any]) -> str:
-    """What of a configuration says when the fit is at its end."""
+    """The settings that say when a fit ends, as text."""
     return json.dumps({key: config["trainer"][key] for key in _UNTIL}, default=str) + "\n"
 
 
 def mark_finished(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes that the fit in this folder came to its end."""
+    """Marks the fit in this folder as finished."""
     beside = folder / f"{FINISHED}.part"
     beside.write_text(_end(config))
     beside.replace(folder / FINISHED)
 
 
 def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the fit in this folder came to its end, and no other end is asked for now."""
+    """Whether the fit in this folder is finished, and was asked to train for as long as this one."""
     mark = folder / FINISHED
     return mark.is_file() and mark.read_bytes() == _end(config).encode()

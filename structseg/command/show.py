@@ -1,4 +1,4 @@
-"""`structseg show CONFIG`: what the network will see, before a minute is spent on training."""
+"""`structseg show CONFIG`: draws an augmented batch with its labels, as the network will see it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def make_parser() -> PlainParser:
     parser.add_argument("--split", default="train", choices=["train", "val", "test"], help="default: train")
     parser.add_argument("--count", type=int, default=16, metavar="N", help="images; default: 16")
     parser.add_argument("--plain", action="store_true", help="without augmentation")
-    parser.add_argument("--draw", type=int, default=0, metavar="N", help="another number, another augmentation")
+    parser.add_argument(
+        "--draw", type=int, default=0, metavar="N", help="number of the random augmentation; default: 0"
+    )
     return parser
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from structseg.files import sha256, write_result
 from structseg.pipelines.stages import Stage
+from structseg.yaml_files import flatten
 
 RECORD = "stage.json"
 # The folder of a run, and whether it is resumed, change no figure.
@@ -43,7 +44,7 @@ class Inputs:
     @classmethod
     def of(cls, config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> Inputs:
         """From a configuration as `structseg fit --print_config` prints it."""
-        values = dict(_flat(config))
+        values = flatten(config)
         root = values.get("data.init_args.root")
         known = [Path(), *([Path(root)] if isinstance(root, str) else [])]  # what paths may start from
         flat = {key: json.dumps(_absolute(value, known)) for key, value in values.items() if key not in _WITHOUT_EFFECT}
@@ -205,14 +206,6 @@ def stage_status(stage: Stage, root: Path, inputs: Inputs, pending: Iterable[str
     finished = f"finished, {record.seconds / 60:.1f} min"
     missing = ", ".join(f"test {name}" if name else "its test" for name in tests)
     return StageStatus(False, tests, f"{finished}; {missing} not done yet" if tests else finished)
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for name, branch in tree.items():
-            yield from _flat(branch, f"{prefix}{name}.")
-    else:
-        yield prefix[:-1], tree
 
 
 def _absolute(value: Any, roots: Sequence[Path]) -> Any:

@@ -1,10 +1,11 @@
-"""`structseg runs`: one's own runs: a list, two of them compared image by image, and disk space freed."""
+"""`structseg runs`: lists the runs of a folder, compares two of them image by image, frees disk space."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import io
+import re
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,23 +20,24 @@ from structseg.files import CONFIG_NAME, FINISHED
 from structseg.messages import UsageError, nearest
 from structseg.options.plain_parser import PlainParser
 from structseg.tables import TextTable
+from structseg.yaml_files import flatten
 
-_SPARE = ("checkpoints/last.ckpt", "checkpoints/last.previous.ckpt", "failed_batch*.pt", "**/*.part")
+_NOT_NEEDED = ("checkpoints/last.ckpt", "checkpoints/last.previous.ckpt", "failed_batch*.pt", "**/*.part")
 _NOT_SETTINGS = ("ckpt_path", "runs_dir", "experiment", "trainer.default_root_dir", "trainer.logger")
 _WIDTH = 44  # characters of the settings that are shown
 
 
 @dataclass(frozen=True)
 class OwnRun:
-    """A run's folder, as it is on the disk.
+    """A run on the disk.
 
     Attributes:
         path: the folder.
-        name: below the folder of all runs: EXPERIMENT/RUN_ID.
-        settings: its resolved configuration, by dotted name.
+        name: EXPERIMENT/RUN_ID, the path below the folder of all runs.
+        settings: values of its resolved configuration by option.
         state: `running`, `finished` or `stopped`.
-        epochs: that have been logged.
-        best: the watched score at its best, with its key; empty where nothing has been scored.
+        epochs: how many have been logged.
+        best: the best value of the watched score, with its name; empty where nothing has been scored.
     """
 
     path: Path
@@ -47,7 +49,7 @@ class OwnRun:
 
     @property
     def bytes(self) -> int:
-        """On the disk."""
+        """Size of all its files."""
         return sum(path.lstat().st_size for path in self.path.rglob("*") if path.is_file())
 
 
@@ -62,7 +64,7 @@ def _read(folder: Path, root: Path) -> OwnRun:
         content = yaml.safe_load((folder / CONFIG_NAME).read_text())
     except (OSError, yaml.YAMLError):
         content = None
-    settings = _dotted(content) if isinstance(content, Mapping) else {}
+    settings = _settings(content)
     rows = []
     if (folder / "metrics.csv").is_file():
         with (folder / "metrics.csv").open(newline="") as file:
@@ -70,24 +72,22 @@ def _read(folder: Path, root: Path) -> OwnRun:
     epochs = [int(row["epoch"]) + 1 for row in rows if (row.get("epoch") or "").isdecimal() and row.get("step")]
     state = "running" if is_locked(folder) else "finished" if (folder / FINISHED).is_file() else "stopped"
     key = settings.get("checkpoint.monitor") or "val/loss"
-    found = [float(row[key]) for row in rows if row.get(key)]
+    scores = [float(row[key]) for row in rows if row.get(key)]
     pick = min if settings.get("checkpoint.mode") == "min" or key.endswith("loss") else max
-    best = f"{key} {pick(found):.4f}" if found else ""
+    best = f"{key} {pick(scores):.4f}" if scores else ""
     return OwnRun(folder, str(folder.relative_to(root)), settings, state, max(epochs, default=0), best)
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by the names that they have on the command line."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = prefix if key in ("init_args", "class_path") else f"{prefix}.{key}".lstrip(".")
-        flat |= _dotted(value, name) if isinstance(value, Mapping) else {name: value}
-    return {key: value for key, value in flat.items() if key not in _NOT_SETTINGS}
+def _settings(config: Any) -> dict[str, Any]:
+    """The values of a configuration by the options that set them."""
+    values = {key: value for key, value in flatten(config).items() if value != {}}
+    options = {re.sub(r"\.(init_args|class_path)\b", "", key): value for key, value in values.items()}
+    return {option: value for option, value in options.items() if option not in _NOT_SETTINGS}
 
 
 def differences(runs: Sequence[OwnRun]) -> list[str]:
-    """What each run sets otherwise than the commonest of its experiment, in words."""
-    said = []
+    """For each run the settings in which it differs from most runs of its experiment: `key=value ...`."""
+    texts = []
     for run in runs:
         group = [other.settings for other in runs if Path(other.name).parent == Path(run.name).parent]
         words = []
@@ -95,12 +95,12 @@ def differences(runs: Sequence[OwnRun]) -> list[str]:
             values = [str(settings.get(key)) for settings in group]
             if len(set(values)) > 1 and (str(value) != max(values, key=values.count) or len(group) == 2):
                 words.append(f"{key}={value}")
-        said.append(" ".join(words))
-    return said
+        texts.append(" ".join(words))
+    return texts
 
 
 def runs_table(runs: Sequence[OwnRun]) -> TextTable:
-    """A line a run."""
+    """A line for each run."""
     lines = [
         (
             run.name,
@@ -109,9 +109,9 @@ def runs_table(runs: Sequence[OwnRun]) -> TextTable:
             str(run.epochs),
             run.best,
             f"{run.bytes / 1e6:.0f}",
-            setting if len(setting) <= _WIDTH else setting[: _WIDTH - 1] + "…",
+            text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…",
         )
-        for run, setting in zip(runs, differences(runs), strict=True)
+        for run, text in zip(runs, differences(runs), strict=True)
     ]
     total = sum(run.bytes for run in runs) / 1e6
     notes = [f"{len(runs)} runs, {total:.0f} MB. Settings: where a run differs from the others of its experiment."]
@@ -129,24 +129,26 @@ def compare_runs(first: OwnRun, second: OwnRun) -> list[TextTable]:
 
     keys = sorted(first.settings.keys() | second.settings.keys())
     pairs = [(key, str(first.settings.get(key)), str(second.settings.get(key))) for key in keys]
-    named = ("setting", first.name, second.name)
-    tables = [TextTable(named, [pair for pair in pairs if pair[1] != pair[2]] or [("nothing differs",)], left=3)]
+    header = ("setting", first.name, second.name)
+    tables = [TextTable(header, [pair for pair in pairs if pair[1] != pair[2]] or [("nothing differs",)], left=3)]
     tested = []
     for run in (first, second):
         path = run.path / "images_test.csv.gz"
         if not path.is_file():
             raise ValueError(f"{run.name} has not been tested; structseg test {run.path}/checkpoints/best.ckpt")
         try:
-            header, *lines = list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode(), newline="")))
+            columns, *lines = list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode(), newline="")))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise ValueError(f"{path} is damaged ({error}); test the run again") from None
-        tested.append((run.name, Images.of(dict(zip(header, zip(*lines, strict=True), strict=True)), path)))
+        tested.append((run.name, Images.of(dict(zip(columns, zip(*lines, strict=True), strict=True)), path)))
     return [*tables, compare_images(tested[0], tested[1], "of the test")]
 
 
-def spare_files(run: OwnRun) -> list[Path]:
-    """What a finished run can do without: the state to train on from, what has failed, half-written files."""
-    return sorted({path for pattern in _SPARE for path in run.path.glob(pattern)}) if run.state == "finished" else []
+def removable_files(run: OwnRun) -> list[Path]:
+    """Files that a finished run does not need: the state to resume from, failed batches, half-written files."""
+    return (
+        sorted({path for pattern in _NOT_NEEDED for path in run.path.glob(pattern)}) if run.state == "finished" else []
+    )
 
 
 def _named(runs: Sequence[OwnRun], name: str) -> OwnRun:
@@ -186,9 +188,9 @@ def main(args: list[str]) -> None:
             raise UsageError(f"runs compare takes two runs, not {len(given.run)}: structseg runs compare A B")
         print("\n\n".join(table.text() for table in compare_runs(*chosen)))
     elif given.what == "prune":
-        spare = [path for run in chosen for path in spare_files(run)]
-        freed = sum(path.stat().st_size for path in spare) / 1e6
-        for path in spare:
+        removable = [path for run in chosen for path in removable_files(run)]
+        freed = sum(path.stat().st_size for path in removable) / 1e6
+        for path in removable:
             print(path)
             if given.yes:
                 path.unlink()

@@ -138,7 +138,7 @@ class TestEachEpoch:
 
     def test_the_best_is_refused_as_a_start(self, config, tmp_path):
         done = fit(config, tmp_path, *FALLS)
-        with pytest.raises(ValueError, match=r"best\.ckpt has no state of the optimiser; resume from .*last\.ckpt"):
+        with pytest.raises(ValueError, match=r"best\.ckpt has no optimiser state; resume from .*last\.ckpt"):
             fit(config, tmp_path, *FALLS, "--ckpt_path", str(done.folder.checkpoints / "best.ckpt"))
 
     def test_what_a_finished_run_keeps(self, config, tmp_path):

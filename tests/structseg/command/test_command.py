@@ -225,7 +225,7 @@ def test_a_schedule_counts_the_steps_of_the_resumed_run(tiny_config, tmp_path):
     longer = run(["fit", "--config", str(tiny_config), "--ckpt_path", last, "--trainer.max_epochs", "3"])
     schedule = longer.trainer.lr_scheduler_configs[0].scheduler
     assert (schedule.total_steps, schedule.last_epoch) == (6, 6)
-    with pytest.raises(ValueError, match=r"last\.ckpt has seen 3 epochs; raise --trainer\.max_epochs from 2"):
+    with pytest.raises(ValueError, match=r"last\.ckpt was trained for 3 epochs; raise --trainer\.max_epochs from 2"):
         run(["fit", "--config", str(tiny_config), "--ckpt_path", last, "--trainer.max_epochs", "2"])
 
 

@@ -196,7 +196,7 @@ class TestOneCommand:
             run(["fit", "--config", str(config), "--run_id", "mine", "--runs_dir", str(tmp_path)])
         assert fit(config, tmp_path, "--run_id", "mine").step == 2
         for bad in ("a/b", "..", "", "a b"):
-            with pytest.raises(ValueError, match="is no name of a folder"):
+            with pytest.raises(ValueError, match="cannot name a folder"):
                 fit(config, tmp_path, "--run_id", bad)
 
     def test_a_checkpoint_beside_it_is_refused(self, config, tmp_path):
@@ -230,7 +230,7 @@ class TestOneCommand:
             return start(**settings)
 
         monkeypatch.setattr(wandb, "init", refuse)
-        with pytest.warns(UserWarning, match=r"no W&B here \(Error: run ID is in use\)"):
+        with pytest.warns(UserWarning, match=r"W&B did not start \(Error: run ID is in use\)"):
             done = fit(config, tmp_path)
         assert done.trainer.current_epoch == EPOCHS
         assert rows(tmp_path)
@@ -309,15 +309,15 @@ class TestDamage:
         whole = path.read_bytes()
         for broken in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(2000) + whole[5000:]):
             path.write_bytes(broken)
-            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*going on from last.previous.ckpt"):
+            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*resuming from last.previous.ckpt"):
                 assert find_resume_point(path.parent).step == STEPS
-        with pytest.warns(UserWarning, match="going on from last.previous"):
+        with pytest.warns(UserWarning, match="resuming from last.previous"):
             assert fit(config, tmp_path).trainer.current_epoch == EPOCHS
 
     def test_none_whole(self, config, tmp_path, run_folder):
         for name in ("last.ckpt", "last.previous.ckpt"):
             (run_folder / "checkpoints" / name).write_bytes(b"PK")
-        with pytest.raises(ValueError, match=r"no whole checkpoint to resume from; remove .* to begin anew"):
+        with pytest.raises(ValueError, match=r"no intact checkpoint to resume from; remove .* to start again"):
             fit(config, tmp_path)
 
     def test_what_a_kill_leaves_behind_is_no_matter(self, config, tmp_path, run_folder):

@@ -1,6 +1,7 @@
 import pytest
 
-from structseg.command.run_folder import MetricsCSV, settle_run_folder, wandb_mode
+from structseg.command.loggers import MetricsCSV, wandb_mode
+from structseg.command.run_folder import settle_run_folder
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from structseg.messages import UsageError
-from structseg.results.runs import compare_runs, differences, find_runs, main, spare_files
+from structseg.results.runs import compare_runs, differences, find_runs, main, removable_files
 
 COLUMNS = "name,tp/skin,fp/skin,fn/skin,boundary_f1"
 
@@ -60,7 +60,7 @@ def test_a_run_that_is_going_on(runs):
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = by_name(runs)["faces/two"]
         assert run.state == "running"
-        assert spare_files(run) == []
+        assert removable_files(run) == []
     assert by_name(runs)["faces/two"].state == "finished"
 
 
