@@ -59,7 +59,7 @@ def definition(name: str) -> Definition | None:
 def parameters(name: str) -> dict[str, Parameter] | None:
     """What a class takes, that of its bases included where it hands `**kwargs` on; None where that cannot be read."""
     found = definition(name)
-    return None if found is None else _parameters(found)
+    return None if found is None else _parameters(_resolution_order(found))
 
 
 def descends(name: str, base: str) -> bool:
@@ -99,10 +99,19 @@ def _find(module: str, name: str, ours: bool = False) -> Definition | None:
     return None
 
 
-def _parameters(found: Definition) -> dict[str, Parameter] | None:
+def _resolution_order(found: Definition) -> list[Definition]:
+    """The class and its bases in the order in which `super()` passes through them."""
+    order = [found, *(above for base in _bases(found) for above in _resolution_order(base))]
+    return [one for number, one in enumerate(order) if one not in order[number + 1 :]]
+
+
+def _parameters(order: list[Definition]) -> dict[str, Parameter] | None:
+    if not order:
+        return None
+    found, *bases = order
     made = next((f for f in found.node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
     if made is None:
-        known = _of_bases(found) or {}
+        known = _parameters(bases) or {}
         fields = [(f.target.id, f.annotation, f.value) for f in found.node.body if _is_field(f)]  # type: ignore[attr-defined]
         decorated = any("dataclass" in ast.unparse(line) for line in found.node.decorator_list)
         if decorated:
@@ -118,10 +127,11 @@ def _parameters(found: Definition) -> dict[str, Parameter] | None:
     for call in (node for node in ast.walk(made) if isinstance(node, ast.Call)):
         handed_on = any(word.arg is None and ast.unparse(word.value) == arguments.kwarg.arg for word in call.keywords)
         if handed_on and ast.unparse(call.func) == "super().__init__":
-            above = _of_bases(found)
+            above = _parameters(bases)
             if above is None:
                 return None
-            given = {*list(above)[: len(call.args)], *(word.arg for word in call.keywords)}
+            positional = sum(not isinstance(argument, ast.Starred) for argument in call.args)
+            given = {*list(above)[:positional], *(word.arg for word in call.keywords)}
             return {**own, **{name: taken for name, taken in above.items() if name not in {*own, *given}}}
     return None
 
@@ -135,10 +145,6 @@ def _bases(found: Definition) -> Iterator[Definition]:
             if isinstance(line, ast.ImportFrom) and any((a.asname or a.name) == module for a in line.names):
                 yield from filter(None, [_find(f"{line.module}.{module}", name)])
         yield from filter(None, [None if module else _find(found.module, name)])
-
-
-def _of_bases(found: Definition) -> dict[str, Parameter] | None:
-    return next((taken for base in _bases(found) if (taken := _parameters(base)) is not None), None)
 
 
 def _is_field(node: ast.stmt) -> bool:
@@ -172,8 +178,7 @@ def class_help(name: str, prefix: str) -> list[str]:
 def _described(found: Definition) -> dict[str, str]:
     """What the docstrings of a class and its bases say of each parameter."""
     said: dict[str, str] = {}
-    node: Definition | None = found
-    while node is not None:
+    for node in _resolution_order(found):
         key, own = "", dict[str, str]()
         for line in (ast.get_docstring(node.node) or "").splitlines():
             text, indent = line.strip(), len(line) - len(line.lstrip())
@@ -185,5 +190,4 @@ def _described(found: Definition) -> dict[str, str]:
             else:
                 key = ""
         said = {**own, **said}
-        node = next(_bases(node), None)
     return said

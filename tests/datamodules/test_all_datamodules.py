@@ -63,17 +63,13 @@ def parse(name, *options):
     return parser, parser.parse_args(["--data", name, *root, *options])
 
 
-def classes():
-    pending = [SegmentationDataModule]
-    while pending:
-        one = pending.pop()
-        pending += one.__subclasses__()
-        yield one
+def classes(top=SegmentationDataModule):
+    return {top, *(below for one in top.__subclasses__() for below in classes(one))}
 
 
 def test_no_datamodule_is_forgotten():
     found = {one.__name__ for one in classes() if one.__module__.startswith("structseg.")}
-    assert found - {"FaceDataModule", "WeaklySupervisedDataModule"} == set(NAMES)
+    assert found - {"FaceDataModule", "WeaklySupervisedDataModule", "_DescribedFolder"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
