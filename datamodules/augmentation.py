@@ -1,4 +1,4 @@
-"""On-device augmentation with kornia: image, mask and blobs move together, colour and noise touch the image alone."""
+"""On-device augmentation with kornia: geometry changes image, mask and blobs alike, colour and noise only the image."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Augmentation:
     """How a training batch is varied. Everything is off at 0.
 
     Attributes:
-        flip: probability of a horizontal flip, which exchanges left and right classes.
+        flip: probability of a horizontal flip, which also swaps left and right classes.
         rotate: largest rotation, in degrees to either side.
         translate: largest shift, as a share of the width and height.
-        scale: range of the zoom, 1 = as it is.
+        scale: range of the zoom; 1 keeps the size.
         shear: largest shear, in degrees.
         brightness: largest change of brightness, as a factor's distance from 1.
-        contrast: likewise for contrast.
-        saturation: likewise for saturation.
+        contrast: largest change of contrast, as brightness.
+        saturation: largest change of saturation, as brightness.
         hue: largest shift of the hue, as a share of the colour circle (0..0.5).
         grayscale: probability of a grey image.
         blur: probability of a Gaussian blur, sigma 0.1 to 2 pixels.
         noise: standard deviation of Gaussian noise, on images in 0..1, applied to half of the images.
         erase: probability that a rectangle of 2 to 20 % of the image is painted over; its labels stay.
-        random_subset: each image takes 0 to 4 of rotation, shift, zoom and noise, how many and which drawn anew, and
-            what comes from outside of it is labelled background; else each image takes all. From the STN-iCNN paper,
+        random_subset: each image gets a random subset, of random size 0 to 4, of rotation, shift, zoom and noise
+            instead of all of them, and pixels from outside of it are labelled background. From the STN-iCNN paper,
             section 2.5.1: rotate 15, translate 0.2, scale [0.2, 1.2].
     """
 
@@ -67,15 +67,15 @@ class Augmentation:
         if not 0 < self.scale[0] <= self.scale[1]:
             problems.append(f"scale={self.scale} (0 < smallest <= largest is needed)")
         if self.random_subset and self.shear:
-            problems.append(f"shear={self.shear} with random_subset=true (which does not vary it; leave it at 0)")
+            problems.append(f"shear={self.shear} with random_subset=true (which has no shear; leave it at 0)")
         raise_problems("augmentation", problems)
 
 
 class AugmentationPipeline(nn.Module):
-    """Applies an `Augmentation` to batches whose labels are of one space; draws from torch's global generators.
+    """Applies an `Augmentation` to batches of one label space; draws from torch's global generators.
 
-    Pixels that come from outside the image are 0 in `image`, `ignore_index` in `mask` (0, background, with
-    `random_subset`) and 0 in `blobs`. Images without `mask` get one: 0, and the same outside of them.
+    Pixels from outside the image are 0 in `image`, `ignore_index` in `mask` (0, background, with `random_subset`) and 0
+    in `blobs`. Images without `mask` get one that is 0 inside the image.
     """
 
     flip_lookup: Tensor
@@ -118,11 +118,11 @@ class AugmentationPipeline(nn.Module):
         """A new batch: `image` (N, 3, H, W) in 0..1, with `mask` and `blobs` (N, H, W) where present."""
         image = batch["image"].float()
         batch = batch.copy()
-        if "mask" not in batch:  # an image without labels: its mask says what lies outside of it
+        if "mask" not in batch:  # so that pixels from outside the image can be ignored
             batch["mask"] = torch.zeros(image.shape[0], *image.shape[-2:], dtype=torch.int64, device=image.device)
         keys = [key for key in ("mask", "blobs") if key in batch]
-        # One tensor, so that all labels are warped alike; shifted by one, so that the zeros that a warp lets in from
-        # outside can be distinguished from class 0.
+        # One tensor, so that all labels are warped alike; shifted by one, so that the zeros from outside the image
+        # differ from class 0.
         labels = torch.stack([batch[key] + 1 for key in keys], 1).float()
         if self.settings.random_subset:
             image, labels = self._random_subset(image, labels)
@@ -143,7 +143,7 @@ class AugmentationPipeline(nn.Module):
         return out
 
     def _random_subset(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotation, shift, zoom, noise: of these each image takes a number from 0 to 4, and then which."""
+        """Applies a random subset of rotation, shift, zoom and noise to each image: random size, then members."""
         from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
         s, count = self.settings, len(image)
@@ -156,7 +156,7 @@ class AugmentationPipeline(nn.Module):
         zoom = torch.where(zoomed, s.scale[0] + (s.scale[1] - s.scale[0]) * torch.rand(count), 1.0)
         middle = torch.tensor([(width - 1) / 2, (height - 1) / 2]).expand(count, 2)
         moves = get_affine_matrix2d(shift, middle, zoom[:, None].expand(count, 2), angle)[:, :2]
-        # The others stay as they are to the last bit.
+        # Only images that move are resampled: the others keep their exact values.
         which = ((angle != 0) | (shift != 0).any(1) | (zoom != 1)).nonzero()[:, 0].to(image.device)
         if len(which):
             warp = partial(warp_affine, M=moves.to(image.device)[which], dsize=(height, width), align_corners=True)

@@ -1,4 +1,4 @@
-"""What all datamodules share: loaders and on-device augmentation."""
+"""The base of all datamodules: data loaders, checks of files, and augmentation on the device."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ from structseg.datamodules.wrappers.unlabelled import UnlabelledDataset
 
 
 class SegmentationDataModule(LightningDataModule, DataSettings):
-    """Loaders, augmentation and normalisation; a child gives the data sets.
+    """Base of the datamodules: loaders, augmentation and normalisation. Subclasses provide the data sets.
 
     Args:
-        label_space: the space of the labels (and of a checkpoint's classes): its name, or a `dataset.yaml`; of both
-            some classes may be chosen, `voc[cat,dog]`.
+        label_space: label space of the masks and of a checkpoint's classes: a name or a `dataset.yaml`, of which
+            classes may be chosen, `voc[cat,dog]`.
         size: (H, W) in pixels that images are resized to.
-        batch_size: images a training batch, on each device.
+        batch_size: training images per batch on each device.
         num_workers: processes that decode; 0 decodes in the main process.
         augmentation: how training batches are varied.
         mean: mean of each channel, on images in 0..1, that the module subtracts.
-        std: deviation of each channel, on images in 0..1, that the module divides by.
-        score_at: `size` scores on masks resized to `size`; `native` on masks as they are, one image a batch.
-        seed: of the data: splits and made images. The order and the augmentation follow `--seed_everything`.
-        mask_filter: how masks are resized. `nearest` moves them by up to half a pixel of the file to the left and up;
+        std: standard deviation of each channel, on images in 0..1, that the module divides by.
+        score_at: `size` scores masks resized to `size`; `native` scores masks at their own size, one image per batch.
+        seed: seed of random splits and drawn images. Order and augmentation follow `--seed_everything`.
+        mask_filter: how masks are resized. `nearest` shifts them by up to half a pixel of the file to the left and up;
             `majority` gives each pixel the label that covers most of it.
-        blobs: regions that a loss asks to agree, made in the workers: the labels, their connected components, or
-            superpixels cut by the labels; None makes none.
+        blobs: regions on which a loss asks for agreement, made in the workers: the labels, their connected components,
+            or superpixels cut along the labels; None: no blobs.
         predict_out: the folder that predictions of a split are written to.
-        unlabelled: a folder that is searched through for images to train on in place of the labelled ones, which are
-            left out where they lie in it. They have no mask: for a student that learns a teacher's predictions.
-        sample_weights: how often training images are drawn, with replacement, as many as there are an epoch: `class`
-            draws every class equally often; or a CSV file with the header `name,weight`. None: each image once.
+        unlabelled: folder of training images without masks, searched with its subfolders, which replace the labelled
+            ones: for a student that learns a teacher's predictions. Labelled images in it are left out.
+        sample_weights: draws training images with replacement, as many per epoch as there are: `class` draws every
+            class equally often; a CSV file with the header `name,weight` sets the weights. None: each image once.
     """
 
-    originals: Originals | None = None  # set by a child whose samples have `original`
-    repeats: int = 1  # set by a child: how often each training image occurs in an epoch
+    originals: Originals | None = None  # set by subclasses whose samples have `original`
+    repeats: int = 1  # set by subclasses: how often each training image occurs in an epoch
     download: bool = False  # whether `prepare_data` fetches what is missing
 
     def __init__(
@@ -107,23 +107,23 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         self._datasets: dict[Split, Dataset[Sample]] = {}
         self._checked_files: set[Split] = set()
 
-    def make_dataset(self, split: Split) -> Dataset[Sample] | None:  # noqa: ARG002  # for children
-        """The samples of a split, (3, H, W) image and (H, W) mask each; None without the split. A child gives it."""
+    def make_dataset(self, split: Split) -> Dataset[Sample] | None:  # noqa: ARG002  # for subclasses
+        """The data set of a split, None if there is no such split; subclasses implement it."""
         return None
 
     def make_unlabelled(self) -> UnlabelledDataset:
-        """The images of the folder `unlabelled` that are none of the labelled ones; raises as `UnlabelledDataset`."""
+        """The images of the folder `unlabelled` without the labelled ones; raises as `UnlabelledDataset`."""
         assert self.unlabelled is not None
         splits: Sequence[Split] = SPLITS if isinstance(self, Listed) else ()
         labelled = {sample.image.resolve() for split in splits for sample in self.file_samples(split, [])}  # type: ignore[attr-defined]
         return UnlabelledDataset(self.unlabelled, self.size, labelled)
 
     def check_files(self, splits: Sequence[Split]) -> None:
-        """Looks once at what names and headers tell of the files of splits, as `structseg check` lists them.
+        """Checks the files of splits, once, by names and headers; `structseg check` lists the same faults.
 
         Raises:
-            FileNotFoundError: there is nothing to list.
-            ValueError: likewise, or files are missing, do not fit or are listed twice; the first faults are named.
+            FileNotFoundError: a folder or a list is missing.
+            ValueError: files are missing, do not fit or are listed twice; the first faults are named.
         """
         faults: list[str] = []
         for split in splits if isinstance(self, Listed) else ():
@@ -138,17 +138,17 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         refuse(list(dict.fromkeys(faults)), type(self).__name__, "structseg check lists all")
 
     def dataset(self, split: Split) -> Dataset[Sample]:
-        """The samples of a split, made once.
+        """The data set of a split, made once.
 
         Raises:
             FileNotFoundError: as `check_files`.
-            ValueError: likewise, or this datamodule has no such split, or it is empty.
+            ValueError: as `check_files`, or there is no such split, or it is empty.
         """
         if split not in self._datasets:
             self.check_files((split,))
             if split == "train" and self.unlabelled is not None:
                 unlabelled = self.make_unlabelled()
-                for path in unlabelled.files:  # what is damaged is found before an hour of training, not after
+                for path in unlabelled.files:  # finds damaged files before training instead of in the middle of it
                     check_image(path)
                 made: Dataset[Sample] | None = unlabelled
             else:
@@ -158,8 +158,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
             if self.mask_filter != "nearest":
                 if not hasattr(made, "mask_filter"):
                     raise ValueError(
-                        f"mask_filter={self.mask_filter}, but {type(self).__name__} has no masks here that it resizes "
-                        "so; leave it out"
+                        f"mask_filter={self.mask_filter}, which {type(self).__name__} does not support; leave it out"
                     )
                 made.mask_filter = self.mask_filter
             if self.blobs is not None:
@@ -170,9 +169,9 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         return self._datasets[split]
 
     def class_pixels(self) -> Tensor:
-        """As `DataSettings.class_pixels`, of the masks as they are before augmentation."""
+        """As `DataSettings.class_pixels`, of the masks before augmentation."""
         data = self.dataset("train")
-        data = data.data if isinstance(data, BlobDataset) else data  # blobs take time
+        data = data.data if isinstance(data, BlobDataset) else data  # to count, no blobs need be made
         counts = torch.zeros(256, dtype=torch.int64)
         for index in range(len(data)):  # type: ignore[arg-type]
             sample = data[index]
@@ -182,7 +181,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         return counts[: len(self.label_space)]
 
     def _load(self, data: Dataset[Sample], train: bool) -> DataLoader[Sample]:
-        """Batches of samples; in evaluation one image each where masks are scored as they are."""
+        """The loader of a data set; in evaluation with `score_at=native` its batches hold one image."""
         return DataLoader(
             data,
             batch_size=1 if not train and self.score_at == "native" else self.batch_size,
@@ -194,7 +193,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         )
 
     def _sampler(self, data: Dataset[Sample], train: bool) -> DistributedSampler[Sample]:
-        """This process's share, by (seed, epoch) alone; in evaluation no sample is repeated to even out the ranks."""
+        """Draws this process's share by (seed, epoch) alone; in evaluation no sample is repeated to even out ranks."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if train and self.sample_weights is not None:
             weights = read_weights(self.sample_weights, self.dataset("train"))
@@ -204,12 +203,12 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         return EvaluationSampler(data, world, rank)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled by (seed, epoch); every image once an epoch, or `repeats` times."""
+        """Shuffled by (seed, epoch): every image once per epoch, or `repeats` times."""
         data = self.dataset("train")
         return self._load(data if self.repeats == 1 else RepeatedDataset(data, self.repeats), train=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """In order, each image once over all ranks; no loader where nothing is held out."""
+        """In order, each image once over all ranks; no loader without validation images."""
         return self._load(self.dataset("val"), train=False) if self.has_validation else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
@@ -217,7 +216,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         return self._load(self.dataset("test"), train=False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's hook
-        """Augments training batches on their device, seeded by (seed, epoch, batch, rank) and not by history."""
+        """Augments training batches on their device, seeded by (seed, epoch, batch, rank) alone."""
         trainer = self.trainer
         if trainer is None or not trainer.training:
             return batch
@@ -225,7 +224,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
         return self.augment(batch, [run_seed(), *position, trainer.global_rank])
 
     def augment(self, batch: Batch, seed: list[int]) -> Batch:
-        """The batch augmented with the random numbers of `seed`; the global generators are left as they were."""
+        """The augmented batch, by random numbers from `seed`; the global generators keep their state."""
         device = batch["image"].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
@@ -233,7 +232,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
             return augmented
 
     def _augment_originals(self, batch: Batch) -> Batch:
-        """Originals and masks are varied at their own size; the images are made anew from them."""
+        """Augments originals and masks at their own size, and makes the images from them."""
         originals = batch["original"]
         sizes = [(original.shape[-2], original.shape[-1]) for original in originals]
         groups = [range(len(sizes))] if len(set(sizes)) == 1 else [range(i, i + 1) for i in range(len(sizes))]

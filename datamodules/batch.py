@@ -1,4 +1,4 @@
-"""The contract between datamodules and modules: the keys of a sample and of a batch, and how one becomes the other."""
+"""The contract between datamodules and modules: the keys of samples and batches, collation, and settings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from structseg.datamodules.label_spaces import LabelSpace
 
 
 class Sample(TypedDict, total=False):
-    """One image with what belongs to it: the keys of `Batch`, without the leading N.
+    """One image and its labels: the keys of `Batch`, without the leading N.
 
-    superpixels: (H, W) raw numbers as a data set publishes them, of which `BlobDataset` makes blobs; not in a batch.
+    superpixels: (H, W) numbers as a data set publishes them, from which `BlobDataset` makes blobs; not in a batch.
     """
 
     image: Tensor
@@ -34,15 +34,15 @@ class Sample(TypedDict, total=False):
 
 
 class Batch(TypedDict, total=False):
-    """What flows from a datamodule to a module; a key that a task does not have is absent.
+    """A batch as a datamodule passes it to a module; a key that a task does not have is absent.
 
-    image: float32 (N, 3, H, W), 0..1. mask: int64 (N, H, W), 255 = ignore. blobs: int64 (N, H, W), dense ids an image.
-    tags: float32 (N, K), foreground classes. original: the full-size images, (3, h, w) each; `mask` is then of their
-    size, not of `image`'s, and padded to the largest. name: N stable names.
+    image: float32 (N, 3, H, W), 0..1. mask: int64 (N, H, W), 255 = ignore. blobs: int64 (N, H, W), ids from 0 without
+    gaps in each image. tags: float32 (N, K), foreground classes. original: the full-size images, (3, h, w) each; `mask`
+    then has their size, not that of `image`, padded to the largest. name: N stable names.
 
-    Of weak supervision: context: float32 (N, K, h, w) in 0..1, class probabilities, background first, of the whole of
-    each image. crop: float32 (N, 2, 3), where `image` lies in the whole, as `F.affine_grid(crop, ...,
-    align_corners=False)` takes it. cams: class activation maps of the whole, (K-1, h, w) in 0..1 each.
+    In weak supervision: context: float32 (N, K, h, w) in 0..1, class probabilities of each whole image, background
+    first. crop: float32 (N, 2, 3), where `image` lies in the whole image, for `F.affine_grid(crop, ...,
+    align_corners=False)`. cams: class activation maps of the whole image, (K-1, h, w) in 0..1 each.
     """
 
     image: Tensor
@@ -62,19 +62,19 @@ MaskFilter = Literal["nearest", "majority"]
 
 
 class DataSettings(Protocol):
-    """What modules and callbacks read of the datamodule that they run with, by `data_of`; the values are the defaults.
+    """What modules and callbacks read from their datamodule, through `data_of`; the values are the defaults.
 
     Attributes:
         label_space: of the masks; it has no default.
-        batch_size: images a training batch, on each device; None where it is not known.
-        test_subsets: parts of the test set, by sample name, that are also scored apart.
-        notices: what a reader of the figures has to know of the data.
+        batch_size: training images per batch on each device; None if unknown.
+        test_subsets: parts of the test set, by sample name, that are also scored separately.
+        notices: caveats about the data that have to be read with the results.
         predict_out: the folder that predictions of a split are written to.
-        predict_split: the split that is predicted; None: no prediction.
+        predict_split: the split to predict; None: no prediction.
         unlabelled: a folder of training images without labels.
-        masks: of training: None, `truth`, or a folder of an earlier stage.
+        masks: training masks: None, `truth`, or a folder of an earlier stage.
         queries: folder of the last round's class probabilities.
-        context_of: whose context each image gets.
+        context_of: which image's context each image gets.
         tests_superpixels: whether test blobs are published superpixels, on which accuracy is reported.
         mask_filter: how labels are resized: by `nearest`, or by `majority` (`shrink_by_majority`).
     """
@@ -94,12 +94,12 @@ class DataSettings(Protocol):
 
     @property
     def has_validation(self) -> bool:
-        """Whether anything is held out for validation."""
+        """Whether there are validation images."""
         return True
 
     @property
     def query_origin(self) -> str | None:
-        """What tells the queries from another prediction's; None where it is not known."""
+        """Identifies the prediction that made the queries; None if unknown."""
         return None
 
     def class_pixels(self) -> Tensor:
@@ -112,24 +112,24 @@ class DataSettings(Protocol):
 
     @property
     def query_notices(self) -> tuple[str, ...]:
-        """What was noticed of the prediction that the queries are of."""
+        """The notices of the prediction that made the queries."""
         return ()
 
-    def names(self, split: Split) -> tuple[str, ...]:  # noqa: ARG002  # for children
-        """The names of a split's images, where they are known before any is read."""
+    def names(self, split: Split) -> tuple[str, ...]:  # noqa: ARG002  # for subclasses
+        """The names of a split's images, if they are known before any is read."""
         return ()
 
-    def train_samples(self, most: int) -> list[Sample]:  # noqa: ARG002  # for children
-        """Up to so many training samples, evenly spread over the set, in order; none where there is no set."""
+    def train_samples(self, most: int) -> list[Sample]:  # noqa: ARG002  # for subclasses
+        """At most `most` training samples, evenly spread over the set, in order; empty without a training set."""
         return []
 
     def train_tags(self) -> Tensor:
-        """(N, K - 1) of 0 and 1: the tags of all training images; none where there are no tags."""
+        """(N, K - 1) of 0 and 1: the tags of all training images; empty without tags."""
         return torch.zeros(0, 0)
 
 
 class _Defaults(DataSettings):
-    """No datamodule: loaders that were given to the trainer."""
+    """The settings where the trainer was given loaders instead of a datamodule."""
 
 
 class _WithDefaults:
@@ -144,7 +144,7 @@ class _WithDefaults:
 
 
 def with_defaults(data: object) -> DataSettings:
-    """A datamodule, or None, as modules read it: what it does not have has its default."""
+    """The settings of a datamodule, or of None, with the defaults for those that it does not have."""
     return cast(DataSettings, _WithDefaults(data))
 
 
@@ -154,7 +154,8 @@ def data_of(trainer: object) -> DataSettings:
 
 
 def image_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) float32 in 0..1 from an RGB image; in numpy, as torch's threads get in each other's way in workers."""
+    """(3, H, W) float32 in 0..1 from an RGB image."""
+    # In numpy: torch's threads would compete with those of other workers.
     pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
@@ -165,13 +166,13 @@ def mask_tensor(mask: NDArray[np.integer]) -> Tensor:
 
 
 def shrink_by_majority(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label maps at another size: each new pixel takes the label that covers most of its area.
+    """Label maps resized so that each new pixel takes the label that covers most of its area.
 
-    The nearest pixel's label, in its place, moves everything by up to half an old pixel to the left and up. Of a tie
-    the fields of a chess board take the lower and the higher label in turn, so that no label grows.
+    The label of the nearest pixel would shift everything by up to half an old pixel to the left and up. Ties go to the
+    lower and the higher label in a checkerboard pattern, so that no label grows.
 
     Args:
-        labels: (N, H, W) int64; any value, 255 too, is a label like the others.
+        labels: (N, H, W) int64; 255 is a label like the others.
         size: (h, w) in pixels, also larger than (H, W).
 
     Returns:
@@ -180,17 +181,17 @@ def shrink_by_majority(labels: Tensor, size: tuple[int, int]) -> Tensor:
     >>> shrink_by_majority(torch.tensor([[[0, 1, 1], [0, 0, 1]]]), (1, 2))  # 2.5 of 3 pixels, both
     tensor([[[0, 1]]])
     """
-    covers = []
+    overlaps = []
     for old, new in zip(labels.shape[-2:], size, strict=True):
         ends = torch.arange(new + 1, device=labels.device, dtype=torch.float64) * old / new
         pixels = torch.arange(old, device=labels.device)
         overlap = torch.minimum(ends[1:, None], pixels + 1) - torch.maximum(ends[:-1, None], pixels)
-        covers.append(overlap.clamp(min=0))
-    found = labels.unique()
-    area = torch.stack([covers[0] @ (labels == label).double() @ covers[1].T for label in found], -1)
+        overlaps.append(overlap.clamp(min=0))
+    values = labels.unique()
+    area = torch.stack([overlaps[0] @ (labels == value).double() @ overlaps[1].T for value in values], -1)
     rows, columns = (torch.arange(length, device=labels.device) for length in size)
-    higher = ((rows[:, None] + columns) % 2 * 2 - 1)[..., None] * torch.arange(len(found), device=labels.device)
-    return found[(area + 1e-9 * higher).argmax(-1)]
+    higher = ((rows[:, None] + columns) % 2 * 2 - 1)[..., None] * torch.arange(len(values), device=labels.device)
+    return values[(area + 1e-9 * higher).argmax(-1)]
 
 
 def pad_masks(masks: Sequence[Tensor], ignore_index: int = 255) -> Tensor:
@@ -222,7 +223,7 @@ def collate(samples: list[Sample]) -> Batch:
             if shape != shapes[0]:
                 raise ValueError(
                     f"{key} of {sample['name']} has shape {shape}, that of {samples[0]['name']} {shapes[0]}; "
-                    "one size a batch is needed: set --data.size, or batches of one"
+                    "a batch needs one size: set --data.size, or --data.batch_size 1"
                 )
         batch[key] = torch.stack(tensors)
     if "original" in samples[0]:

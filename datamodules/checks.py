@@ -1,4 +1,4 @@
-"""How faults of settings and of files are reported: all of them in one error, or gathered."""
+"""Reporting faults of settings and files: all of them in one error, or collected in a list."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SHOWN = 5  # faults that an error names
 
 
 def raise_problems(group: str, problems: Sequence[str]) -> None:
-    """Raises a ValueError that names every problem of a group of settings, if there are any."""
+    """Raises a ValueError with all problems of a group of settings, if there are any."""
     if problems:
         raise ValueError(f"{group}: " + ", ".join(problems))
 
@@ -21,7 +21,7 @@ def raise_or_collect(error: Exception, faults: list[str] | None) -> None:
 
 
 def refuse(faults: Sequence[str], what: str, hint: str) -> None:
-    """Raises a ValueError with the first faults and how many there are, if there are any."""
+    """Raises a ValueError with the first faults and the number of the others, if there are any."""
     if faults:
         more = f" (and {len(faults) - _SHOWN} more: {hint})" if len(faults) > _SHOWN else ""
         raise ValueError(f"{what}: {'; '.join(faults[:_SHOWN])}{more}")

@@ -11,16 +11,16 @@ from structseg.datamodules.wrappers.occluders import Occluders, check_space
 
 
 class FaceDataModule(SegmentationDataModule):
-    """Faces, with occluders, full-size originals and repeats where they are asked for; a child gives the data sets.
+    """Base of the datamodules of faces: optional occluders, full-size originals and repeated training images.
 
     Args:
-        label_space: name of the space of the labels (and of a checkpoint's classes).
+        label_space: label space of the masks and of a checkpoint's classes.
         size: (H, W) in pixels that images are resized to.
-        batch_size: images a training batch, on each device.
-        occluders: things pasted before the faces, new ones each epoch in training, the same ones in validation and
-            test; they need label_space occlusion. None pastes none.
-        originals: give each photograph also at its full size, as `original`, with a mask of that size; neither blobs
-            nor occluders go with it. None gives images and masks at `size` alone.
+        batch_size: training images per batch on each device.
+        occluders: objects pasted in front of the faces, new ones each epoch in training, the same ones in validation
+            and test; they need label_space occlusion. None: no occluders.
+        originals: also give each photograph at its full size, as `original`, with a mask of that size; not with blobs
+            or occluders. None: images and masks at `size` only.
         repeats: how often each training image occurs in an epoch, augmented anew each time.
         **kwargs: settings of `SegmentationDataModule`.
     """
@@ -40,7 +40,7 @@ class FaceDataModule(SegmentationDataModule):
         self.occluders, self.originals, self.repeats = occluders, originals, repeats
 
     def check_settings(self, problems: list[str]) -> None:
-        """Raises a ValueError that names a child's problems and those of the settings that all faces share."""
+        """Raises a ValueError with these problems and those of the settings that all faces share."""
         shared = originals_problems(self.originals, self.label_space, self.blobs, self.occluders)
         if self.repeats < 1:
             problems = [*problems, f"repeats={self.repeats} (1 or more)"]

@@ -31,9 +31,9 @@ _HEIF_SUFFIXES = (".heic", ".heif")
 
 # Only these: Pillow also reads formats that start a program (PostScript) or are recognised by a few bytes (TGA, PCX).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
-# So many pixels of so little data are no picture. Photographs have 20 pixels a byte at most, label maps about 100.
+# Larger images with more pixels per byte are decompression bombs: photographs have 20 at most, label maps about 100.
 _BOMB_PIXELS, _BOMB_PIXELS_A_BYTE = 40_000_000, 200
-# One comment of a PNG may be as long as all of them together, 64 MiB: some tools keep their whole project there.
+# A single comment of a PNG may have 64 MiB, as all together may: some tools keep their whole project there.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 _TURNS = {
@@ -55,11 +55,7 @@ _DECODING_ERRORS = (
 
 @cache
 def _formats(heif: bool) -> tuple[str, ...]:
-    """The formats that may be in a file; HEIF only where its name says so, as it is read by an extra.
-
-    Raises:
-        ValueError: the extra is not installed.
-    """
+    """Pillow's names of the formats to read; ValueError where HEIF is asked for and its extra is not installed."""
     if not heif:
         return _FORMATS
     try:
@@ -79,7 +75,7 @@ def formats_of(path: Path) -> tuple[str, ...]:
 
 
 def _what_it_is(path: Path) -> str:
-    """What stands in the place of an image, and what to do, in words."""
+    """What a file is that Pillow does not recognise, and what to do, for an error message."""
     with path.open("rb") as file:
         head = file.read(200).lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
@@ -110,7 +106,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _header(file: BinaryIO, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """An image of which nothing is decoded yet, unless it would unpack to far more than it is."""
+    """An image of which only the header is read; ValueError for a decompression bomb."""
     with Image.open(file, formats=formats) as image:
         pixels, size = image.width * image.height, os.fstat(file.fileno()).st_size
         if pixels > max(_BOMB_PIXELS, _BOMB_PIXELS_A_BYTE * size):
@@ -118,8 +114,8 @@ def _header(file: BinaryIO, formats: tuple[str, ...]) -> Iterator[Image.Image]:
         yield image
 
 
-def _hold_to_checksums(file: BinaryIO) -> None:
-    """Raises ValueError where a PNG is not what was written; as Pillow's `verify`, but for a tenth of its time."""
+def _verify_png(file: BinaryIO) -> None:
+    """Raises ValueError for a PNG with a wrong checksum or no end: Pillow's `verify` in a tenth of its time."""
     here = file.tell()
     file.seek(8)
     content = memoryview(file.read())
@@ -136,7 +132,7 @@ def _hold_to_checksums(file: BinaryIO) -> None:
 
 
 def _refuse_planes(image: Image.Image) -> None:
-    # Pillow takes the low bytes of such a file for pixels of their own, without a word.
+    # Pillow takes the low bytes of such a file for pixels, without a warning.
     if isinstance(image, TiffImageFile) and image.info.get("compression") == "raw":
         bits = image.tag_v2.get(BITSPERSAMPLE)
         wide = isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
@@ -145,26 +141,26 @@ def _refuse_planes(image: Image.Image) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The decoded image as PIL has it, whatever its mode; of several frames or pages the first.
+    """The decoded image in its own mode; the first of several frames or pages.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is empty, truncated or no image; the message names it.
     """
-    # From a path, Pillow maps an uncompressed TIFF into memory, and jumbles it where it lies on its side.
+    # From a path, Pillow maps an uncompressed TIFF into memory, and garbles it if its orientation is not upright.
     formats = formats_of(path)
     with _naming(path), path.open("rb") as file, _header(file, formats) as image:
-        if image.format == "PNG":  # the decoder passes over checksums
-            _hold_to_checksums(file)
+        if image.format == "PNG":  # the decoder ignores checksums
+            _verify_png(file)
         _refuse_planes(image)
         image.load()
         if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0:
-            return Image.fromarray(65535 - np.asarray(image, dtype=np.uint16))  # 0 is white; Pillow sees to 8 bits only
+            return Image.fromarray(65535 - np.asarray(image, dtype=np.uint16))  # 0 is white; Pillow inverts 8 bits only
         return image
 
 
 def open_mask(path: Path) -> Image.Image:
-    """As `open_image`, turned upright where the file has an EXIF orientation."""
+    """As `open_image`, turned upright by the file's EXIF orientation."""
     image = open_image(path)
     return ImageOps.exif_transpose(image) if _orientation(image.getexif()) > 1 else image
 
@@ -182,7 +178,7 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
     """(width, height) as stored, and the EXIF orientation (1 to 8), from the header; raises as `open_image`."""
     try:
         with path.open("rb") as file, Image.open(file, formats=formats_of(path)) as image:
-            # Pillow decodes a whole PNG to look for EXIF behind its pixels, where next to nobody puts it.
+            # Pillow decodes a whole PNG to look for EXIF behind its pixels, where it rarely is.
             late = image.format == "PNG" and _ends_with_more(file)
             return image.size, _orientation(image.getexif() if late else Image.Image.getexif(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -196,7 +192,7 @@ def _orientation(exif: Image.Exif) -> int:
 
 
 def _ends_with_more(file: BinaryIO) -> bool:
-    """Whether a PNG has more after its pixels than its end, which is 12 bytes."""
+    """Whether a PNG has other chunks than its end after its pixels."""
     here, at = file.tell(), 8
     chunk = b""
     while chunk != b"IEND":
@@ -211,13 +207,13 @@ def _ends_with_more(file: BinaryIO) -> bool:
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """An image that is stored with this EXIF orientation, turned as `to_rgb` turns it."""
+    """An image stored with this EXIF orientation, turned upright."""
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 class MaskSizeError(ValueError):
-    """A mask that is of another size than its photograph."""
+    """A mask has another size than its photograph."""
 
 
 def mask_turn(
@@ -227,20 +223,21 @@ def mask_turn(
     scaled: bool = False,
     stored: tuple[tuple[int, int], int] | None = None,
 ) -> int:
-    """The EXIF orientation that a mask must be turned by to lie as its upright photograph; 1 leaves it as it is.
+    """The EXIF orientation by which to turn a mask so that it fits its upright photograph; 1 leaves it as it is.
 
     A mask of the upright size is taken as drawn on the upright photograph; one that only fits the photograph as it is
-    stored, as drawn on that. Where it fits both ways and EXIF turns the photograph, the result is 0, for as it is.
+    stored, as drawn on that. If it fits both ways and EXIF turns the photograph, the result is 0: as it is.
 
     Args:
         image: the photograph.
         mask: (width, height) of the mask.
         what: the mask's file, for the message.
-        scaled: whether only the aspects need agree, but for the rounding of the coarser one.
-        stored: what `stored_size` gives of the photograph, where it is known.
+        scaled: whether only the aspect ratios need to agree, up to the rounding of the smaller image.
+        stored: the result of `stored_size` for the photograph, if it is known.
 
     Raises:
-        MaskSizeError: the mask fits neither way; else as `open_image`.
+        MaskSizeError: the mask fits neither way.
+        FileNotFoundError, ValueError: as `open_image`.
     """
 
     def fits(width: int, height: int) -> bool:
@@ -261,7 +258,7 @@ def mask_turn(
 
 
 def fit_mask(mask: NDArray[Any], image: Path, what: str, scaled: bool = False) -> NDArray[Any]:
-    """A mask (h, w) or (h, w, 3) turned as its upright photograph; arguments and errors as of `mask_turn`."""
+    """A mask (h, w) or (h, w, 3) turned to fit its upright photograph; arguments and errors as of `mask_turn`."""
     turn = mask_turn(image, (mask.shape[1], mask.shape[0]), what, scaled)
     return mask if turn <= 1 else np.asarray(upright(Image.fromarray(mask), turn))
 
@@ -273,14 +270,14 @@ def check_sizes(
     mask_size: tuple[int, int] | None = None,
     scaled: bool = False,
 ) -> bool:
-    """Holds the sizes of masks against their photograph; `faults` takes a line for each file that is wrong.
+    """Compares the sizes of masks with their photograph, and adds a line to `faults` for each wrong file.
 
     Args:
         image: the photograph.
         masks: its masks, of one size.
-        faults: takes the lines.
-        mask_size: (width, height) of a mask that is in no file.
-        scaled: as of `mask_turn`.
+        faults: the list of faults.
+        mask_size: (width, height) of a mask that has no file of its own.
+        scaled: as for `mask_turn`.
 
     Returns:
         Whether EXIF turns the photograph and the mask fits both ways.
@@ -313,11 +310,11 @@ def check_sizes(
 
 
 def check_image(path: Path) -> None:
-    """Raises as `open_image`, for less: a JPEG is decoded at an eighth of its size, a PNG is held to its checksums."""
+    """Raises as `open_image`, but faster: decodes a JPEG at an eighth of its size, verifies a PNG's checksums."""
     formats = formats_of(path)
     with _naming(path), path.open("rb") as file, _header(file, formats) as image:
         if image.format == "PNG":
-            _hold_to_checksums(file)
+            _verify_png(file)
             return
         _refuse_planes(image)
         image.draft("RGB", (1, 1))
@@ -327,22 +324,22 @@ def check_image(path: Path) -> None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha laid on white, more than 8 bits scaled to 8.
 
-    Integers are taken as 0..65535 and floats as 0..1, 0..255 or 0..65535, the first that holds the maximum (give or
-    take a tenth); what goes beyond is scaled by its maximum. Negative values and nan become black. Of 16-bit colour
-    images Pillow reads the upper 8 bits. Colour profiles are not applied.
+    Integers are taken as 0..65535 and floats as 0..1, 0..255 or 0..65535, the first range that holds the maximum (by a
+    tenth more at most); larger values are scaled by their maximum. Negative values and nan become black. Of 16-bit
+    colour images Pillow reads the upper 8 bits. Colour profiles are not applied.
     """
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # it copies what is upright
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # `exif_transpose` would copy an upright image
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _wide_grey(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
 
 
 def _wide_grey(image: Image.Image) -> Image.Image:
-    """An 8-bit image of one of more than 8 bits a pixel."""
+    """The 8-bit version of an image with more than 8 bits per pixel."""
     values = np.array(image, dtype=np.float64)
     peak = float(values.max(where=np.isfinite(values), initial=0.0))
     ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
@@ -363,14 +360,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_mask(path: Path, classes: int, space: str, palette: Sequence[tuple[int, int, int]] = ()) -> NDArray[np.uint8]:
-    """An index mask, (H, W) uint8 in 0..classes-1 or 255, upright where it has an EXIF orientation of its own.
+    """An index mask, (H, W) uint8 in 0..classes-1 or 255, turned upright by its own EXIF orientation.
 
     Args:
         path: of the file.
-        classes: how many the label space has.
+        classes: number of classes of the label space.
         space: its name, for messages.
-        palette: its colours: where all colours of a palette file are among them (or `VOID`, for 255), they decide, as
-            an optimiser may have renumbered the indices; likewise in an RGB file, which must have no others.
+        palette: its colours. If a palette file has only these (and `VOID`, for 255), they decide instead of the
+            indices, which an optimiser may have renumbered; an RGB file must have only these.
 
     Raises:
         ValueError: not one channel of indices, an index that the label space does not have, or a colour of another
@@ -385,10 +382,10 @@ def read_mask(path: Path, classes: int, space: str, palette: Sequence[tuple[int,
     if image.mode == "P" and palette:
         mask = _by_colours(path, image, mask, [*palette, *[None] * (255 - len(palette)), VOID])
     highest = int(mask.max())
-    if highest == 255:  # the next below it
+    if highest == 255:
         highest = int(mask.max(where=mask != 255, initial=0))
     if highest >= classes:
-        found = np.unique(mask)  # slow, and seldom needed
+        found = np.unique(mask)  # slow, hence only for the message
         wrong = found[(found >= classes) & (found != 255)]
         raise ValueError(f"mask {path} holds class {wrong[0]}; {space} has classes 0..{classes - 1}; map or mend it")
     return mask
@@ -397,7 +394,7 @@ def read_mask(path: Path, classes: int, space: str, palette: Sequence[tuple[int,
 def _of_colours(
     path: Path, image: Image.Image, palette: Sequence[tuple[int, int, int]], space: str
 ) -> NDArray[np.uint8]:
-    """The indices that the colours of an RGB file stand for."""
+    """The class indices of the colours of an RGB file."""
     packed = np.asarray(image.convert("RGB")).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
     found, inverse = np.unique(packed, return_inverse=True)
     known = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in [*enumerate(palette), (255, VOID)]}
@@ -405,8 +402,8 @@ def _of_colours(
     if wrong is not None:
         colour = (wrong >> 16, wrong >> 8 & 255, wrong & 255)
         raise ValueError(
-            f"{path} has mode {image.mode} and colour {colour}, which is no class's of {space}; a mask needs one 8-bit "
-            "channel of class indices, or the classes' colours alone"
+            f"{path} has mode {image.mode} and colour {colour}, which no class of {space} has; a mask needs one 8-bit "
+            "channel of class indices, or only the classes' colours"
         )
     return np.array([known[int(value)] for value in found], dtype=np.uint8)[inverse].reshape(packed.shape)
 
@@ -414,18 +411,18 @@ def _of_colours(
 def _by_colours(
     path: Path, image: Image.Image, mask: NDArray[np.uint8], known: Sequence[tuple[int, int, int] | None]
 ) -> NDArray[np.uint8]:
-    """The indices that the colours of a palette file stand for, where all of them are known; else its own indices."""
+    """The class indices of the colours of a palette file if all of them are known, else its own indices."""
     flat = image.getpalette("RGB") or []
     used = [index for index, count in enumerate(image.histogram()) if count]
     colours = [(flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) if 3 * i + 2 < len(flat) else None for i in used]
-    if len(set(colours)) < len(used):  # a palette that tells nothing
+    if len(set(colours)) < len(used):  # such colours do not identify classes
         return mask
     table, found = np.arange(256, dtype=np.uint8), [known.index(c) if c in known and c else None for c in colours]
     wrong = [(i, f) for i, f in zip(used, found, strict=True) if f not in (i, None)]
     if wrong and None in found:
         raise ValueError(
-            f"{path}: index {wrong[0][0]} has the colour of class {wrong[0][1]}, but others are no class's; save the "
-            "indices as they are, or all in the classes' colours"
+            f"{path}: index {wrong[0][0]} has the colour of class {wrong[0][1]}, but other colours belong to no class; "
+            "save the indices as they are, or all in the classes' colours"
         )
     if not wrong:
         return mask

@@ -1,4 +1,4 @@
-"""The vocabularies of the suite: the classes that label maps hold, their colours, and the maps between them."""
+"""Label spaces: the classes of label maps, their colours, and the maps between them."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class LabelSpace:
         return len(self.classes)
 
     def lookup(self, to: LabelSpace) -> Tensor:
-        """What each index of this space becomes in another one.
+        """The index in another space for each index of this one.
 
         Returns:
-            (256,) int64. Classes that the map leaves out become background; 255 and values that are no class of this
-            space become `to.ignore_index`.
+            (256,) int64. Classes that the map leaves out become background; 255 and values of no class become
+            `to.ignore_index`.
 
         Raises:
             ValueError: the suite has no map between the two spaces.
@@ -77,14 +77,14 @@ class LabelSpace:
         return table
 
     def subset(self, classes: tuple[str, ...]) -> LabelSpace:
-        """The background and these classes, with their colours; pairs and groups that are not whole are left out.
+        """The background and these classes, with their colours; incomplete flip pairs and groups are left out.
 
         Raises:
-            ValueError: a class that this space does not have, or none.
+            ValueError: a class that this space does not have, or one given twice.
         """
         unknown = [name for name in classes if name not in self.classes[1:]]
         if unknown or len(set(classes)) != len(classes):
-            wrong = f"no class {unknown[0]!r}" if unknown else "a class that stands twice"
+            wrong = f"no class {unknown[0]!r}" if unknown else "a class given twice"
             raise ValueError(
                 f"{self.name}[{','.join(classes)}]: {wrong}; {self.name} has {', '.join(self.classes[1:])}"
             )
@@ -104,7 +104,7 @@ class LabelSpace:
         )
 
     def describe(self) -> str:
-        """The space as `label_space` reads it: JSON of what a `dataset.yaml` says of classes."""
+        """The space as JSON with the keys of a `dataset.yaml`, which `label_space` reads."""
         names = self.classes
         content = {
             "name": self.name,
@@ -115,7 +115,7 @@ class LabelSpace:
         return json.dumps(content)
 
     def flip_lookup(self) -> Tensor:
-        """(256,) int64: what each index becomes under a horizontal flip."""
+        """(256,) int64: the index of each class after a horizontal flip."""
         table = torch.arange(256)
         for first, second in self.flip_pairs:
             table[first], table[second] = second, first
@@ -293,10 +293,10 @@ MAPS: Mapping[tuple[str, str], Mapping[str, str]] = {
 
 
 def label_space(given: str) -> LabelSpace:
-    """A space by its name, from a file, or as `LabelSpace.describe` gives it, which a checkpoint's card carries.
+    """A space by its name, from a file, or from the JSON of `LabelSpace.describe`, which checkpoints hold.
 
     `voc[cat,dog]` is the background and these classes of `voc`, in the order given. A file is a `dataset.yaml` or the
-    folder that holds one; classes of it may be chosen likewise: `photos/dataset.yaml[cat,dog]`.
+    folder that holds one; classes are chosen in the same way: `photos/dataset.yaml[cat,dog]`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -337,9 +337,9 @@ class ClassEntry:
 
     Attributes:
         name: of the class.
-        values: of masks that are this class: grey values or palette indices, and colours.
-        color: that it is drawn in; None: one is chosen.
-        ignored: whether its pixels take no part, so that it is no class of the space.
+        values: mask values of this class: grey values or palette indices, and colours.
+        color: to draw it in; None: one is chosen.
+        ignored: whether its pixels are ignored, so that it is not a class of the space.
     """
 
     name: str
@@ -374,7 +374,7 @@ def class_entries(tree: Any, where: str) -> tuple[ClassEntry, ...]:
             raise ValueError(f"{at}: a mapping of classes goes by mask values; write whole numbers, or a list")
         stated = [value for name in ("values", "labels", "rgb") for value in as_list(entry.get(name))]
         if not stated and any(name in entry for name in ("values", "labels", "rgb")):
-            raise ValueError(f"{at} ({entry['name']}) has no values, so no pixel could be it; give some or remove it")
+            raise ValueError(f"{at} ({entry['name']}) has no values, so no pixel matches it; give some or remove it")
         rgb = as_list(entry.get("rgb"))
         if rgb and all(isinstance(value, int) for value in rgb):
             raise ValueError(f"{at}: rgb is {rgb!r}; give a list of colours, [[R, G, B]]")
@@ -410,13 +410,13 @@ def read_space(tree: Any, where: str) -> LabelSpace:
         raise ValueError(f"{where}: groups is {groups!r}; give {{NAME: [CLASS, CLASS]}}")
     flips = tuple((index(a, "flip_pairs"), index(b, "flip_pairs")) for a, b in pairs)
     if len({i for pair in flips for i in pair}) < 2 * len(flips):
-        raise ValueError(f"{where}: flip_pairs is {pairs!r}; each class may stand in one pair")
+        raise ValueError(f"{where}: flip_pairs is {pairs!r}; each class may be in one pair only")
     taken = [entry.color for entry in entries if entry.color is not None]
     spare = (colour for colour in _voc_palette(256) if colour not in taken)
     palette = tuple(next(spare) if entry.color is None else entry.color for entry in entries)
     twice = next((colour for colour in palette if palette.count(colour) > 1), None)
     if twice is not None:
-        raise ValueError(f"{where}: two classes have the color {list(twice)}; give each its own")
+        raise ValueError(f"{where}: two classes have the color {list(twice)}; give them different ones")
     try:
         return LabelSpace(
             str(tree.get("name") or Path(where).parent.name or "own"), names, palette, flips,
@@ -427,12 +427,12 @@ def read_space(tree: Any, where: str) -> LabelSpace:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value that may be left out, single or a list."""
+    """The list of a value that may be None, single or a list."""
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def mask_value(value: Any, where: str) -> int | Colour:
-    """A value of a mask, 0..65535, or a colour."""
+    """A mask value, 0..65535, or a colour, checked; raises a ValueError that begins with `where`."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
         return value
     if isinstance(value, Sequence) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):

@@ -1,4 +1,4 @@
-"""What the stages of a round hand to each other: maps, queries, masks and confounders as files, without pickles."""
+"""The files of a CONTA round: activation maps, queries, masks and confounders, read and written without pickles."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Confounders(NamedTuple):
 
     Attributes:
         maps: (K-1, h, w) float32 in 0..1.
-        images: (K-1,) int64, how many images each mean is of; a class without images has a map of zeros.
+        images: (K-1,) int64, number of images of each mean; a class without images has a map of zeros.
         classes: the names of the classes.
-        origin: that of the queries that the means are of; empty where it is not known.
+        origin: of the averaged queries, see `origin_of`; empty if unknown.
     """
 
     maps: NDArray[np.float32]
@@ -75,15 +75,15 @@ class ArtefactManifest:
 
     Attributes:
         kind: `cams`, `relation_labels`, `pseudo_masks`, `masks` or `queries`.
-        place: the name of the round's folder and the folder's own, `round_0/cams`.
-        method: the class that made it.
-        label_space: the name of the classes' space.
-        classes: their names, background first.
-        images: how many.
-        scores: what was measured while it was made, by flat name.
-        notices: what a reader of the figures has to know.
-        split: of the data that the images are of; empty where it is not known.
-        origin: of masks and queries: what tells these from another prediction's, see `origin_of`; else empty.
+        place: the names of the round's folder and of this one, `round_0/cams`.
+        method: name of the class that made it.
+        label_space: name of the label space.
+        classes: names of the classes, background first.
+        images: number of images.
+        scores: scores measured while it was made, by flat name.
+        notices: caveats that have to be read with the scores.
+        split: the split of the images; empty if unknown.
+        origin: identifies the prediction that made masks or queries, see `origin_of`; empty for other kinds.
     """
 
     kind: str
@@ -98,13 +98,13 @@ class ArtefactManifest:
     origin: str = ""
 
     def write(self, folder: Path) -> None:
-        """Writes `about.json`; to be done when all else in `folder` is there."""
+        """Writes `about.json`; call it when everything else is in `folder`."""
         with _written_whole(folder / ABOUT) as file:
             file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> ArtefactManifest:
-        """What `about.json` says.
+        """The manifest in `about.json`.
 
         Raises:
             FileNotFoundError: no such file.
@@ -134,13 +134,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def place_of(folder: Path) -> str:
-    """`round_0/cams` of `.../round_0/cams`: where a folder of artefacts lies in its pipeline."""
+    """The place of a folder of artefacts in its pipeline: `round_0/cams` of `.../round_0/cams`."""
     whole = folder.absolute()
     return f"{whole.parent.name}/{whole.name}"
 
 
 def origin_of(folder: Path) -> str:
-    """16 hexadecimal digits of the names and contents of a folder's queries: the same of the same predictions."""
+    """16 hexadecimal digits that identify a folder's queries by their names and contents."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*" + SUFFIXES["queries"])):
         digest.update(path.name.encode() + b"\0")
@@ -151,18 +151,18 @@ def origin_of(folder: Path) -> str:
 def check_folder(
     folder: Path, kinds: Collection[str], names: Sequence[str], space: LabelSpace, split: str | None = None
 ) -> ArtefactManifest:
-    """Makes sure that a folder holds what is expected of it before anything reads from it.
+    """Checks that a folder of artefacts is complete, and of the expected kind, round, split and classes.
 
     Args:
         folder: of artefacts, `.../round_0/cams`.
-        kinds: what it may hold.
-        names: of the images that will be asked for; others may be there too.
-        space: of the classes.
-        split: that the folder has to be of, if it says of which; None: any.
+        kinds: the kinds that are expected.
+        names: images that must have a file; others may have one too.
+        space: label space of the classes.
+        split: the expected split, where the folder states one; None: any.
 
     Raises:
         FileNotFoundError: no such folder, an unfinished one, or images without a file; the message says what to run.
-        ValueError: another kind, of another round, split or other classes, or a damaged `about.json`.
+        ValueError: another kind, round, split or label space, or a damaged `about.json`.
     """
     wanted = " or ".join(kinds)
     stage = STAGES.get(folder.name, STAGES[next(iter(kinds))])
@@ -205,7 +205,7 @@ def write_cams(
     """Writes `NAME.npz` with 8 bits a value.
 
     Args:
-        folder: there already.
+        folder: an existing folder.
         name: of the image.
         maps: (K-1, h, w) in 0..1, of the foreground classes.
         size: (H, W) of the image that they were computed on.
@@ -226,7 +226,7 @@ def write_cams(
 
 
 def read_cams(folder: Path, name: str, space: LabelSpace) -> CAMs:
-    """The maps of an image, zeros where a class has none.
+    """The maps of an image; a class without a map gets zeros.
 
     Raises:
         FileNotFoundError: no such file.
@@ -243,7 +243,7 @@ def read_cams(folder: Path, name: str, space: LabelSpace) -> CAMs:
 
 
 def read_kept_cams(path: Path, classes: Sequence[str], space: str) -> tuple[NDArray[np.float32], list[int]]:
-    """The maps that a file of `write_cams` holds, (n, h, w) in 0..1, and the index from 1 of the class of each.
+    """The maps in a file of `write_cams`, (n, h, w) in 0..1, and the index, from 1, of each map's class.
 
     Args:
         path: of the file.
@@ -364,13 +364,13 @@ def read_confounders(path: Path, space: LabelSpace | Sequence[str]) -> Confounde
 
 
 def confounder_origin(path: Path) -> str:
-    """The origin of the queries that the confounders in a file are the means of; empty where it is not known."""
+    """The origin of the queries that a file of confounders averages; empty if unknown."""
     return str(_arrays(path, optional=("origin",)).get("origin", ""))
 
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is there whole or not at all."""
+    """A file to write that appears under its name only when it is complete."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -388,7 +388,7 @@ def _written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns what reading a damaged file raises into one line with the file's name."""
+    """Turns the errors of a damaged file into one line with its name."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; run the stage that writes it again")
     try:

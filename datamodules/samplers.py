@@ -1,4 +1,4 @@
-"""Which samples of an evaluation a process takes: each sample once over all processes."""
+"""Samplers: the samples that each process draws, shuffled or weighted in training, each once in evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from structseg.datamodules.files.text import read_number_table
 
 
 class EvaluationSampler(DistributedSampler[Sample]):
-    """Every so many-th sample, in order; none is repeated to even out the processes, and one may have none at all.
+    """Every `world`-th sample from `rank` on, in order; none is repeated to even out the processes.
 
     Args:
         data: the samples.
@@ -34,24 +34,25 @@ class EvaluationSampler(DistributedSampler[Sample]):
         return iter(self.indices)
 
     def __len__(self) -> int:
-        """How many; at least 1: of a loader of length 0 Lightning leaves out the end of the evaluation too.
+        """The number of samples, but at least 1.
 
-        The other processes would wait there for this one, to sum what all have counted.
+        Lightning skips the end of the evaluation for a loader of length 0, where the other processes would wait for
+        this one to sum their counts.
         """
         return max(1, len(self.indices))
 
 
 class EpochSampler(DistributedSampler[Sample]):
-    """A DistributedSampler that tells its data set the epoch, for samples that are varied in the workers.
+    """A DistributedSampler that passes the epoch on to its data set, whose samples may vary in the workers.
 
     Attributes:
-        seen: (epoch, samples): how many of this process's samples a resumed fit has seen of the epoch that it is in.
+        seen: (epoch, samples): how many samples of that epoch this process had seen before a fit was resumed.
     """
 
     seen: tuple[int, int] = (0, 0)
 
     def __iter__(self) -> Iterator[Any]:
-        """The indices of this process, in the epoch's order, without those that have been seen."""
+        """The indices of this process in the epoch's order, without those already seen."""
         return itertools.islice(self._drawn(), self.seen[1] if self.epoch == self.seen[0] else 0, None)
 
     def _drawn(self) -> Iterator[Any]:
@@ -64,14 +65,14 @@ class EpochSampler(DistributedSampler[Sample]):
 
 
 class WeightedSampler(EpochSampler):
-    """As many samples an epoch as there are, drawn with replacement in proportion to their weights.
+    """Draws as many samples per epoch as there are, with replacement, in proportion to their weights.
 
     Args:
         data: the samples.
         world: number of processes.
         rank: of this process, from 0.
-        weights: (N,) above or at 0, not all 0; of a data set that repeats its images the weights of one round.
-        seed: of the draws; each epoch has its own.
+        weights: (N,), 0 or more, not all 0; for a data set that repeats its images, the weights of one repeat.
+        seed: of the draws, which differ each epoch.
     """
 
     def __init__(self, data: Any, world: int, rank: int, weights: Tensor, seed: int = 0) -> None:
@@ -88,25 +89,25 @@ def read_weights(given: str, data: Any) -> Tensor:
     """(N,) float64: the weight of each sample, for `WeightedSampler`.
 
     Args:
-        given: `class`: with these weights each class, background too, is drawn equally often with an image that holds
-            it; or a CSV file with the header `name,weight`.
+        given: `class`: weights with which each class, background too, is drawn equally often with an image that
+            holds it; or a CSV file with the header `name,weight`.
         data: the samples, each with `mask` and `name`; all are read once.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: samples without mask; a file without weights for some, or with one that is negative.
+        ValueError: no mask holds a class; a file lacks weights, holds a negative one, or only zeros.
     """
     if given != "class":
-        found = read_number_table(Path(given).expanduser())
+        table = read_number_table(Path(given).expanduser())
         names = getattr(data, "names", None) or [data[index]["name"] for index in range(len(data))]
-        missing = [name for name in names if name not in found]
+        missing = [name for name in names if name not in table]
         if missing:
             raise ValueError(
-                f"{given} lacks the weight of {len(missing)} of {len(names)} images, first {missing[0]}; add"
+                f"{given} lacks the weight of {len(missing)} of {len(names)} images, first {missing[0]}; add them"
             )
-        weights = torch.tensor([found[name] for name in names], dtype=torch.float64)
+        weights = torch.tensor([table[name] for name in names], dtype=torch.float64)
         if not (weights >= 0).all() or not weights.any():
-            raise ValueError(f"{given} holds a weight below 0, or none above; give weights from 0")
+            raise ValueError(f"{given} holds a weight below 0, or only zeros; give weights of 0 or more")
         return weights
     held = torch.zeros(len(data), 256, dtype=torch.float64)
     for index in range(len(data)):
@@ -119,11 +120,11 @@ def read_weights(given: str, data: Any) -> Tensor:
 
 
 def set_epoch(data: Any, epoch: int) -> None:
-    """Tells a data set the epoch, if its samples vary with it."""
+    """Sets the epoch of a data set, if its samples vary with it."""
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
 
 
 def run_seed() -> int:
-    """What `--seed_everything` was set to; Lightning keeps it in the environment, where children of DDP find it."""
+    """The value of `--seed_everything`, which Lightning keeps in the environment, for DDP's processes too."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))

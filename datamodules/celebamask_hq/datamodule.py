@@ -27,28 +27,28 @@ from structseg.datamodules.wrappers.occluders import OccludedDataset
 class CelebAMaskHQDataModule(FaceDataModule):
     """CelebAMask-HQ, or the compact copy of 1,000 of its images, in any space that its 19 classes map to.
 
-    Labels in which left and right are swapped are corrected, where a list names them: images that were mirrored with
-    their masks keep l_eye, l_brow and l_ear on the side where r_* belongs, since left is the pictured person's.
+    Left is the pictured person's. Some images were mirrored with their masks, so that l_eye, l_brow and l_ear are on
+    the wrong side: labels of images that a list names are corrected.
 
     Source: Lee, Liu, Wu, Luo, "MaskGAN", CVPR 2020. The licence is for non-commercial research and education.
 
     Args:
         root: the folder of the data set, or its parent. Published: `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno`, part
-            masks merged as by the data set's own g_mask.py. Compact: `images` and `masks`, one index mask an image; the
-            masks' palette, one of the two lists below, or a file `celebamask_hq.txt` must say what they are.
-        split: `seed` cuts the images 6:2:2 at random by `seed`; `official` takes CelebA's partition (published layout);
-            else a JSON file of train, val and test names, by its path from `root`. Default: `split_622.json` where the
+            masks merged as by the data set's own g_mask.py. Compact: `images` and `masks`, one index mask per image; to
+            be recognised it needs the masks' palette, one of the two JSON files below, or a file `celebamask_hq.txt`.
+        split: `seed` splits the images 6:2:2 at random by `seed`; `official` is CelebA's partition (published layout);
+            else the path, from `root`, of a JSON file of train, val and test names. Default: `split_622.json` if the
             data have one, else `seed`.
-        train_limit: train on the first so many training images only; as `seed` shuffled them, as the split file lists
-            them, or by number (`official`).
-        left_right: JSON file whose list `reversed` names the images with swapped labels, by its path from `root`;
-            default: `left_right_reversed.json` where the data have one.
+        train_limit: number of training images to use, the first ones in the order of the random split, of the split
+            file, or by number (`official`); None: all.
+        left_right: path, from `root`, of a JSON file whose list `reversed` names the images with swapped labels;
+            default: `left_right_reversed.json` if the data have one.
         mend_left_right: correct swapped labels; false leaves them as they are.
         label_space: celebamask_hq, parts, stn, helen, fasseg or occlusion.
         **kwargs: settings of `FaceDataModule` and `SegmentationDataModule`.
 
     Raises:
-        ValueError: settings that do not go together; all are named. A label space that the classes do not map to.
+        ValueError: settings that do not go together, all named, or a label space that the classes do not map to.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
 
     @property
     def has_validation(self) -> bool:
-        """Whether the split holds out any images."""
+        """Whether the split has validation images."""
         return bool(self.splits["val"])
 
     @cached_property
@@ -92,7 +92,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
 
     @cached_property
     def split_file(self) -> Path | None:
-        """The file that names the images of each split; None where they are computed."""
+        """The file that names the images of each split; None if the split is computed."""
         if self.split in ("seed", "official"):
             return None
         if self.split is not None:
@@ -101,7 +101,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
 
     @cached_property
     def splits(self) -> files.Splits:
-        """The names of each split, training images beyond `train_limit` included.
+        """The names of each split; `train_limit` is not applied.
 
         Raises:
             FileNotFoundError: a file or an image is missing.
@@ -119,7 +119,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
 
     @cached_property
     def left_right_file(self) -> Path | None:
-        """The list of labels with left and right swapped; None where it is missing, or they are left as they are."""
+        """The list of labels with left and right swapped; None without one, or if they are not to be corrected."""
         if not self.mend_left_right:
             return None
         if self.left_right is not None:
@@ -128,7 +128,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
 
     @cached_property
     def reversed_names(self) -> frozenset[str]:
-        """The names of the images whose left and right labels are swapped on reading; logs once how many."""
+        """The names of the images whose left and right labels are swapped on reading; logs their number once."""
         if self.left_right_file is None:
             return frozenset()
         names = files.reversed_from_file(self.left_right_file)
@@ -138,7 +138,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
                 "set --data.mend_left_right false"
             )
         counts = ", ".join(f"{len(names.intersection(self.splits[split]))} {split}" for split in files.SPLITS)
-        rank_zero_info(f"CelebAMask-HQ: left and right labels put right in {counts} images ({self.left_right_file})")
+        rank_zero_info(f"CelebAMask-HQ: left and right labels corrected in {counts} images ({self.left_right_file})")
         return names
 
     def pairs(self, split: Split) -> tuple[files.Pair, ...]:
@@ -161,7 +161,7 @@ class CelebAMaskHQDataModule(FaceDataModule):
         return OccludedDataset(faces, self.occluders, self.seed, files.SPLITS.index(split), vary=split == "train")
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
-        """For `structseg check`; raises as `find_home` and `splits` where there is nothing to list."""
+        """For `structseg check`; raises as `find_home` and `splits` if there is nothing to list."""
         if "all_pairs" not in self.__dict__:  # the first split
             self.all_pairs = files.find_pairs(self.home, faults)
             if self.split_file is not None:
@@ -188,16 +188,16 @@ class CelebAMaskHQDataset(DecodedDataset):
     """Images and labels of CelebAMask-HQ, decoded once.
 
     Args:
-        pairs: as `find_pairs` gives them.
+        pairs: as `find_pairs` returns them.
         size: (H, W) that images are resized to, bilinear with antialiasing, and masks with the nearest filter.
         label_space: of the masks; CELEBAMASK_HQ or one that it maps to.
         reversed_names: images whose left and right labels are swapped on reading, before any map.
         native_mask: keep masks at the size of their files.
-        memory_bytes: how much of the resized samples to keep in memory.
-        originals: give each photograph also at its full size, as `original`, with a mask of that size.
+        memory_bytes: memory for resized samples.
+        originals: also give each photograph at its full size, as `original`, with a mask of that size.
 
     Raises:
-        ValueError: no map to the label space; when read: a file that is damaged, no mask, or of another aspect.
+        ValueError: no map to the label space; when read: a file is damaged, not a mask, or of another aspect ratio.
     """
 
     def __init__(

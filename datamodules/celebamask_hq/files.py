@@ -1,4 +1,4 @@
-"""CelebAMask-HQ on disk: the two layouts, which mask belongs to which image, the splits, and how labels are read."""
+"""The files of CelebAMask-HQ: its two layouts, pairs of image and label, splits, and reading of labels."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 
 FULL_FOLDERS = ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno")
 COMPACT_FOLDERS = ("images", "masks")
-SUBFOLDERS = ("CelebAMask-HQ", "celebamask_hq_mini")  # where a parent folder is given
+SUBFOLDERS = ("CelebAMask-HQ", "celebamask_hq_mini")  # searched if a parent folder is given
 MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
 PARTITION_FILE = "list_eval_partition.txt"
 SPLIT_FILE = "split_622.json"
-SIGN = "celebamask_hq.txt"  # of a compact copy that has neither list: it may be empty
+SIGN = "celebamask_hq.txt"  # marks a compact copy without either list; it may be empty
 LEFT_RIGHT_FILE = "left_right_reversed.json"
 
-# One mask file each; where two overlap the later one counts, as in the data set's own g_mask.py.
+# Each has its own mask file; where two overlap the later class counts, as in the data set's own g_mask.py.
 PART_CLASSES = CELEBAMASK_HQ.classes[1:]
 IMAGES_A_FOLDER = 2000
 _SUFFIXES = (".jpeg", ".jpg", ".png")
-# CelebA's partition is by number: the last image of train and of val, counted from 1. Test goes on to 202599.
+# CelebA's partition is by number: the last images of train and val, counted from 1. Test ends at 202599.
 _LAST_TRAIN, _LAST_VAL = 162770, 182637
 
 Splits = dict[str, tuple[str, ...]]
@@ -46,8 +46,8 @@ class Pair:
     Attributes:
         name: the file stem of the image: `12` in the published layout, 32 digits in the compact one.
         image: the photograph.
-        mask: the index mask; with `parts`, what the paths of the part masks begin with, `.../0/00012`.
-        parts: classes that have a mask of their own, in the order that they are merged; none with an index mask.
+        mask: the index mask; with `parts`, the common beginning of the part masks' paths, `.../0/00012`.
+        parts: classes with a part mask, in the order of merging; empty for an index mask.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Pair:
 
     @property
     def mask_files(self) -> tuple[Path, ...]:
-        """The index mask, or the part masks in the order that they are merged."""
+        """The index mask, or the part masks in the order of merging."""
         return tuple(self.mask.with_name(f"{self.mask.name}_{part}.png") for part in self.parts) or (self.mask,)
 
 
 def find_home(root: Path) -> Path:
-    """The folder that holds images and masks, `root` or one in it, in either layout.
+    """The folder of images and masks in either layout: `root` or one in it.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -87,14 +87,14 @@ def is_full(home: Path) -> bool:
 
 
 def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
-    """All images with their labels, by name, in a fixed order: by number in the published layout, else by name.
+    """All images with their labels, by name, in order of number (published layout) or name.
 
-    Faults, where they are given, take the messages of what would be raised of single files; an image without mask is
-    given without any part, or with the path that its mask should have.
+    With `faults` errors of single files are collected there, and an image without mask is returned without parts, or
+    with the expected path of its mask.
 
     Raises:
-        FileNotFoundError: images without mask or masks without image; how many and the first are named.
-        ValueError: there are no images, two of a name, or a file whose name is not of the layout.
+        FileNotFoundError: images without mask or masks without image; the message has their number and the first.
+        ValueError: there are no images, two of one name, or a file whose name is not of the layout.
     """
     full = is_full(home)
     image_folder, mask_folder = (home / name for name in (FULL_FOLDERS if full else COMPACT_FOLDERS))
@@ -110,8 +110,8 @@ def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
     index_masks = {} if full else files_by_name(mask_folder, (".png",), faults)
     masks = set(parts if full else index_masks)
     names = sorted(images, key=int) if full else sorted(images)
-    lonely = [name for name in names if name not in masks]
-    _refuse(lonely, f"of the images in {image_folder}", f"mask in {mask_folder}", faults)
+    unmasked = [name for name in names if name not in masks]
+    _refuse(unmasked, f"of the images in {image_folder}", f"mask in {mask_folder}", faults)
     _refuse(sorted(masks - set(names)), f"of the masks in {mask_folder}", f"image in {image_folder}", faults)
     if not full:
         index_masks = {name: index_masks.get(name, mask_folder / f"{name}.png") for name in names}
@@ -121,33 +121,29 @@ def find_pairs(home: Path, faults: list[str] | None = None) -> dict[str, Pair]:
 
 
 def _require_sign(home: Path, mask: Path) -> None:
-    """Refuses a folder of `images` and `masks` in which nothing says that they are of this data set.
-
-    Raises:
-        ValueError: neither a file of the compact copy nor the colours of a mask's palette say so.
-    """
+    """Raises a ValueError if neither a file of the compact copy nor a mask's palette identifies the data set."""
     if any((home / name).is_file() for name in (SIGN, SPLIT_FILE, LEFT_RIGHT_FILE)) or not mask.is_file():
         return
     try:
         image = open_image(mask)
     except (OSError, ValueError):
-        return  # what is wrong with it is said when it is read
+        return  # reported when it is read
     flat = (image.getpalette("RGB") if image.mode == "P" else None) or []
     used = {tuple(flat[3 * i : 3 * i + 3]) for i, count in enumerate(image.histogram()) if count} if flat else {()}
     if not used <= set(CELEBAMASK_HQ.palette):
         raise ValueError(
             f"{home} holds images and masks, but nothing says that they are of CelebAMask-HQ: no {SPLIT_FILE}, and "
-            f"{mask} has not its colours; structseg init {home} reads own classes; if they are, put a "
+            f"{mask} has other colours; structseg init {home} reads own classes; if they are, put a "
             f"file {SIGN} there"
         )
 
 
 def read_label(pair: Pair) -> NDArray[np.uint8]:
-    """The label of an image as its files have it, (H, W), classes of CELEBAMASK_HQ.
+    """The label of an image as stored, (H, W) in the classes of CELEBAMASK_HQ.
 
     Raises:
-        FileNotFoundError: a file has gone.
-        ValueError: it is damaged or no mask, holds an unknown class, or part masks differ in size; the file is named.
+        FileNotFoundError: a file was removed.
+        ValueError: a file is damaged or not a mask, has an unknown class, or part masks differ in size; it is named.
     """
     if not pair.parts:
         return read_mask(pair.mask, len(CELEBAMASK_HQ), CELEBAMASK_HQ.name, CELEBAMASK_HQ.palette)
@@ -167,10 +163,7 @@ def read_label(pair: Pair) -> NDArray[np.uint8]:
 
 
 def seeded_split(names: Sequence[str], seed: int) -> Splits:
-    """6:2:2 at random: the names shuffled by numpy's default generator and cut at 60 % and 80 %.
-
-    The split depends on which images there are; a folder with some of them gives another one.
-    """
+    """A random split 6:2:2 of the names, which depends on all of them."""
     order = list(names)
     np.random.default_rng(seed).shuffle(order)
     first, second = len(order) * 6 // 10, len(order) * 8 // 10
@@ -178,13 +171,13 @@ def seeded_split(names: Sequence[str], seed: int) -> Splits:
 
 
 def split_from_file(path: Path, names: Iterable[str], faults: list[str] | None = None) -> Splits:
-    """The split that a JSON file lists, `{"train": [...], "val": [...], "test": [...]}`, in its order.
+    """The split in a JSON file, `{"train": [...], "val": [...], "test": [...]}`, in its order.
 
-    Faults, where they are given, take a line for each name that is listed twice or not there.
+    With `faults` a line is added for each name that is listed twice or unknown, instead of an error.
 
     Raises:
-        FileNotFoundError: no such file, or it names images that are not there.
-        ValueError: it is no JSON of that form, or lists an image twice.
+        FileNotFoundError: no such file, or it names unknown images.
+        ValueError: it is not JSON of that form, or lists an image twice.
     """
     split = {key: tuple(ids) for key, ids in _read_lists(path, SPLITS).items()}
     listed = Counter(name for ids in split.values() for name in ids)
@@ -209,12 +202,12 @@ def split_from_file(path: Path, names: Iterable[str], faults: list[str] | None =
 def official_split(home: Path, root: Path, names: Iterable[str]) -> Splits:
     """CelebA's own partition, by the number that each image has there; all 30,000 give 24,183 / 2,993 / 2,824.
 
-    Read from `list_eval_partition.txt` in `home` or `root` where it is there; CelebA hands it out, not CelebAMask-HQ.
-    Without it the known bounds serve: images up to 162770 train, up to 182637 validate, the rest test.
+    It is read from CelebA's `list_eval_partition.txt` in `home` or `root`, if there is one, else computed: images up to
+    162770 train, up to 182637 validate, the rest test.
 
     Raises:
         FileNotFoundError: no mapping file.
-        ValueError: a line of a file is damaged, or an image is not in it.
+        ValueError: a line of a file is damaged, or an image is missing in it.
     """
     mapping = home / MAPPING_FILE
     if not mapping.is_file():
@@ -246,22 +239,22 @@ def official_split(home: Path, root: Path, names: Iterable[str]) -> Splits:
 
 
 def official_file(home: Path, root: Path) -> Path | None:
-    """CelebA's partition file where it was put beside the images."""
+    """CelebA's partition file, if it is beside the images."""
     return next((folder / PARTITION_FILE for folder in (home, root) if (folder / PARTITION_FILE).is_file()), None)
 
 
 def reversed_from_file(path: Path) -> frozenset[str]:
-    """The names of images with left and right exchanged in their labels that a JSON file, `{"reversed": [...]}`, lists.
+    """The images whose labels have left and right swapped, from a JSON file `{"reversed": [...]}`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no JSON of that form.
+        ValueError: it is not JSON of that form.
     """
     return frozenset(_read_lists(path, ("reversed",))["reversed"])
 
 
 def _find_parts(folder: Path, faults: list[str] | None = None) -> dict[str, tuple[str, ...]]:
-    """The parts of each image that have a mask, in the order that they are merged."""
+    """The parts of each image that have a mask, in the order of merging."""
     found: dict[str, set[str]] = {}
     for number in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.isdecimal()):
         for entry in os.scandir(folder / number):
@@ -321,7 +314,7 @@ def _read_table(path: Path, form: str, example: str, *, header: bool = False) ->
         match = re.fullmatch(form, line.strip())
         if match is None:
             raise ValueError(
-                f"{path} line {number} reads {line.strip()[:40]!r}; expected the like of {example!r}: copy it again"
+                f"{path} line {number} reads {line.strip()[:40]!r}; expected lines like {example!r}: copy it again"
             )
         rows.append(match.groups())
     return rows

@@ -21,10 +21,10 @@ _ANNOTATION = "in the annotations"
 
 
 class COCODataModule(WeaklySupervisedDataModule):
-    """MS COCO: training on `trainYEAR`, test on `valYEAR`; nothing is held out, so no epoch is selected.
+    """MS COCO: training on `trainYEAR`, test on `valYEAR`; there is no validation, so no epoch is selected.
 
-    Masks are painted from the instances, larger ones first, so that small ones stay on top. Regions of crowds that no
-    instance covers are ignored (255): as the single objects in them are not marked. Their classes are tags.
+    Masks are painted from the instances, larger ones first, so that small ones stay on top. Regions of crowds, whose
+    single objects are not marked, are ignored (255) unless an instance covers them, but their classes are tags.
     Training images without any instance are left out.
 
     Source: Lin et al., ECCV 2014; annotations `instances_*.json`, decoded by pycocotools.
@@ -53,7 +53,7 @@ class COCODataModule(WeaklySupervisedDataModule):
 
     @property
     def has_validation(self) -> bool:
-        """Nothing is held out."""
+        """False: the published validation images are the test set."""
         return False
 
     def _folder(self, split: Split) -> str:
@@ -68,10 +68,10 @@ class COCODataModule(WeaklySupervisedDataModule):
         return self._pictures[folder]
 
     def entries(self, split: Split) -> Sequence[str]:
-        """The names of a split: of training images those that hold anything.
+        """The names of a split; training images without instances are left out.
 
         Raises:
-            FileNotFoundError: photographs are missing; how many, and the first.
+            FileNotFoundError: photographs are missing; the message has their number and the first.
         """
         if split == "val":
             return ()
@@ -90,8 +90,8 @@ class COCODataModule(WeaklySupervisedDataModule):
             )
         return [name for name, picture in pictures.items() if split != "train" or picture.instances]
 
-    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:  # noqa: ARG002  # nothing can lack
-        """For `structseg check`: every annotated image; those without single objects have no mask to look at.
+    def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:  # noqa: ARG002  # no list, no masks
+        """For `structseg check`: every annotated image; those without single objects have no mask.
 
         Raises as `pictures`.
         """
@@ -109,14 +109,14 @@ class COCODataModule(WeaklySupervisedDataModule):
     def _find(self, name: str) -> tuple[Path, Picture]:
         splits: tuple[Split, ...] = ("train", "test")
         loaded = sorted(splits, key=lambda split: self._folder(split) not in self._pictures)
-        for split in loaded:  # what is in memory first: a file of annotations takes its time
+        for split in loaded:  # annotations in memory first: reading them takes long
             picture = self.pictures(split).get(name)
             if picture is not None:
                 return self.root / self._folder(split) / picture.file, picture
         raise ValueError(f"no image {name} in the annotations of COCO {self.year} in {self.root}")
 
     def tags_of(self, name: str) -> frozenset[str]:
-        """COCO's names of the classes in an image, crowds and others included."""
+        """All tags of an image, of crowds too, in COCO's names."""
         return frozenset(COCO.classes[instance.label] for instance in self._find(name)[1].instances)
 
     def truth_of(self, name: str) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""MS COCO's instance annotations on disk: reading them, and painting masks from outlines and run-length codes."""
+"""MS COCO's instance annotations: reading them, and painting masks from polygons and run-length codes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Instance(NamedTuple):
 
     Attributes:
         label: index in COCO's label space.
-        crowd: whether it is a region of many objects.
-        outline: polygons (x, y, x, y, ...) in pixels, or a run-length code, or several, as the annotations have them.
+        crowd: whether it is a region with many objects.
+        outline: polygons (x, y, x, y, ...) in pixels, a run-length code, or a list of codes, as in the annotations.
     """
 
     label: int
@@ -33,7 +33,7 @@ class Instance(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image of the annotations: its file, (h, w) in pixels, and what it holds."""
+    """An annotated image: its file, size (h, w) in pixels, and instances."""
 
     file: str
     size: tuple[int, int]
@@ -41,29 +41,29 @@ class Picture(NamedTuple):
 
 
 def read_instances(path: Path, folder: str = "") -> dict[str, Picture]:
-    """The images of an annotation file with their instances, by the stem of their files.
+    """The images of an annotation file with their instances, by the stems of their files.
 
-    Ids may be numbers or text. Categories beyond COCO's are passed over where nothing is of them.
+    Ids may be numbers or text. Categories beyond COCO's are allowed if they have no annotations.
 
     Args:
-        path: the file.
-        folder: of the images, which file names may begin with.
+        path: the annotation file.
+        folder: folder of the images, with which file names may begin.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, or has instances that are not COCO's; the message says which.
+        ValueError: the file is damaged, or has instances of other classes; the message says which.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; --data.root is the folder of annotations, train and val images")
     try:
         content = read_json(path)
-        absent = [key for key in ("images", "annotations", "categories") if key not in content]
-        if absent:
-            raise _OtherContent(f"it has no {', '.join(absent)}; give COCO's instances_*.json")
+        missing = [key for key in ("images", "annotations", "categories") if key not in content]
+        if missing:
+            raise _OtherContent(f"it has no {', '.join(missing)}; give COCO's instances_*.json")
         names = {str(category["id"]): str(category["name"]).strip().lower() for category in content["categories"]}
         instances: dict[str, list[Instance]] = {str(image["id"]): [] for image in content["images"]}
         if len(instances) < len(content["images"]):
-            raise _OtherContent("two of its images have one id; number them anew")
+            raise _OtherContent("two of its images have the same id; renumber them")
         for item in content["annotations"]:
             instance = _instance(item, names)
             if str(item["image_id"]) not in instances:
@@ -77,21 +77,21 @@ def read_instances(path: Path, folder: str = "") -> dict[str, Picture]:
         raise ValueError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(repr(error).split())[:300]
-        raise ValueError(f"{path} is no file of COCO's instances ({reason}); copy it again") from None
-    named: dict[str, Picture] = {}
+        raise ValueError(f"{path} is not a file of COCO's instances ({reason}); copy it again") from None
+    by_name: dict[str, Picture] = {}
     for picture in sorted(pictures, key=lambda item: item.file):
         name = unicodedata.normalize("NFC", Path(picture.file).stem)
-        if name in named:
+        if name in by_name:
             raise ValueError(
-                f"{path} has {named[name].file} and {picture.file}, both called {name}; images are known by their file "
-                "name without folder: rename one"
+                f"{path} has {by_name[name].file} and {picture.file}, both called {name}; images are identified by "
+                "file name without folder: rename one"
             )
-        named[name] = picture
-    return named
+        by_name[name] = picture
+    return by_name
 
 
 class _OtherContent(ValueError):
-    """A whole file that holds something else than COCO's instances."""
+    """A file is intact, but its content is not COCO's instances."""
 
 
 def _instance(item: dict[str, Any], names: dict[str, str]) -> Instance:
@@ -99,7 +99,7 @@ def _instance(item: dict[str, Any], names: dict[str, str]) -> Instance:
     category = names.get(str(item["category_id"]), f"of category {item['category_id']}, which is not listed")
     if category not in _INDICES:
         raise _OtherContent(
-            f"{where} is {category}, which is none of COCO's 80 classes; take its annotations out, or write masks and "
+            f"{where} is {category}, which is not one of COCO's 80 classes; remove its annotations, or write masks and "
             "use structseg init for classes of your own"
         )
     outline = item.get("segmentation")
@@ -109,19 +109,19 @@ def _instance(item: dict[str, Any], names: dict[str, str]) -> Instance:
         )
     if isinstance(outline, list) and not any(isinstance(part, dict) for part in outline):
         if outline and all(isinstance(number, int | float) for number in outline):
-            outline = [outline]  # one polygon without its list
+            outline = [outline]  # a single polygon, not in a list
         polygons = [np.array(polygon, dtype=np.float64) for polygon in outline]
         if any(polygon.ndim != 1 for polygon in polygons):
-            raise ValueError(f"a polygon of image {item['image_id']} that is no list of numbers")
-        # Two points are a line, and pycocotools takes four numbers for a box.
+            raise ValueError(f"a polygon of image {item['image_id']} is not a list of numbers")
+        # Two points are a line, which pycocotools would take for a box.
         outline = [polygon for polygon in polygons if len(polygon) >= 6]
     return Instance(_INDICES[category], bool(item.get("iscrowd", 0)), outline)
 
 
 def _picture(image: dict[str, Any], instances: list[Instance], folder: str) -> Picture:
-    absent = [key for key in ("file_name", "height", "width") if image.get(key) is None]
-    if absent:
-        raise _OtherContent(f"image {image['id']} has no {', '.join(absent)}; write them into the file")
+    missing = [key for key in ("file_name", "height", "width") if image.get(key) is None]
+    if missing:
+        raise _OtherContent(f"image {image['id']} has no {', '.join(missing)}; write them into the file")
     file = image["file_name"]
     given = (image["height"], image["width"])
     height, width = (int(n) if isinstance(n, float) and n.is_integer() else n for n in given)
@@ -135,10 +135,10 @@ def _picture(image: dict[str, Any], instances: list[Instance], folder: str) -> P
 
 
 def paint(picture: Picture) -> NDArray[np.uint8]:
-    """(h, w) indices in COCO's label space: crowds as 255, over them the instances, larger ones first.
+    """The mask of an image, (h, w) in COCO's label space: crowds as 255, on top the instances, larger ones first.
 
     Raises:
-        ValueError: an outline or a code that does not fit the image, or pycocotools is missing.
+        ValueError: a polygon or code does not fit the image, or pycocotools is missing.
     """
     painted = np.zeros(picture.size, dtype=np.uint8)
     regions = []
@@ -148,10 +148,10 @@ def paint(picture: Picture) -> NDArray[np.uint8]:
                 continue
             codes = [part for part in instance.outline if isinstance(part, dict)]
             polygons = [part for part in instance.outline if not isinstance(part, dict)]
-            regions_of = [_decoded(code, picture.size) for code in codes]
+            parts = [_decoded(code, picture.size) for code in codes]
             if polygons:
-                regions_of.append(_inside(polygons, picture.size))
-            region = np.logical_or.reduce(regions_of)
+                parts.append(_inside(polygons, picture.size))
+            region = np.logical_or.reduce(parts)
         else:
             region = _decoded(instance.outline, picture.size)
         regions.append((not instance.crowd, -int(region.sum()), instance.label, region))
@@ -160,8 +160,8 @@ def paint(picture: Picture) -> NDArray[np.uint8]:
     return painted
 
 
-def _inside(outline: list[NDArray[np.float64]], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(h, w): what polygons enclose, as pycocotools has it."""
+def _inside(polygons: list[NDArray[np.float64]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(h, w): the pixels inside polygons, by pycocotools."""
     try:
         from pycocotools import mask as coco_mask
     except ImportError:
@@ -169,21 +169,19 @@ def _inside(outline: list[NDArray[np.float64]], size: tuple[int, int]) -> NDArra
             "COCO's masks need pycocotools, which is not installed; pip install 'structseg[coco]'"
         ) from None
     side = max(size)
-    for polygon in outline:
+    for polygon in polygons:
         if polygon.ndim != 1 or len(polygon) % 2:
-            raise ValueError(f"a polygon of shape {polygon.shape}, which are no pairs of x and y; {_MEND}")
-        # pycocotools writes beyond its memory for points that are far away or no numbers.
+            raise ValueError(f"a polygon of shape {polygon.shape}, not of pairs x, y; {_MEND}")
+        # For points that are far away or nan, pycocotools writes beyond its memory.
         if not (polygon.min() >= -side and polygon.max() <= 2 * side):
             raise ValueError(f"a polygon far outside of the {size[1]}x{size[0]} pixels; {_MEND}")
-    code = coco_mask.merge(coco_mask.frPyObjects(outline, *size))
+    code = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
     return np.asarray(coco_mask.decode(code), dtype=bool)
 
 
 def _decoded(code: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(h, w): a run-length code, column by column, beginning with what is outside.
-
-    Not by pycocotools, which trusts the counts and writes beyond its memory where they are too many.
-    """
+    """(h, w): the region of a run-length code, whose runs go down the columns and begin outside the region."""
+    # Not by pycocotools, which trusts the counts and writes beyond its memory if they are too many.
     if not isinstance(code, dict) or not isinstance(code.get("counts"), str | list):
         raise ValueError(f"a segmentation that is neither polygons nor a run-length code; {_MEND}")
     if code.get("size") != list(size):
@@ -197,7 +195,7 @@ def _decoded(code: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _unpacked(text: str) -> list[int]:
-    """The runs of a code packed as text: 5 bits a letter, lowest first, each run less the one before the last."""
+    """The runs of a code packed as text: 5 bits per letter, lowest first, as differences to the run before the last."""
     runs: list[int] = []
     value = shift = 0
     for letter in text:

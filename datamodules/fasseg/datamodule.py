@@ -33,24 +33,24 @@ LabelDecoding = Literal["fasseg-labels-1", "published"]
 class FASSEGDataModule(SegmentationDataModule):
     """FASSEG as published: V1 and V2 with 20 photographs to train and 50 to test, V3 with 182 and 92.
 
-    Test scores of V1 and V2 are given for all photographs and, under `clean`, for the 38 that are neither training
-    photographs nor of a sitting with one; those of V3 also for each pose, under `yaw-90` to `yaw+90`.
+    Test scores of V1 and V2 are given for all photographs and, as `clean`, for the 38 that are neither training
+    photographs nor of a sitting with one; those of V3 also for each pose, as `yaw-90` to `yaw+90`.
 
     Source: Khan, Mauro, Leonardi, ICIP 2015 (V1, V2); Khan, Mauro, Migliorati, Leonardi, ICME 2017 (V3).
 
     Args:
         root: folder that holds V1, V2, V3 (or frontal01, frontal02, multipose01), or the version's own folder.
-        version: V1 and V2 are the same photographs, V2 with precise labels. They do not mean the same by nose.
+        version: V1 and V2 have the same photographs, V2 has precise labels; their noses are drawn differently.
         split: `published` tests on the published test part; `subjects` (V3) tests on persons of the training part.
-        fold: the part of the training photographs (V3: persons) that is held out for validation; None holds out
-            nothing. With `subjects` it is the test person, and the next fold validates.
-        folds: into how many random parts the photographs are divided, by `seed`; default 5, and 7 for V3's 7 persons.
+        fold: the fold of the training photographs (V3: persons) that validates; None: no validation. With `subjects` it
+            is the test person, and the next fold validates.
+        folds: number of random folds, by `seed`; default 5, and 7 for V3's 7 persons.
         label_decoding: of the training labels; `published` repeats the published code's loss of 4 % of the pixels.
             Validation and test labels are always decoded by protocol fasseg-labels-1.
-        download: fetch the published repository into `root` where the version is missing (180 MB).
-        batch_size: images a training batch, on each device.
+        download: download the published repository (180 MB) into `root` if the version is missing.
+        batch_size: training images per batch on each device.
         mean: mean of each channel, on images in 0..1; default: the published code's, of all 70 photographs at 256x256.
-        std: deviation of each channel; default: the published code's.
+        std: standard deviation of each channel; default: the published code's.
         **kwargs: settings of `SegmentationDataModule`.
 
     Raises:
@@ -94,15 +94,15 @@ class FASSEGDataModule(SegmentationDataModule):
         self._parts: dict[Part, tuple[Pair, ...]] = {}
 
     def prepare_data(self) -> None:
-        """Fetches the data where they are missing and asked for."""
+        """Downloads the data if they are missing and `download` is set."""
         if self.download and not (self.trainer and self.trainer.predicting):
             download_fasseg(self.root, self.version)
 
     def setup(self, stage: str) -> None:
-        """Names the parts of the test set that are scored apart."""
+        """Finds the parts of the test set that are scored separately."""
         if stage == "test":
             names = [pair.name for pair in self.pairs("test")]
-            self.test_subsets = scored_apart(names)
+            self.test_subsets = scored_subsets(names)
             clean = len(self.test_subsets.get("clean", names))
             if clean < len(names):
                 rank_zero_info(
@@ -112,7 +112,7 @@ class FASSEGDataModule(SegmentationDataModule):
 
     @property
     def has_validation(self) -> bool:
-        """Whether a fold is held out."""
+        """Whether a fold validates."""
         return self.fold is not None
 
     def pairs(self, split: Split, faults: list[str] | None = None) -> tuple[Pair, ...]:
@@ -135,8 +135,8 @@ class FASSEGDataModule(SegmentationDataModule):
         train = split == "train"
         pairs = self.pairs(split)
         if not pairs and split == "val":
-            raise ValueError("FASSEG: nothing is held out for validation; set --data.fold")
-        for pair in pairs:  # what is damaged is found before an hour of training, not after
+            raise ValueError("FASSEG: there are no validation images without a fold; set --data.fold")
+        for pair in pairs:  # finds damaged files before training instead of in the middle of it
             check_image(pair.image)
             read_label(pair.label)
         return FASSEGDataset(
@@ -147,7 +147,7 @@ class FASSEGDataModule(SegmentationDataModule):
         )
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
-        """For `structseg check`; raises as `find_pairs` where a folder is missing."""
+        """For `structseg check`; raises as `find_pairs` if a folder is missing."""
         return [
             FileSample(pair.name, pair.image, FASSEG, (pair.label,), partial(read_label, pair.label))
             for pair in self.pairs(split, faults)
@@ -167,8 +167,8 @@ class FASSEGDataModule(SegmentationDataModule):
         return self._parts[part]
 
 
-def scored_apart(names: Sequence[str]) -> Mapping[str, frozenset[str]]:
-    """What of a test set is scored apart: `clean` of the frontal versions, each pose of V3; no part is empty."""
+def scored_subsets(names: Sequence[str]) -> Mapping[str, frozenset[str]]:
+    """The parts of a test set to score separately, none empty: `clean` of the frontal versions, each pose of V3."""
     parts: dict[str, set[str]] = {}
     for name in names:
         if name.startswith("V3/"):
@@ -182,16 +182,16 @@ class FASSEGDataset(DecodedDataset):
     """Pairs of photograph and label, decoded once.
 
     Args:
-        pairs: as `find_pairs` gives them.
+        pairs: as `find_pairs` returns them.
         size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
         label_decoding: `fasseg-labels-1` decodes at native size and resizes the classes; `published` resizes the
-            colours with a bicubic filter and then takes exact matches only, the rest as background.
-        native_mask: keep masks at the size of their file.
-        memory_bytes: how much of the resized samples to keep in memory.
+            colours with a bicubic filter and takes exact matches only, the rest as background.
+        native_mask: keep masks at the size of their files.
+        memory_bytes: memory for resized samples.
 
     Raises:
-        ValueError: `native_mask` with the published decoding, which exists at `size` only; when read: a file that is
-            damaged or not a label.
+        ValueError: `native_mask` with the published decoding, which exists at `size` only; when read: a file is damaged
+            or not a label.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class FASSEGDataset(DecodedDataset):
         return read_image(self.pairs[index].image)
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """The classes of a sample, 0..5; by the published decoding they are (H, W) already. Raises as `read_label`."""
+        """The classes of a sample, 0..5, at full size, or (H, W) by the published decoding; raises as `read_label`."""
         image, path = self.pairs[index].image, self.pairs[index].label
         if self.label_decoding == "published":
             colours = fit_mask(np.asarray(read_image(path)), image, str(path))
@@ -222,13 +222,13 @@ class FASSEGDataset(DecodedDataset):
 
 
 def read_label(path: Path) -> NDArray[np.uint8]:
-    """The class map of a label file by protocol fasseg-labels-1, (H, W), from the user's cache where it is there.
+    """The class map of a label file by protocol fasseg-labels-1, (H, W), cached.
 
     The cache is `fasseg-labels-1/SHA256.png` in the folder that `STRUCTSEG_CACHE` names, else the user's cache folder.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, or no label; the message names it.
+        ValueError: it is damaged, or not a label; the message names it.
     """
     folder = Path(os.environ.get("STRUCTSEG_CACHE") or platformdirs.user_cache_dir("structseg")) / PROTOCOL
     if not path.is_file():
@@ -246,7 +246,7 @@ def read_label(path: Path) -> NDArray[np.uint8]:
 
 
 def _read_cached(path: Path) -> NDArray[np.uint8] | None:
-    """The cached map; None where it is missing or damaged, so that it is made again."""
+    """The cached map; None if it is missing or damaged."""
     try:
         with Image.open(path) as image:
             classes = np.array(image)
@@ -256,7 +256,7 @@ def _read_cached(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _write_cached(path: Path, classes: NDArray[np.uint8]) -> None:
-    """Puts the map into the cache in one step; where the cache cannot be written, nothing is kept."""
+    """Puts the map into the cache in one step; does nothing if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as stage:

@@ -1,4 +1,4 @@
-"""The published FASSEG repository, fetched as one archive and checked by the content of its images."""
+"""Downloading the published FASSEG repository as an archive, verified by the content of its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from structseg.datamodules.files.download import download_file, file_sha256, unp
 # The last commit, of March 2017; about 180 MB packed, 650 MB unpacked.
 COMMIT = "7817f332b68decc858c9e741f8c0b366b9e0289c"
 URL = f"https://codeload.github.com/massimomauro/{REPOSITORY}/zip/{COMMIT}"
-# Hosts pack a commit anew now and then, so that an archive's own hash does not last. That of its images does.
+# Hash of the images, because the archive's own changes when the host packs the commit again.
 CONTENT: Mapping[str, str] = MappingProxyType(
     {
         "V1": "2f30f34dcf0599fe1e3fd5d662427992751a00883a6069946132a7671a8f85b8",
@@ -32,21 +32,21 @@ def download_fasseg(
     content: Mapping[str, str] = CONTENT,
     archive_sha256: str | None = None,
 ) -> Path:
-    """Fetches all versions into `root/FASSEG-repository`, unless the one asked for is there.
+    """Downloads all versions into `root/FASSEG-repository`, unless `version` is there already.
 
     Args:
-        root: the folder of the data; made where it is missing.
-        version: what is needed.
+        root: the folder of the data; it is made if it is missing.
+        version: the version that is needed.
         url: of a zip or tar archive of the repository.
-        content: `content_digest` of each version that must be in it.
-        archive_sha256: hash of the archive itself, for a mirror that keeps one.
+        content: `content_digest` of each version.
+        archive_sha256: hash of the archive itself, for a mirror with a fixed one.
 
     Returns:
         The folder of the version.
 
     Raises:
-        ConnectionError: the archive cannot be fetched; what has come is kept and taken up by the next call.
-        ValueError: the archive or its content is another than expected; nothing of it is left.
+        ConnectionError: the archive cannot be downloaded; the next call continues the partial download.
+        ValueError: the archive or its content differs from what is expected; it is removed.
     """
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -61,7 +61,7 @@ def download_fasseg(
         try:
             unpacked = unpack(archive, Path(stage) / REPOSITORY, strip_top=True, max_bytes=MAX_BYTES)
         except ValueError:
-            archive.unlink()  # or the next call would take it for whole
+            archive.unlink()  # the next call would take it for complete
             raise
         for name, expected in content.items():
             found = content_digest(unpacked / name)
@@ -77,7 +77,7 @@ def download_fasseg(
 
 
 def content_digest(folder: Path) -> str:
-    """SHA-256 over the paths and bytes of all images below a folder, whatever packed them."""
+    """SHA-256 over the paths and bytes of all images below a folder."""
     total = hashlib.sha256()
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
     for name in sorted(files):

@@ -1,4 +1,4 @@
-"""FASSEG on disk: where the versions lie, which photograph belongs to which label, what is faulty, and the splits."""
+"""The files of FASSEG: the folders of its versions, pairs of photograph and label, and folds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PUBLISHED_NAMES = {"V1": "frontal01", "V2": "frontal02", "V3": "multipose01"}
 REPOSITORY = "FASSEG-repository"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 
-# V1 and V2 number their photographs alike. Train 17, 16, 18, 19, 15 and 20 come again, pixel for pixel, as these:
+# Test photographs of V1 and V2 that are pixel for pixel train 17, 16, 18, 19, 15 and 20.
 REPEATED_TEST = ("13", "17", "20", "23", "26", "44")
-# Another crop or shot of the same sitting as train 3, 1, 6, 5, 7 and 10:
+# Other crops or shots of the same sittings as train 3, 1, 6, 5, 7 and 10.
 SAME_SITTING_TEST = ("1", "3", "5", "6", "7", "8")
 
-# The test photographs of these poses served the pose estimator only and were never labelled.
+# The test photographs of these poses were for the pose estimator and were never labelled.
 UNLABELLED_TEST_POSES = ("-90", "-75", "-45", "-15", "+15", "+45", "+75")
-# The label belongs to another crop of the photograph; stretching one onto the other is off by tens of pixels.
+# Their labels belong to another crop of the photograph; stretched onto it they are off by tens of pixels.
 MISMATCHED_TEST = (
     "+30/personne15248+0+30",
     "+60/personne10250+0+60",
@@ -41,7 +41,7 @@ class Pair:
     """A photograph and its label image.
 
     Attributes:
-        name: stable whatever the disk's letter case: `V2/Test_RGB/7`, `V3/Train_RGB/-45/personne02143+0-45`.
+        name: does not depend on the disk's letter case: `V2/Test_RGB/7`, `V3/Train_RGB/-45/personne02143+0-45`.
         image: the photograph.
         label: the painted label.
     """
@@ -52,22 +52,22 @@ class Pair:
 
     @property
     def pose(self) -> str:
-        """Yaw in degrees as the folder says it, `-90` to `+90`; `0` for the frontal versions."""
+        """Yaw in degrees as in the folder's name, `-90` to `+90`; `0` for the frontal versions."""
         return pose_of(self.name)
 
     @property
     def subject(self) -> str:
-        """The pictured person, `01` to `15`, in V3; elsewhere the photograph's own number, as nobody is named."""
+        """The pictured person, `01` to `15`, in V3; the photograph's number in V1 and V2, which name nobody."""
         return subject_of(self.name)
 
 
 @dataclass(frozen=True)
 class Found:
-    """The pairs of one part of one version, and what was left out of it.
+    """The pairs of one part of one version, and the photographs that were left out.
 
     Attributes:
-        pairs: in a fixed order, by pose and number.
-        unlabelled: names of photographs of the poses that have no labels (V3 test).
+        pairs: in order of pose and number.
+        unlabelled: names of photographs of poses without labels (V3 test).
         mismatched: names of pairs whose label belongs to another crop (V3 test).
     """
 
@@ -82,7 +82,7 @@ class Found:
             text += f"; {len(self.unlabelled)} without label left out (poses {', '.join(poses)})"
         if self.mismatched:
             names = ", ".join(name.rsplit("/", 1)[-1] for name in self.mismatched)
-            text += f"; {len(self.mismatched)} left out whose label is of another crop ({names})"
+            text += f"; {len(self.mismatched)} left out whose labels are of another crop ({names})"
         return text
 
 
@@ -144,12 +144,12 @@ def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | Non
         root: as for `find_version`.
         version: V1 and V2 are frontal (20 train, 50 test), V3 has 13 poses (182 train, 208 test).
         part: as published.
-        faults: takes the messages of what would be raised of single files.
+        faults: collects errors of single files instead of raising them.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: no photographs, a photograph without label or a label without photograph, or two files of one stem,
-            all but the known faults of V3's test part.
+        ValueError: no photographs, a photograph without label, a label without photograph, or two files of one stem;
+            the known faults of V3's test part are left out instead.
     """
     home = find_version(root, version)
     photographs = _images(_part_folder(home, f"{part.title()}_RGB"), faults)
@@ -170,26 +170,21 @@ def find_pairs(root: Path, version: Version, part: Part, faults: list[str] | Non
             raise_or_collect(ValueError(text), faults)
 
     mismatched = [key for key in labels if known and key in MISMATCHED_TEST]
-    pairs = []
-    for key in sorted(labels, key=_order):
-        if key in mismatched or key not in photographs:
-            continue
-        pair = Pair(f"{version}/{part.title()}_RGB/{key}", photographs[key], labels[key])
-        pairs.append(pair)
     prefix = f"{version}/{part.title()}_RGB/"
+    paired = [key for key in sorted(labels, key=_order) if key in photographs and key not in mismatched]
     return Found(
-        tuple(pairs),
+        tuple(Pair(prefix + key, photographs[key], labels[key]) for key in paired),
         tuple(prefix + key for key in sorted(unlabelled, key=_order)),
         tuple(prefix + key for key in sorted(mismatched, key=_order)),
     )
 
 
 def split_folds(groups: Iterable[str], folds: int, seed: int) -> list[list[str]]:
-    """A random partition of group names into folds, the same whatever their order.
+    """A random partition of group names into folds, which does not depend on their order.
 
     Args:
         groups: names, repeats allowed: numbers of photographs in V1 and V2, persons in V3.
-        folds: how many; the first folds hold one name more where they do not divide evenly.
+        folds: number of folds; the first ones have one name more if the number of names is not a multiple.
         seed: of the partition.
 
     Raises:
@@ -209,7 +204,7 @@ def select(pairs: Sequence[Pair], subjects: Iterable[str], *, inside: bool = Tru
 
 
 def _child(folder: Path, name: str) -> Path | None:
-    """The subfolder of that name in any letter case, the exact one first."""
+    """The subfolder of that name in any letter case, preferably exact."""
     if (folder / name).is_dir():
         return folder / name
     if not folder.is_dir():
@@ -228,7 +223,7 @@ def _part_folder(home: Path, name: str) -> Path:
 
 
 def _images(folder: Path, faults: list[str] | None = None) -> dict[str, Path]:
-    """Image files by key: the stem, or pose/stem where there is a folder for each pose."""
+    """Image files by key: the stem, or pose/stem if there is a folder for each pose."""
     found = files_by_name(folder, SUFFIXES, faults)
     for pose in sorted(path for path in folder.iterdir() if path.is_dir()):
         found |= {f"{pose.name}/{name}": path for name, path in files_by_name(pose, SUFFIXES, faults).items()}
@@ -236,7 +231,7 @@ def _images(folder: Path, faults: list[str] | None = None) -> dict[str, Path]:
 
 
 def _order(key: str) -> tuple[float, float, str]:
-    """By pose, then number: 2 before 10."""
+    """Sort key: the pose, then the number, 2 before 10."""
     pose, _, stem = key.rpartition("/")
     return _number(pose), _number(stem), key
 

@@ -1,7 +1,7 @@
-"""FASSEG's painted label images to class maps: protocol fasseg-labels-1, and the published code's exact match.
+"""Decoding FASSEG's painted labels as class maps: protocol fasseg-labels-1, and the published code's exact match.
 
-The painted colours are smoothed, dabbed and patchy, and the nearest palette colour is wrong where it matters: half-way
-between eyes and skin lies a grey that is nearest to hair. The protocol asks which classes stand beside a pixel first.
+The painted colours are smoothed and uneven, and at borders the nearest palette colour is wrong: half-way between eyes
+and skin is a grey that is nearest to hair. The protocol therefore looks at the classes around a pixel first.
 """
 
 from itertools import combinations
@@ -15,13 +15,13 @@ from torch.nn import functional
 from structseg.datamodules.label_spaces import FASSEG
 
 PROTOCOL: Final = "fasseg-labels-1"
-CLOSE_DISTANCE_SQUARED = 45 * 45  # no two palette colours are nearer than 128, so a class within 45 is the only one
+CLOSE_DISTANCE_SQUARED = 45 * 45  # palette colours are at least 128 apart, so that no other is within 45
 MIXTURE_DISTANCE_SQUARED = 45 * 45
 MIXTURE_REACH = 2  # pixels to each side: a 5x5 window
-MIXTURE_MARGIN = 1e-6  # by so much a later pair must be better, so that rounding does not decide
+MIXTURE_MARGIN = 1e-6  # a later pair must be better by this, so that rounding does not decide
 SPECK_PIXELS = 16
-# Share of pixels that are neither a palette colour nor a mixture. The 418 published labels hold at most 0.42 %, their
-# photographs at least 99 %.
+# Largest share of pixels that are neither a palette colour nor a mixture. The 418 published labels have at most 0.42 %,
+# their photographs at least 99 %.
 OPEN_LIMIT = 0.2
 
 _PALETTE = np.array(FASSEG.palette, dtype=np.int64)
@@ -29,12 +29,12 @@ _OPEN = 255
 
 
 def decode_fasseg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Class map of a label image by protocol fasseg-labels-1, at the image's native size.
+    """The class map of a label image by protocol fasseg-labels-1, at the image's native size.
 
-    (1) A colour within distance 45 of a palette colour is that class. (2) Another pixel that lies within 45 of the
-    straight line between the colours of two classes in its 5x5 window takes the nearer end. (3) The rest takes the
-    class of the nearest decided pixel. (4) Parts of 16 pixels or fewer are erased and filled as in (3). Where nothing
-    would be left to fill from, as in images of 16 pixels or fewer, step 4 leaves the map as it is.
+    (1) A colour within distance 45 of a palette colour is that class. (2) Other pixels within 45 of the straight line
+    between the colours of two classes in their 5x5 window get the nearer of the two. (3) The rest get the class of the
+    nearest decided pixel. (4) Parts of 16 pixels or fewer are erased and filled as in (3), unless that would erase
+    everything, as in images of 16 pixels or fewer.
 
     Args:
         rgb: (H, W, 3) uint8, before any resizing.
@@ -44,7 +44,7 @@ def decode_fasseg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Raises:
         TypeError: not uint8.
-        ValueError: not (H, W, 3), no pixels, or more than a fifth of the pixels are no colours of the palette.
+        ValueError: not (H, W, 3), no pixels, or more than a fifth of the pixels are not colours of the palette.
     """
     _check(rgb)
     classes = _sure(rgb)
@@ -53,18 +53,18 @@ def decode_fasseg(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     open_share = float((classes == _OPEN).mean())
     if open_share > OPEN_LIMIT:
         raise ValueError(
-            f"not a FASSEG label image: {open_share:.0%} of the pixels are no colour of the palette and no mixture of "
-            f"two (labels have under 1 %); give the painted label, not the photograph"
+            f"not a FASSEG label image: {open_share:.0%} of the pixels are neither colours of the palette nor mixtures "
+            f"of two (labels have under 1 %); give the painted label, not the photograph"
         )
     classes = _fill(classes)
     return _without_specks(classes)
 
 
 def decode_published(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Class map as the published code makes it: exact match, everything else background.
+    """The class map of the published code: exact matches, everything else background; for comparison only.
 
-    Kept for the comparison of the two decodings. The published code applies it after `resize_published`, which leaves
-    4.2 % of the pixels of V2's training labels without a match at 256x256.
+    The published code applies it after `resize_published`, which leaves 4.2 % of the pixels of V2's training labels
+    without a match at 256x256.
 
     Args:
         rgb: (H, W, 3) uint8, already resized.
@@ -83,9 +83,9 @@ def decode_published(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def resize_published(rgb: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A label image resized to (H, W) as the published code does it: colours mixed by a bicubic filter.
+    """A label image resized to (H, W) as by the published code: colours mixed by a bicubic filter.
 
-    OpenCV's filter (A = -0.75, no antialiasing), which torch shares; Pillow's antialiases and would lose 6.0 %.
+    The filter is OpenCV's (A = -0.75, no antialiasing), as in torch; Pillow's, with antialiasing, would lose 6.0 %.
     """
     _check(rgb)
     colours = torch.from_numpy(np.array(rgb, dtype=np.float32).transpose(2, 0, 1)[None])
@@ -109,7 +109,7 @@ def _exact(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _sure(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Step 1. Distances are taken for the few inexact pixels only."""
+    """Step 1, computing distances for the few inexact pixels only."""
     classes = _exact(rgb)
     off = classes == _OPEN
     distances = ((rgb[off].astype(np.int64)[:, None] - _PALETTE) ** 2).sum(axis=2)
@@ -148,10 +148,10 @@ def _mixtures(rgb: NDArray[np.uint8], classes: NDArray[np.uint8], sure: NDArray[
 
 
 def _fill(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Step 3: every open pixel takes the class of the nearest decided one, the lowest of equally near ones.
+    """Step 3: every open pixel gets the class of the nearest decided one, the lowest of equally near ones.
 
-    The distance transform gives the exact distance but an arbitrary one of the nearest pixels. So all pixels at exactly
-    that squared distance, a whole number, are looked at.
+    The distance transform gives the exact distance but an arbitrary one of the nearest pixels. Therefore all pixels at
+    that squared distance, a whole number, are compared.
     """
     from scipy import ndimage
 
@@ -167,7 +167,7 @@ def _fill(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         for dy, dx in _offsets(int(distance)):
             y, x = rows[here] + dy, columns[here] + dx
             inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            # An open neighbour holds 255, so that the minimum passes over it.
+            # An open neighbour is 255, so that the minimum ignores it.
             filled[here[inside]] = np.minimum(filled[here[inside]], classes[y[inside], x[inside]])
     result = classes.copy()
     result[gaps] = filled
@@ -175,14 +175,14 @@ def _fill(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _offsets(squared: int) -> list[tuple[int, int]]:
-    """All whole-number steps (dy, dx) of that squared length."""
-    found = []
+    """All integer steps (dy, dx) of that squared length."""
+    steps = []
     reach = int(np.sqrt(squared))
     for dy in range(-reach, reach + 1):
         dx = round(float(np.sqrt(squared - dy * dy)))
         if dy * dy + dx * dx == squared:
-            found += [(dy, dx), (dy, -dx)]
-    return found
+            steps += [(dy, dx), (dy, -dx)]
+    return steps
 
 
 def _without_specks(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Labelled photographs as data sets: decoded once, resized, and kept in memory as far as they fit."""
+"""Base of data sets of labelled photographs, which are decoded once and kept in memory as far as they fit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from structseg.datamodules.wrappers.full_size import Originals, sample_with_orig
 
 
 class DecodedDataset(Dataset[Sample]):
-    """Photographs with label maps; a child gives `photograph` and `label`.
+    """Photographs with label maps; subclasses implement `photograph` and `label`.
 
     Args:
         names: of the samples.
         size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
         native_mask: keep masks at the size of their files.
-        originals: give each photograph also at its full size, as `original`, with a mask of that size.
-        memory_bytes: how much of what is decoded to keep in memory, in each process.
+        originals: also give each photograph at its full size, as `original`, with a mask of that size.
+        memory_bytes: memory for decoded samples, in each process.
 
     Attributes:
         mask_filter: how masks are resized; set before the first sample is read.
@@ -47,9 +47,10 @@ class DecodedDataset(Dataset[Sample]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) in 0..1, `mask` (H, W), or (h, w) of the file, and `name`.
+        """`image` (3, H, W) in 0..1, `mask` (H, W) or of the file's size, and `name`.
 
-        With originals also `original` (3, h, w) in 0..1, of which `image` is made; `mask` (h, w), or of the file.
+        With originals also `original` (3, h, w) in 0..1, from which `image` is resized; `mask` is then (h, w) or of the
+        file's size.
         """
         image, mask = self.decoded(index)
         if self.originals is not None:
@@ -57,18 +58,18 @@ class DecodedDataset(Dataset[Sample]):
         return {"image": image_tensor(image), "mask": mask_tensor(mask), "name": self.names[index]}
 
     def photograph(self, index: int) -> Image.Image:
-        """The photograph of a sample at its full size, RGB; a child gives it."""
+        """The photograph of a sample at its full size, RGB."""
         raise NotImplementedError
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """The label map of a sample at its full size, (h, w) in the label space; a child gives it."""
+        """The label map of a sample at its full size, (h, w) in the label space."""
         raise NotImplementedError
 
     def check(self, index: int, photograph: Image.Image, label: NDArray[np.uint8]) -> None:
-        """Raises a ValueError where the two do not belong together; a child says when."""
+        """Raises a ValueError if the two do not belong together; for subclasses."""
 
     def decode(self, index: int) -> tuple[Any, ...]:
-        """The parts of a sample that are kept: the photograph and the mask, as they are given out."""
+        """The photograph and the mask as samples have them: what is kept in memory."""
         photograph, label = self.photograph(index), self.label(index)
         self.check(index, photograph, label)
         if self.originals is not None:
@@ -77,7 +78,7 @@ class DecodedDataset(Dataset[Sample]):
         return resize_image(photograph, self.size), mask
 
     def decoded(self, index: int) -> tuple[Any, ...]:
-        """As `decode`, from memory where they are kept."""
+        """As `decode`, from memory if they are kept."""
         if index in self._memory:
             return self._memory[index]
         parts = self.decode(index)

@@ -1,4 +1,4 @@
-"""Fetching and unpacking published archives: resumed, verified, and whole or not there at all."""
+"""Downloading and unpacking archives: resumed, verified, and never left half-written."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ CHUNK = 1 << 16  # bytes; a broken transfer loses one at most
 
 
 def download_file(url: str, to: Path, sha256: str | None = None, attempts: int = 3, timeout: float = 60.0) -> Path:
-    """Fetches a file; what has come so far waits in `TO.part`, where the next call continues if the server allows it.
+    """Downloads a file; a partial download stays in `TO.part`, and the next call continues it if the server allows.
 
     Args:
         url: http or https.
-        to: the file to write; it appears when it is complete. One that is there already is not fetched again.
-        sha256: the hash of the whole file, in hexadecimal; None trusts what comes.
-        attempts: how often to take up a broken transfer before giving up.
-        timeout: seconds of silence that count as broken.
+        to: the file to write; it appears when it is complete. An existing file is not downloaded again.
+        sha256: the hash of the whole file, in hexadecimal; None: not verified.
+        attempts: number of attempts to continue a broken transfer.
+        timeout: seconds without data after which a transfer counts as broken.
 
     Returns:
         `to`.
 
     Raises:
-        ConnectionError: the server refuses or the transfer keeps breaking; what has come is kept.
-        ValueError: the hash is another; the file is removed.
+        ConnectionError: the server refuses or the transfer keeps breaking; the partial download is kept.
+        ValueError: the hash differs; the file is removed.
     """
     if not to.exists():
         import requests
@@ -65,12 +65,12 @@ def file_sha256(path: Path) -> str:
 
 
 def unpack(archive: Path, into: Path, *, strip_top: bool = False, max_bytes: int = 8 << 30) -> Path:
-    """Unpacks a zip or tar archive into a new folder, which appears when everything is in it.
+    """Unpacks a zip or tar archive into a new folder, which appears when it is complete.
 
     Args:
         archive: zip, or tar with any compression that Python reads.
         into: the folder to make; it must not exist or be empty.
-        strip_top: leave out the single folder that holds everything, as code hosts pack it.
+        strip_top: leave out the single top folder that code hosts pack everything in.
         max_bytes: the most that the archive may unpack to.
 
     Returns:
@@ -78,8 +78,7 @@ def unpack(archive: Path, into: Path, *, strip_top: bool = False, max_bytes: int
 
     Raises:
         FileNotFoundError: no archive.
-        ValueError: it is damaged, unpacks to too much, or holds a path outside its folder or anything but files and
-            folders; or `into` is there already.
+        ValueError: it is damaged or too large, or holds links, devices or paths outside its folder; or `into` exists.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"no archive {archive}; check the path")
@@ -122,16 +121,16 @@ class _Member:
 
 
 def _fetch(url: str, part: Path, timeout: float) -> None:
-    """One transfer, appended to `part` where the server takes it up from there."""
+    """One transfer, appended to `part` if the server continues from there."""
     import requests
 
     start = part.stat().st_size if part.exists() else 0
-    # Any other encoding would make lengths and ranges count other bytes than those of the file.
+    # With another encoding, lengths and ranges would not count the bytes of the file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as answer:
         if start and answer.status_code == requests.codes.requested_range_not_satisfiable:
             if answer.headers.get("Content-Range") == f"bytes */{start}":
-                return  # everything had come before
+                return  # it is complete already
             part.unlink()
             raise requests.ConnectionError(f"the {start} bytes kept from before do not belong to this file")
         answer.raise_for_status()
@@ -166,7 +165,7 @@ def _extract(archive: Path, content: Path, max_bytes: int) -> None:
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tarred:
             members = tarred.getmembers()
-            # The compressed stream's checksum stands behind the end of the tar, which the tar reader does not look at.
+            # Reads on to the compressed stream's checksum, which is after the end of the tar.
             while tarred.fileobj is not None and tarred.fileobj.read(CHUNK):
                 pass
             _check([_Member(m.name, m.size, m.isreg() or m.isdir()) for m in members], archive, content, max_bytes)
@@ -181,7 +180,7 @@ def _zip_link(info: zipfile.ZipInfo) -> bool:
 
 
 def _check(members: list[_Member], archive: Path, content: Path, max_bytes: int) -> None:
-    """Everything is looked at before the first byte is written."""
+    """Refuses unsafe members before anything is written."""
     files: dict[str, str] = {}
     for member in members:
         path = PurePosixPath(member.name.replace("\\", "/"))

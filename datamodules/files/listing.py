@@ -1,4 +1,4 @@
-"""What a data set consists of on disk, faulty or not: for tools that look at every file instead of stopping at one."""
+"""The files of a data set: samples by their paths, lists of names, and the files of a folder by name."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from structseg.datamodules.label_spaces import LabelSpace
 
 
 class FileSample(NamedTuple):
-    """A sample by its files; nothing has been opened.
+    """A sample by its files, none of which has been opened.
 
     Attributes:
         name: of the sample, as in a batch.
         image: the photograph.
-        space: what the files' labels mean, before any map to the space that is trained.
-        masks: the files of its label; empty where they are missing (already among the faults) or not needed.
-        read_mask: gives the label at the size of its files, (h, w) uint8, before `images.fit_mask` turns it as the
-            upright photograph; raises as training does.
-        tags: gives the classes that the image is said to hold, to be held against the mask; None = nothing to hold.
-        mask_size_may_differ: whether the mask may be of another size than the photograph, of the same aspect.
-        left_right_swapped: whether a list says that the files have left and right swapped, which reading corrects.
-        mask_size: (width, height) of a label that is in no file of its own.
+        space: label space of the files, before any map to the space that is trained.
+        masks: the files of its label; empty if they are missing (which is among the faults) or not needed.
+        read_mask: reads the label at the size of its files, (h, w) uint8, before `images.fit_mask` turns it; raises as
+            training does.
+        tags: returns the image's tags, to compare with the mask; None: nothing to compare.
+        mask_size_may_differ: whether the mask may have another size than the photograph, with the same aspect ratio.
+        left_right_swapped: whether a list states that left and right are swapped in the files, which reading corrects.
+        mask_size: (width, height) of a label that has no file of its own.
         index_masks: whether the masks hold class indices, which a palette may explain.
     """
 
@@ -49,25 +49,24 @@ class Listed(Protocol):
     """A datamodule whose samples are files."""
 
     def file_samples(self, split: Split, faults: list[str]) -> Sequence[FileSample]:
-        """The samples of a split; what is missing or does not belong is added to `faults`, one line each.
+        """The samples of a split; a line for each missing or surplus file is added to `faults`.
 
         Raises:
-            FileNotFoundError: there is nothing to list.
-            ValueError: likewise.
+            FileNotFoundError, ValueError: there is nothing to list.
         """
 
 
 def read_split_lists(
     root: Path, files: Mapping[str, str], name_of: Callable[[str], str | None], form: str, faults: list[str] | None
 ) -> dict[str, tuple[str, ...]]:
-    """The names in text files of one image a line, by split, in the order of the lines.
+    """The names in text files with one image per line, by split, in the order of the lines.
 
     Args:
         root: folder of the lists.
-        files: split to file.
-        name_of: the name that a line holds, stripped; None where it is not of the form.
-        form: of a line, in words for the message.
-        faults: takes the messages of lines that would be raised.
+        files: the file of each split.
+        name_of: returns the name in a stripped line, None for a line of another form.
+        form: description of the form, for the message.
+        faults: collects the errors of lines instead of raising them.
 
     Raises:
         ValueError: a line of another form, or an image that is listed twice.
@@ -95,14 +94,14 @@ def read_split_lists(
 
 
 def files_by_name(folder: Path, suffixes: Sequence[str], faults: list[str] | None = None) -> dict[str, Path]:
-    """The files of a folder by their name without suffix, in order; letter case of suffixes does not count.
+    """The files of a folder by their names without suffix, in order; empty without the folder.
 
-    Names are composed (NFC), as lists have them; macOS stores them decomposed. No folder gives no files.
+    Names are composed (NFC), as lists have them; macOS stores them decomposed. Names that begin with a dot are skipped.
 
     Args:
-        folder: not searched deeper; what begins with a dot is passed over.
-        suffixes: in lower case.
-        faults: takes the messages of what would be raised.
+        folder: searched without its subfolders.
+        suffixes: in lower case; files may have them in any letter case.
+        faults: collects errors instead of raising them.
 
     Raises:
         ValueError: two files of one name.
@@ -129,7 +128,7 @@ def stored_path(folder: Path, *names: str) -> Path:
 
 
 def refuse_missing(folder: Path, what: str, missing: Sequence[str], of: int) -> None:
-    """Raises a FileNotFoundError that counts what is missing and names the first three."""
+    """Raises a FileNotFoundError with the number of missing files and the first three, if there are any."""
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Lists, tables and JSON as files have them; errors name the file."""
+"""Reading text, JSON and CSV tables; errors name the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, UTF-8 with or without its mark.
+    """The text of a file, UTF-8 with or without a byte order mark.
 
     Raises:
         FileNotFoundError: no such file.
@@ -31,7 +31,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises as `read_text`."""
+    """The content of a JSON file; raises as `read_text`, and a ValueError for text that is not JSON."""
     try:
         return json.loads(read_text(path))
     except RecursionError:
@@ -39,19 +39,19 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}); copy it again") from None
     except ValueError as error:
-        # Of numbers with thousands of digits, beside what `read_text` says.
+        # Raised by `read_text`, or for numbers with thousands of digits.
         reason = " ".join(str(error).split())
         raise ValueError(reason if str(path) in reason else f"{path} is no JSON ({reason}); copy it again") from None
 
 
 def read_tags(path: Path) -> dict[str, frozenset[str]]:
-    """Tags by image from a CSV with the header `name,classes`.
+    """The tags of each image from a CSV file with the header `name,classes`.
 
-    Classes are separated by spaces, or by `;` where their names hold spaces.
+    Classes are separated by spaces, or by `;` if their names have spaces.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no text, no such header, cells without one, or an image that is listed twice.
+        ValueError: not text, another header, a row with more cells than that, or an image listed twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of tags {path}; check --data.tags")
@@ -63,11 +63,11 @@ def read_tags(path: Path) -> dict[str, frozenset[str]]:
 
 
 def read_number_table(path: Path) -> dict[str, float]:
-    """Numbers by image from a CSV with the header `name,weight`.
+    """The weight of each image from a CSV file with the header `name,weight`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as `read_tags`, or what is no finite number.
+        ValueError: as `read_tags`, or a weight that is not a finite number.
     """
     found: dict[str, float] = {}
     for name, cell in _table(path, "weight"):
@@ -81,7 +81,7 @@ def read_number_table(path: Path) -> dict[str, float]:
 
 
 def _table(path: Path, column: str) -> Iterator[tuple[str, str]]:
-    """The columns `name` and another one of a CSV file; raises as `read_tags`."""
+    """The rows of a CSV file: `name` and the other column; raises as `read_tags`."""
     seen: set[str] = set()
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
@@ -92,7 +92,7 @@ def _table(path: Path, column: str) -> Iterator[tuple[str, str]]:
                 raise ValueError(f"{path}, line {rows.line_num} has more cells than the header; separate by spaces")
             name = unicodedata.normalize("NFC", row["name"] or "")
             if name in seen:
-                raise ValueError(f"{path}, line {rows.line_num}: {name} stands twice; keep one row")
+                raise ValueError(f"{path}, line {rows.line_num}: {name} is listed twice; keep one row")
             seen.add(name)
             yield name, row[column] or ""
     except csv.Error as error:

@@ -1,4 +1,4 @@
-"""Own images and masks in folders that a `dataset.yaml` describes."""
+"""The user's own images and masks, in folders that a `dataset.yaml` describes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _DEFAULTS = {"size": (256, 256), "batch_size": 8, "mean": (0.5, 0.5, 0.5), "std"
 
 
 class Folder:
-    """What a `dataset.yaml` describes, as both DataModules read it.
+    """The files that a `dataset.yaml` describes, and their labels.
 
     Args:
-        root: the file, or its folder.
-        space: that the file's classes are mapped to; None: their own.
+        root: the `dataset.yaml`, or its folder.
+        space: label space that the file's classes are mapped to; None: the file's own.
         jpeg: how lossy masks are read, see `MaskReader`.
     """
 
@@ -47,7 +47,7 @@ class Folder:
         self.plain = self.space.classes == self.file.space.classes
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Size, batch size and normalisation: as given, else as the file says, else the defaults."""
+        """Size, batch size and normalisation: as given, else from the file, else the defaults."""
         return {
             key: self.file.setting(key, default) if given[key] is None else given[key]
             for key, default in _DEFAULTS.items()
@@ -55,32 +55,32 @@ class Folder:
 
     @cached_property
     def splits(self) -> Mapping[Split, Sequence[Pair]]:
-        """The pairs of each split; all that names and headers tell is checked first.
+        """The pairs of each split, checked by names and headers.
 
         Raises:
             FileNotFoundError: a folder or list is missing.
-            ValueError: what is wrong with the folder, the first faults in one line.
+            ValueError: the folder has faults; the first are named.
         """
         faults: list[str] = []
         splits = self.file.splits(faults)
-        either, self.exif = check_pairs([pair for pairs in splits.values() for pair in pairs], faults)
+        fit_both_ways, self.exif = check_pairs([pair for pairs in splits.values() for pair in pairs], faults)
         refuse(faults, str(self.file.path), "structseg check lists all")
-        if either:
+        if fit_both_ways:
             rank_zero_warn(
-                f"{len(either)} photographs, first {either[0]}, are turned by EXIF and their masks fit both ways; they "
-                "are taken as drawn on the upright photograph"
+                f"{len(fit_both_ways)} photographs, first {fit_both_ways[0]}, are turned by EXIF and their masks fit "
+                "both ways; they are taken as drawn on the upright photograph"
             )
         return splits
 
     def label(self, pair: Pair) -> NDArray[np.uint8]:
-        """The mask of one of the pairs in the space, (H, W) as the upright photograph; raises as `read_pair_mask`."""
+        """The mask of a pair in the label space, (H, W) of the upright photograph; raises as `read_pair_mask`."""
         assert pair.mask is not None
         classes = read_pair_mask(pair, self.reader) if pair.name in self.exif else self.reader(pair.mask)
         return classes if self.plain else self.lookup.take(classes)
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
-        """For `structseg check`; raises where there is nothing to list."""
-        if "_listed" not in self.__dict__:  # the first split takes what is wrong with all of them
+        """For `structseg check`; raises if there is nothing to list."""
+        if "_listed" not in self.__dict__:  # the faults of all splits are reported with the first one
             self._listed = self.file.splits(faults)
         read = partial(read_pair_mask, read=self.reader)
         return [
@@ -91,16 +91,16 @@ class Folder:
 
 
 class _DescribedFolder(SegmentationDataModule):
-    """The settings of both DataModules, checked by their base, and what is read of the files before any is decoded.
+    """The settings that both DataModules of a `dataset.yaml` share.
 
     Args:
         root: the `dataset.yaml`, or its folder.
-        label_space: that the classes are mapped to by their names; default: the file's own classes.
+        label_space: label space that the classes are mapped to by name; default: the file's own classes.
         size: (H, W) in pixels of images and crops; default: the file's, else 256x256.
-        batch_size: images a training batch, on each device; default: the file's, else 8.
+        batch_size: training images per batch on each device; default: the file's, else 8.
         mean: mean of each channel, on images in 0..1; default: the file's, else 0.5.
-        std: deviation of each channel; default: the file's, else 0.5.
-        jpeg_masks: masks in formats that do not keep values are refused, or read by the nearest class value.
+        std: standard deviation of each channel; default: the file's, else 0.5.
+        jpeg_masks: whether masks in lossy formats are refused, or read by the nearest class value.
         **kwargs: settings of the base.
     """
 
@@ -132,7 +132,7 @@ class _DescribedFolder(SegmentationDataModule):
 
 
 class FolderDataModule(_DescribedFolder):
-    """Own images with own masks and classes, as a `dataset.yaml` describes them; `structseg init FOLDER` writes it.
+    """Own images, masks and classes, as described by a `dataset.yaml`, which `structseg init FOLDER` writes.
 
     Test images that lie in several folders are also scored by folder. For the settings see `SegmentationDataModule`.
 
@@ -151,11 +151,11 @@ class FolderDataModule(_DescribedFolder):
 
     @property
     def has_validation(self) -> bool:
-        """Whether the file holds any images out."""
+        """Whether the file has a validation split."""
         return bool(self.folder.splits["val"])
 
     def setup(self, stage: str) -> None:
-        """Names the folders of the test set, each scored apart."""
+        """Groups the test images by folder, to be scored separately."""
         if stage == "test":
             self.test_subsets = by_folder(self.names("test"))
 
@@ -170,11 +170,11 @@ class FolderDataModule(_DescribedFolder):
 
 
 def by_folder(names: Sequence[str]) -> Mapping[str, frozenset[str]]:
-    """Names by the folder that they lie in; nothing where that is one folder."""
+    """The names in each folder; empty if all are in one."""
     parts: dict[str, set[str]] = {}
     for name in names:
         part = name.rpartition("/")[0].replace(".", "_")
-        parts.setdefault(f"{part}_" if hasattr(nn.ModuleDict, part) else part, set()).add(name)  # a key of such a dict
+        parts.setdefault(f"{part}_" if hasattr(nn.ModuleDict, part) else part, set()).add(name)  # valid as its keys
     return {part: frozenset(members) for part, members in parts.items() if part} if len(parts) > 1 else {}
 
 
@@ -182,8 +182,8 @@ class FolderDataset(DecodedDataset):
     """Pairs of image and mask, decoded once.
 
     Args:
-        folder: that reads the masks.
-        pairs: as `Folder.splits` gives them.
+        folder: reads the masks.
+        pairs: as `Folder.splits` returns them.
         size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
         native_mask: keep masks at the size of their files.
     """
@@ -197,17 +197,17 @@ class FolderDataset(DecodedDataset):
         return read_image(self.pairs[index].image)
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """The mask of a sample, (h, w) as the photograph; raises as `Folder.label`."""
+        """The mask of a sample, (h, w) of the photograph; raises as `Folder.label`."""
         return self.folder.label(self.pairs[index])
 
     def check(self, index: int, photograph: Image.Image, label: NDArray[np.uint8]) -> None:
-        """Raises a ValueError where the sizes differ, of files that were changed since the start."""
+        """Raises a ValueError if the sizes differ, which happens when files change after the check."""
         pair = self.pairs[index]
         mask_turn(pair.image, (label.shape[1], label.shape[0]), str(pair.mask), stored=(photograph.size, 1))
 
 
 class WeakFolderDataModule(_DescribedFolder, WeaklySupervisedDataModule):
-    """Own images with tags, as a `dataset.yaml` describes them: for CONTA, which learns masks from tags.
+    """Own images with tags, as described by a `dataset.yaml`: for CONTA, which learns masks from tags.
 
     The file's `tags` say where the tags are: a CSV file with the header `name,classes`, `masks` (the classes of the
     masks), or `folders` (the folder that an image lies in is its class); default: `masks` where there are any. Crops
@@ -229,24 +229,21 @@ class WeakFolderDataModule(_DescribedFolder, WeaklySupervisedDataModule):
 
     @cached_property
     def pairs(self) -> Mapping[Split, Mapping[str, Pair]]:
-        """The pairs of each split by names without folders, as files of a round have them; raises as `Folder.splits`.
-
-        Images without masks are in the training split alone: nothing can be scored on them.
-        """
+        """The pairs of each split by their names in the files of a round, `/` as `__`; raises as `Folder.splits`."""
         flat = {split: {p.name.replace("/", "__"): p for p in pairs} for split, pairs in self.folder.splits.items()}
         names = [name for part in flat.values() for name in part]
         if len(set(names)) < sum(map(len, self.folder.splits.values())):
-            raise ValueError(
-                f"{self.folder.file.path}: two images are called alike where `/` is written `__`; rename one"
+            raise ValueError(f"{self.folder.file.path}: two images have one name where `/` is written `__`; rename one")
+        unmasked = [name for split in ("val", "test") for name, p in flat[split].items() if p.mask is None]
+        if unmasked:
+            self._notice(
+                f"{len(unmasked)} images to validate or test have no masks, first {unmasked[0]}; they only have tags"
             )
-        lost = [name for split in ("val", "test") for name, p in flat[split].items() if p.mask is None]
-        if lost:
-            self._notice(f"{len(lost)} images to validate or test have no masks, first {lost[0]}; they only have tags")
         return flat
 
     @property
     def has_validation(self) -> bool:
-        """Whether images with masks are held out."""
+        """Whether there are validation images, all with masks."""
         held = self.pairs["val"].values()
         return bool(held) and all(pair.mask is not None for pair in held)
 
@@ -263,7 +260,7 @@ class WeakFolderDataModule(_DescribedFolder, WeaklySupervisedDataModule):
         return {**found, **{name.rpartition(".")[0]: tags for name, tags in found.items() if "." in name}}
 
     def tags_of(self, name: str) -> frozenset[str] | None:
-        """The classes of an image; None where they are not known."""
+        """The classes of an image; None if unknown."""
         if name not in self._tags:
             pair, classes = self._pair(name), self.folder.file.space.classes
             if self.tags == "folders":

@@ -1,4 +1,4 @@
-"""`dataset.yaml`: where images and masks lie, what the masks' values mean, how the images are split."""
+"""`dataset.yaml`: the folders of images and masks, the meaning of the masks' values, and the split."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _KEYS = (
     "size", "batch_size", "mean", "std",
 )  # fmt: skip
 _SPLIT_KEYS = ("seed", "val", "test", "group")
-_NUMBERS = {"size": (2, int, 1), "mean": (3, float, 0), "std": (3, float, 0)}  # how many, of which kind, from
+_NUMBERS = {"size": (2, int, 1), "mean": (3, float, 0), "std": (3, float, 0)}  # length, type, minimum
 
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """What a `dataset.yaml` says.
+    """The checked content of a `dataset.yaml`.
 
     Attributes:
         path: the file.
-        tree: its content, checked.
-        space: the classes.
-        values: class index, or 255, of each value of a mask.
+        tree: its keys and values.
+        space: label space of its classes.
+        values: class index, or 255, of each mask value.
     """
 
     path: Path
@@ -54,20 +54,20 @@ class DatasetFile:
 
     @property
     def has_masks(self) -> bool:
-        """Whether there are masks at all."""
+        """Whether any split has masks."""
         return "masks" in self.tree or any(self.tree.get(split, {}).get("masks") for split in SPLITS)
 
     def setting(self, key: str, default: Any) -> Any:
-        """`size`, `batch_size`, `mean` or `std` of the file."""
+        """`size`, `batch_size`, `mean` or `std`, or the default."""
         value = self.tree.get(key, default)
         return tuple(value) if isinstance(value, list) else value
 
     def reader(self, jpeg: JPEGMasks) -> MaskReader:
-        """What reads the masks."""
+        """The reader of the masks."""
         return MaskReader(self.values, self.space.classes, self.space.palette, jpeg)
 
     def splits(self, faults: list[str]) -> dict[Split, tuple[Pair, ...]]:
-        """The pairs of each split, in order of their names; `faults` and errors as in `find_pairs`."""
+        """The pairs of each split, by name; `faults` and errors as in `find_pairs`."""
         if "images" not in self.tree:
             found: dict[Split, tuple[Pair, ...]] = dict.fromkeys(SPLITS, ())
             owner: dict[Path, str] = {}
@@ -95,7 +95,7 @@ class DatasetFile:
             raise FileNotFoundError(f"no list {self.home / missing[0]}; check split in {self.path}")
 
         def name_of(line: str) -> str | None:
-            short = line.split("/", 1)[-1] if line not in by_name else line  # from `home` rather than from the images
+            short = line.split("/", 1)[-1] if line not in by_name else line  # a path from `home`
             return by_name[short].name if short in by_name else None
 
         names = read_split_lists(self.home, lists, name_of, "image of the folder with a mask", faults)
@@ -107,7 +107,7 @@ def read_dataset_file(root: Path) -> DatasetFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: what is wrong with it: file, key, value, what to do.
+        ValueError: the file is wrong; the message has key and value.
     """
     path = root / DATASET_FILE if root.is_dir() else root
     if not path.is_file():

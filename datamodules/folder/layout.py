@@ -1,4 +1,4 @@
-"""Where the images and masks of an unknown folder lie, by the names of folders and files alone."""
+"""Finding the images and masks of an unknown folder by the names of folders and files."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _SPLITS = {
 def find_layout(home: Path) -> dict[str, Any]:
     """The keys `train`, `val`, `test`, or `images` and `masks`, of a `dataset.yaml` for a folder.
 
-    Masks are told by the names of folders (`masks`, `labels`, ...), or of files beside their images (`a_mask.png`).
-    Without masks: `images`, and `tags` where there is `tags.csv`, or where each folder is a class.
+    Masks are recognised by the names of folders (`masks`, `labels`, ...), or of files beside their images
+    (`a_mask.png`). Without masks: `images`, and `tags` if there is a `tags.csv`, or a folder for each class.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -67,8 +67,8 @@ def find_layout(home: Path) -> dict[str, Any]:
     for (one, own), (other, others) in combinations(folders.items(), 2):
         if 2 * len(own & others) > len(own):
             raise ValueError(
-                f"{home / one} and {home / other} hold files of the same names; call the folder of the images images "
-                "and that of the masks masks"
+                f"{home / one} and {home / other} hold files of the same names; rename the folder of images to "
+                "'images' and that of masks to 'masks'"
             )
     if len(folders) > 1:
         return {"images": images, "tags": "folders"}
@@ -83,15 +83,15 @@ def _kind(parts: Sequence[str]) -> tuple[str | None, bool, str]:
     split, is_mask, last = None, False, 0
     for number, part in enumerate(parts, 1):
         words = set(re.split(r"[^a-z]+", part.lower()))
-        said = next((_SPLITS[word] for word in words if word in _SPLITS), None)
+        named = next((_SPLITS[word] for word in words if word in _SPLITS), None)
         mask = bool(words & _MASKS)
-        if said or mask or words & _IMAGES:
-            split, is_mask, last = split or said, is_mask or mask, number
+        if named or mask or words & _IMAGES:
+            split, is_mask, last = split or named, is_mask or mask, number
     return split, is_mask, "/".join(parts[:last]) or "."
 
 
 def _masks_of(files: Sequence[Path], split: str | None, found: dict[tuple[str | None, bool], str]) -> str:
-    """The folder of the masks, or their template where their names differ from the images'."""
+    """The folder of the masks, or their template if their names differ from the images'."""
     images, masks = found.get((split, False), "."), found[split, True]
     inside = [file for file in files if file.is_relative_to(masks)]
     stems = {f.stem for f in files if f.is_relative_to(images) and not f.is_relative_to(masks)}
@@ -106,9 +106,9 @@ def _masks_of(files: Sequence[Path], split: str | None, found: dict[tuple[str | 
 
 
 def _common_affix(names: Sequence[str], stems: set[str]) -> tuple[str, str] | None:
-    """What stands before and after an image's stem in most mask names; None where nothing does."""
+    """The prefix and suffix of an image's stem in most mask names; None without any."""
     counts: Counter[tuple[str, str]] = Counter()
-    for name in names[:: max(1, len(names) // 200)]:  # some show it
+    for name in names[:: max(1, len(names) // 200)]:  # a sample is enough
         for word in _MASKS:
             for affix in (("", f"_{word}"), ("", f"-{word}"), ("", f".{word}"), (f"{word}_", ""), (f"{word}-", "")):
                 for form in (affix, (affix[0].upper(), affix[1].upper()), (affix[0].title(), affix[1].title())):
@@ -120,7 +120,7 @@ def _common_affix(names: Sequence[str], stems: set[str]) -> tuple[str, str] | No
 
 
 def _affix(name: str, affix: tuple[str, str]) -> str | None:
-    """The stem between the two; None where they do not stand there."""
+    """The stem between a prefix and a suffix; None for a name without them."""
     before, after = affix
     inside = name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)
     return name[len(before) : len(name) - len(after)] if inside else None

@@ -1,4 +1,4 @@
-"""Masks as people have them, to class maps: indices, palettes, colours, 16 bits, 0 and 255; never a class by guess."""
+"""Reading masks of many kinds as class maps: indices, palettes, colours, 16 bits, 0 and 255; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ JPEGMasks = Literal["refuse", "nearest"]
 
 IGNORE = 255
 _LOSSY = ("JPEG", "JPEG2000", "AVIF")
-_NEAR = 40  # grey levels, by which a lossy mask may miss a class's value in each channel
-_APART = 32  # that values of a lossy mask must lie apart
-_FAR_PIXELS = 0.01  # share of a lossy mask that may lie further off, at edges
+_NEAR = 40  # grey levels: largest deviation from a class's value in each channel of a lossy mask
+_APART = 32  # grey levels: smallest distance between values of a lossy mask
+_FAR_PIXELS = 0.01  # share of pixels of a lossy mask that may deviate more, at edges
 
 
 class MaskReader:
     """Reads masks as maps of class indices.
 
     Args:
-        values: class index (or 255, ignored) of each value: an integer of a grey or palette index mask, or a colour.
-        names: of the classes, for messages.
-        colours: (r, g, b) that each class is drawn in, by which a palette is recognised.
-        jpeg: `nearest` reads lossy masks by the nearest value where all pixels but a few lie near one.
+        values: class index (255: ignored) of each mask value: a grey level or palette index, or a colour.
+        names: names of the classes, for messages.
+        colours: (r, g, b) that each class is drawn in, to recognise palettes.
+        jpeg: `nearest` reads lossy masks by the nearest value if nearly all pixels are near one; `refuse` raises.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class MaskReader:
         self.colours = {**greys, **{colour: index for index, colour in enumerate(colours)}, **self.stated}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the tables, which are made again."""
+        """Leaves out the tables, which are large and made again when needed."""
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
     @cached_property
     def _grey_table(self) -> NDArray[np.uint16]:
-        """(65536,): class + 1 of each value, 0 for those of no class."""
+        """(65536,): class + 1 of each value; 0: no class."""
         table = np.zeros(1 << 16, dtype=np.uint16)
         for value, index in self.greys.items():
             table[value] = index + 1
@@ -62,7 +62,8 @@ class MaskReader:
 
     @cached_property
     def _colour_table(self) -> NDArray[np.uint16]:
-        """(2^24,): class + 1 of each colour; only the pages that are used take memory."""
+        """(2^24,): class + 1 of each colour; 0: no class."""
+        # Only the pages that are written take memory.
         table = np.zeros(1 << 24, dtype=np.uint16)
         for (red, green, blue), index in self.colours.items():
             table[red | green << 8 | blue << 16] = index + 1
@@ -73,8 +74,8 @@ class MaskReader:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: damaged; lossy; a value that no class has: the message has the file, the value, how many pixels
-                have it, and the classes' values.
+            ValueError: the file is damaged or lossy, or has a value of no class: the message has file, value, number of
+                pixels, and the classes' values.
         """
         return self._classes(path, open_image(path))
 
@@ -109,7 +110,7 @@ class MaskReader:
 
     @cached_property
     def _plain(self) -> int:
-        """So many values from 0 on are their own classes."""
+        """The first value from 0 on that is not its own class index."""
         return next(value for value in range(257) if self.greys.get(value) != value)
 
     def _looked_up(self, path: Path, pixels: NDArray[Any], table: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -123,7 +124,7 @@ class MaskReader:
     def _either(
         self, path: Path, levels: NDArray[np.uint8], indices: NDArray[np.uint8], strict: bool
     ) -> NDArray[np.uint8]:
-        """A mask that may hold grey levels or indices: levels where all are classes', but for what could be both."""
+        """Reads a mask as grey levels if all are classes' values, else as indices; raises where it could be both."""
         pairs = np.unique(np.stack([levels.ravel(), indices.ravel()]), axis=1).T.tolist()
         if not all(level in self.greys for level, _ in pairs):
             return self._grey(path, indices)
@@ -137,7 +138,7 @@ class MaskReader:
         return self._grey(path, levels)
 
     def _palette(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
-        """By the palette's colours where they are the classes', whatever their order; else by its indices or greys."""
+        """Reads a palette mask by its colours if they are the classes' in any order, else by indices or grey levels."""
         pixels = np.asarray(image)
         flat = image.getpalette("RGB") or []
         palette = dict(enumerate(zip(flat[::3], flat[1::3], flat[2::3])))  # noqa: B905
@@ -146,10 +147,10 @@ class MaskReader:
         counts = image.histogram()
         used = [i for i, count in enumerate(counts) if count]
         found = {i: palette[i] for i in used if i in palette}
-        telling = len(set(found.values())) == len(used)  # unlike a palette that is all black
-        by_colour = {i: self.colours[colour] for i, colour in found.items() if telling and colour in self.colours}
+        distinct = len(set(found.values())) == len(used)  # unlike in a palette that is all black
+        by_colour = {i: self.colours[colour] for i, colour in found.items() if distinct and colour in self.colours}
         if len(by_colour) < len(used):
-            greys = telling and all(r == g == b for r, g, b in found.values())
+            greys = distinct and all(r == g == b for r, g, b in found.values())
             if greys and not self.stated:  # a grey image with its levels in a palette
                 levels = np.array([palette.get(i, (0,))[0] for i in range(256)], np.uint8)
                 return self._either(path, levels.take(pixels), pixels, strict=False)
@@ -169,7 +170,7 @@ class MaskReader:
         if image.mode not in ("RGB", "RGBA", "RGBX"):
             image = image.convert("RGB")
         elif image.mode == "RGBA":
-            image = Image.merge("RGB", image.split()[:3])  # what is transparent keeps its colour
+            image = Image.merge("RGB", image.split()[:3])  # transparent pixels keep their colours
         packed = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(image.size[::-1]) & np.uint32(
             0xFFFFFF
         )
@@ -209,7 +210,7 @@ class MaskReader:
         return "ignored" if index == IGNORE else self.names[index]
 
     def _listing(self) -> str:
-        """The values of the classes, in words."""
+        """The values of the classes, for messages."""
         found = [f"{value} {self._name(index)}" for value, index in self.values.items()]
         return ", ".join(found[:12]) + (f", and {len(found) - 12} more" if len(found) > 12 else "")
 
@@ -229,14 +230,14 @@ def lossy(path: Path, image: Image.Image) -> bool:
 
 
 def grey_depth(path: Path) -> int:
-    """Bits of a sample of a PNG; 8 for other files."""
+    """Bits per sample of a PNG; 8 for other files."""
     with path.open("rb") as file:
         head = file.read(25)
     return head[24] if head[:4] == b"\x89PNG" and len(head) == 25 else 8
 
 
 def wide_colours(path: Path, image: Image.Image) -> bool:
-    """Whether a colour image has more than 8 bits a channel, of which Pillow keeps the upper 8."""
+    """Whether a colour image has more than 8 bits per channel, of which Pillow keeps the upper 8."""
     if image.mode not in ("RGB", "RGBA"):
         return False
     bits = getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (8,))
@@ -244,7 +245,7 @@ def wide_colours(path: Path, image: Image.Image) -> bool:
 
 
 def read_pair_mask(pair: Pair, read: MaskReader) -> NDArray[np.uint8]:
-    """The class map of a pair, turned as its upright photograph: (H, W) of that.
+    """The class map of a pair, (H, W) of its upright photograph.
 
     Raises:
         FileNotFoundError: a file is missing.

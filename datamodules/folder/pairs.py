@@ -1,4 +1,4 @@
-"""Images and masks in folders: which belong together, and what is wrong with them, by names and headers alone."""
+"""Pairs of image and mask in folders: matched by name, split at random, checked by headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pair:
     Attributes:
         name: the image's path below its folder, without the suffix: `cam1/000123`.
         image: the photograph.
-        mask: the mask; None where the data have none.
+        mask: the mask; None without one.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Pair:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Every image file below a folder, linked folders too, in order; what begins with a dot is passed over.
+    """Every image file below a folder, linked folders too, in order; names that begin with a dot are skipped.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -61,10 +61,10 @@ def find_pairs(
 
     Args:
         images: folder of the images, searched at any depth.
-        masks: folder of the masks, where each has its image's path but for the suffix; or a template of the mask's path
-            with {stem} and, where it needs it, {parent}, from `home`. None: there are none.
-        home: folder that `masks` starts from.
-        faults: takes a line for each image without mask, mask without image, and two that have one name or mask.
+        masks: folder of the masks, each with its image's path below it and any suffix; or a template of a mask's path
+            with {stem} and, if needed, {parent}. None: no masks.
+        home: folder that `masks` is relative to.
+        faults: gets a line for each image without mask, mask without image, and name or mask of two images.
         leave_out: folders inside `images` that hold something else.
 
     Raises:
@@ -73,45 +73,45 @@ def find_pairs(
     """
     template = masks if masks is not None and "{" in masks else None
     folder = None if masks is None or template is not None else home / masks
-    below: dict[str, Path] = {}
+    masks_by_name: dict[str, Path] = {}
     if folder is not None:
-        below = _by_name(images_below(folder), folder, "masks", faults)
+        masks_by_name = _by_name(images_below(folder), folder, "masks", faults)
         leave_out = [*leave_out, folder]
     skipped = [str(part.resolve()) + os.sep for part in leave_out if part.resolve() != images.resolve()]
     found = [path for path in images_below(images) if not f"{path.resolve()}".startswith(tuple(skipped))]
-    if template is not None:  # they may lie among the images
-        made = {path: _from_template(path, images, template, home) for path in found}
-        taken = set(made.values())
-        found = [path for path in found if path not in taken]
+    if template is not None:  # whose masks may be among the images
+        templated = {path: _from_template(path, images, template, home) for path in found}
+        all_masks = set(templated.values())
+        found = [path for path in found if path not in all_masks]
     photographs = _by_name(found, images, "images", faults)
     if not photographs:
         raise ValueError(f"{images} holds no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
-    pairs, users = [], dict[Path, str]()
+    pairs, image_of = [], dict[Path, str]()
     for name, path in photographs.items():
-        mask = below.get(name) if template is None else made[path]
+        mask = masks_by_name.get(name) if template is None else templated[path]
         if masks is not None and (mask is None or not mask.is_file()):
             where = folder / f"{name}.png" if folder is not None else mask
             faults.append(f"{path} has no mask {where}; add it, or move the image out")
             continue
-        if mask is not None and mask in users:
-            faults.append(f"{mask} is the mask of both {users[mask]} and {name}; put {{parent}} into the template")
+        if mask is not None and mask in image_of:
+            faults.append(f"{mask} is the mask of both {image_of[mask]} and {name}; put {{parent}} into the template")
             continue
         if mask is not None:
-            users[mask] = name
+            image_of[mask] = name
         pairs.append(Pair(name, path, mask))
     if folder is not None and folder.resolve() != images.resolve():
-        lonely = [path for name, path in below.items() if name not in photographs]
-        faults += [f"{path} is the mask of no image in {images}; add the image or remove the mask" for path in lonely]
+        unmatched = [path for name, path in masks_by_name.items() if name not in photographs]
+        faults += [f"{path} is the mask of no image in {images}; add the image or remove it" for path in unmatched]
     return tuple(sorted(pairs, key=natural))
 
 
 def natural(pair: Pair) -> list[int | str]:
-    """Sorts by name, numbers by their value: 2 before 10."""
+    """Sort key: the name, with numbers by value, 2 before 10."""
     return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", pair.name))]
 
 
 def _by_name(paths: Sequence[Path] | Iterator[Path], folder: Path, what: str, faults: list[str]) -> dict[str, Path]:
-    """Files by their path below a folder without suffix, composed letters as one."""
+    """Files by their path below a folder, without suffix and with composed letters (NFC)."""
     found: dict[str, Path] = {}
     for path in paths:
         name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
@@ -130,18 +130,18 @@ def _from_template(image: Path, folder: Path, template: str, home: Path) -> Path
 def grouped_split(
     pairs: Sequence[Pair], seed: int, val: float, test: float, group: str | None
 ) -> dict[Split, tuple[Pair, ...]]:
-    """A random split by whole groups, the same whatever else is in the folder's order.
+    """A random split that keeps groups whole and does not depend on the order of the pairs.
 
     Args:
-        pairs: all of them.
+        pairs: all pairs.
         seed: of the split.
-        val: share of the images that validate, 0 to 1.
-        test: share that test.
-        group: regular expression on the names, whose first group (or whole match) names the group of an image; without
-            a match, or None, an image is its own group.
+        val: share of validation images, 0 to 1.
+        test: share of test images.
+        group: regular expression on the names, whose first group (or whole match) names an image's group. Images
+            without a match, or all if None, are groups of one.
 
     Raises:
-        ValueError: a split that is asked for gets no image.
+        ValueError: a split with a share above 0 gets no image.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -154,25 +154,25 @@ def grouped_split(
     shares: dict[Split, float] = {"test": test, "val": val}
     for key in order:
         members = groups[key]
-        # To the first split that is nearer to its share with the group than without.
+        # The first split that comes nearer to its share with the group than without it.
         fits = (s for s, share in shares.items() if len(held[s]) + len(members) / 2 <= share * len(pairs))
         held[next(fits, "train")] += members
     empty = next((split for split, share in {**shares, "train": 1}.items() if share and not held[split]), None)
     if empty is not None:
         raise ValueError(
-            f"split: val {val} and test {test} of {len(pairs)} images in {len(names)} groups leave none for {empty}; "
-            "change the shares (0 holds nothing out) or the group"
+            f"split: val {val} and test {test} of {len(pairs)} images in {len(names)} groups leave no image for "
+            f"{empty}; change the shares (0 holds nothing out) or the group"
         )
     return {split: tuple(sorted(members, key=natural)) for split, members in held.items()}
 
 
 def check_pairs(pairs: Sequence[Pair], faults: list[str]) -> tuple[list[str], frozenset[str]]:
-    """Holds the sizes of masks against their photographs, by the headers; `faults` takes a line for each that differs.
+    """Compares the sizes of masks and photographs by their headers, and adds a line to `faults` for each that differs.
 
     Returns:
-        The names of photographs that EXIF turns and whose mask fits both ways; those of all pairs that EXIF turns.
+        The names of the photographs that EXIF turns and whose masks fit both ways, and of all pairs that EXIF turns.
     """
-    either, exif = [], set[str]()
+    fit_both_ways, exif = [], set[str]()
     for pair in pairs:
         try:
             size, orientation = stored_size(pair.image)
@@ -186,5 +186,5 @@ def check_pairs(pairs: Sequence[Pair], faults: list[str]) -> tuple[list[str], fr
         if (orientation, turned) != (1, 1):
             exif.add(pair.name)
         if turn == 0 and pair.mask is not None:
-            either.append(pair.name)
-    return either, frozenset(exif)
+            fit_both_ways.append(pair.name)
+    return fit_both_ways, frozenset(exif)

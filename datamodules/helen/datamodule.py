@@ -26,12 +26,12 @@ from structseg.datamodules.wrappers.full_size import Originals
 class HelenDataModule(FaceDataModule):
     """HELEN with part labels as published: 2,000 images to train, 230 to validate, 100 to test.
 
-    Each photograph is given at `size` and, as `original`, at its own size, as is its mask; a batch's masks are
-    padded to the largest. A pixel is of the class whose soft mask is highest there.
+    Each photograph is given at `size` and, as `original`, at its own size, as is its mask; the masks of a batch are
+    padded to the largest. The class of a pixel is that of its highest soft mask.
 
-    The README of the data does not say whose left is meant. CelebAMask-HQ's left is the pictured person's own: before
-    training on one and measuring on the other, look at a mask, and exchange the files _lbl02 and _lbl03, _lbl04 and
-    _lbl05, if left_eye lies on the left of an upright face.
+    The README of the data does not say which side is left. CelebAMask-HQ's left is the pictured person's: before
+    training on one and testing on the other, look at a mask, and swap the files _lbl02 and _lbl03, _lbl04 and _lbl05,
+    if left_eye is on the left of the image.
 
     Source: Smith, Zhang, Brandt, Lin, Yang, "Exemplar-Based Face Parsing", CVPR 2013; images: Le, Brandt, Lin, Bourdev,
     Huang, "Interactive Facial Feature Localization", ECCV 2012.
@@ -39,13 +39,13 @@ class HelenDataModule(FaceDataModule):
     Args:
         root: SmithCVPR2013_dataset_resized, with `images`, `labels`, exemplars.txt, tuning.txt and testing.txt, or its
             parent.
-        train_limit: train on the first so many images of exemplars.txt only.
+        train_limit: number of images of exemplars.txt to train on, the first ones; None: all.
         label_space: stn, in which skin and hair are background, or helen, parts or fasseg.
-        originals: how large the originals are, and what is hidden in them; null gives samples of `size` alone.
+        originals: size of the originals and number of hidden parts; null: samples of `size` only.
         **kwargs: settings of `FaceDataModule` and `SegmentationDataModule`.
 
     Raises:
-        ValueError: settings that do not go together; all are named. A label space that the classes do not map to.
+        ValueError: settings that do not go together, all named, or a label space that HELEN does not map to.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class HelenDataModule(FaceDataModule):
 
     @cached_property
     def lists(self) -> dict[str, tuple[str, ...]]:
-        """The names of each split, training images beyond `train_limit` included.
+        """The names of each split; `train_limit` is not applied.
 
         Raises:
             ValueError: as `read_lists`, or there are fewer training images than `train_limit`.

@@ -1,4 +1,4 @@
-"""HELEN with part labels on disk: the split lists, the files of an image, and how soft masks become classes."""
+"""The files of HELEN with part labels: split lists, the files of each image, and classes from soft masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from structseg.datamodules.label_spaces import HELEN
 IMAGES = "images"
 LABELS = "labels"
 LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
-SUBFOLDER = "SmithCVPR2013_dataset_resized"  # where the parent folder is given
+SUBFOLDER = "SmithCVPR2013_dataset_resized"  # searched if the parent folder is given
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,10 @@ def find_home(root: Path) -> Path:
 
 
 def read_lists(home: Path) -> dict[str, tuple[str, ...]]:
-    """The names in the three split lists, by split, in the order of the lists.
-
-    A line reads `1 , 100032540_1`, or has the name alone.
+    """The names in the three split lists, by split and in order. A line is `1 , 100032540_1` or just the name.
 
     Raises:
-        ValueError: a line that reads otherwise, an image that is listed twice, or a list without images.
+        ValueError: a line of another form, an image listed twice, or a list without images.
     """
 
     def name_of(line: str) -> str | None:
@@ -82,10 +80,10 @@ def read_lists(home: Path) -> dict[str, tuple[str, ...]]:
 def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
     """The files of the named images, in that order.
 
-    Faults, where they are given, take a line for each missing soft mask; missing images are left to their reader.
+    With `faults` a line is added for each missing soft mask instead of an error; missing images fail when read.
 
     Raises:
-        FileNotFoundError: images or soft masks are missing; how many and the first are named.
+        FileNotFoundError: images or soft masks are missing; the message has their number and the first.
     """
     images = files_by_name(home / IMAGES, (".jpeg", ".jpg"), faults)
     faces, missing = [], []
@@ -107,12 +105,10 @@ def find_faces(home: Path, names: Sequence[str], faults: list[str] | None = None
 
 
 def read_label(face: Face) -> NDArray[np.uint8]:
-    """The most probable class of each pixel by the soft masks of an image, (h, w) uint8, classes of HELEN.
-
-    Of classes that are equally probable the first counts; where all are 0, the background.
+    """The class of the highest soft mask at each pixel, (h, w) uint8 in HELEN's classes; the first of equal ones.
 
     Raises:
-        FileNotFoundError: a file has gone.
+        FileNotFoundError: a file was removed.
         ValueError: a soft mask is damaged, not of one 8-bit channel, or of another size than the first; it is named.
     """
     label = highest = None
@@ -135,5 +131,5 @@ def read_label(face: Face) -> NDArray[np.uint8]:
 
 
 def fitted_label(face: Face) -> NDArray[np.uint8]:
-    """As `read_label`, turned as the upright photograph; raises likewise, and as `fit_mask`."""
+    """As `read_label`, turned to fit the upright photograph; raises also as `fit_mask`."""
     return fit_mask(read_label(face), face.image, str(face.masks[0]))

@@ -40,19 +40,19 @@ _IN_ORDER = [value for colour in PARTS.palette for value in colour]
 class LFWPartsDataModule(SegmentationDataModule):
     """LFW Part Labels as published: 1500 funneled photographs to train, 500 to validate, 927 to test.
 
-    The published splits share persons: test scores are given for all photographs and, under `new_people`, for those
-    whose person is in no image that was trained on.
+    The published splits share persons: test scores are given for all photographs and, as `new_people`, for those of
+    persons without training images.
 
     Source: Kae, Sohn, Lee, Learned-Miller, CVPR 2013; Huang, Jain, Learned-Miller, ICCV 2007 (funneling).
 
     Args:
         root: folder that holds lfw_funneled, parts_lfw_funneled_gt_images (PPM or PNG in the published colours) and
-            the lists parts_train.txt, parts_validation.txt, parts_test.txt; with the published superpixels, if they
-            are wanted, in parts_lfw_funneled_superpixels_mat.
+            the lists parts_train.txt, parts_validation.txt, parts_test.txt; the published superpixels, if wanted, in
+            parts_lfw_funneled_superpixels_mat.
         label_space: parts, or any space that it maps to.
         size: (H, W) in pixels that images are resized to; they are 250x250.
-        batch_size: images a training batch, on each device.
-        train_on: `train+val` trains on both lists and holds nothing out.
+        batch_size: training images per batch on each device.
+        train_on: `train`, or `train+val` to train on both lists, without validation.
         **kwargs: settings of `SegmentationDataModule`.
 
     Raises:
@@ -77,28 +77,28 @@ class LFWPartsDataModule(SegmentationDataModule):
         self._lists: dict[str, tuple[str, ...]] = {}
 
     def setup(self, stage: str) -> None:
-        """Names the part of the test set that is scored apart."""
+        """Finds the test images of new persons, to be scored separately."""
         if stage == "test":
             test = self.names("test")
             seen = {person_of(name) for name in self.names("train")}
             new = frozenset(name for name in test if person_of(name) not in seen)
-            if self.unlabelled is not None:  # the teacher knew those, the student also knows these
+            if self.unlabelled is not None:  # the teacher was trained on those, the student on these
                 if not self.unlabelled.is_dir():
                     rank_zero_info(f"LFW test: no folder {self.unlabelled}, so it is unknown who is new")
                     return
-                others = {person_of(name) for name in self.make_unlabelled().names}
-                new = frozenset(name for name in new if person_of(name) not in others)
+                seen = {person_of(name) for name in self.make_unlabelled().names}
+                new = frozenset(name for name in new if person_of(name) not in seen)
             self.test_subsets = {"new_people": new} if new else {}
             rank_zero_info(f"LFW test: {len(test)} photographs; `new_people` has {len(new)}, of persons not trained on")
 
     @property
-    def tests_superpixels(self) -> bool:  # type: ignore[override]  # computed, for it looks at every file
-        """Whether the test batches' blobs are the published superpixels, on which the literature reports accuracy."""
+    def tests_superpixels(self) -> bool:  # type: ignore[override]  # computed from all files
+        """Whether the blobs of test batches are the published superpixels, on which the literature reports accuracy."""
         return self.blobs == "superpixels" and all(face.superpixels is not None for face in self.faces("test"))
 
     @property
     def has_validation(self) -> bool:
-        """Whether the validation list is held out."""
+        """Whether the validation images are not trained on."""
         return self.train_on == "train"
 
     def names(self, split: Split) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ class LFWPartsDataModule(SegmentationDataModule):
         return find_faces(self.root, self.names(split))
 
     def make_unlabelled(self) -> UnlabelledDataset:
-        """The images of the folder `unlabelled` that are in none of the three lists."""
+        """The images of the folder `unlabelled` without those of the three lists."""
         assert self.unlabelled is not None
         self.names("train")
         return UnlabelledDataset(self.unlabelled, self.size, stems={n for part in self._lists.values() for n in part})
@@ -122,9 +122,9 @@ class LFWPartsDataModule(SegmentationDataModule):
     def make_dataset(self, split: Split) -> LFWPartsDataset:
         """The samples of a split; masks of validation and test at their own size with `score_at=native`."""
         if split == "val" and not self.has_validation:
-            raise ValueError("LFW: train+val holds nothing out for validation; set --data.train_on train")
+            raise ValueError("LFW: train+val leaves no validation images; set --data.train_on train")
         faces = self.faces(split)
-        for face in faces:  # what is damaged is found before an hour of training, not after
+        for face in faces:  # finds damaged files before training instead of in the middle of it
             check_image(face.image)
             read_label(face.label)
         return LFWPartsDataset(
@@ -136,7 +136,7 @@ class LFWPartsDataModule(SegmentationDataModule):
         )
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
-        """For `structseg check`; raises as `read_lists` and `image_folder` where a folder or list is missing."""
+        """For `structseg check`; raises as `read_lists` and `image_folder` if a folder or list is missing."""
         if not self._lists:
             self._lists = read_lists(self.root, faults)
         return [
@@ -151,10 +151,10 @@ class LFWPartsDataset(DecodedDataset):
     Args:
         faces: as `find_faces` gives them.
         size: (H, W) that photographs are resized to, bilinear with antialiasing, and masks with the nearest filter.
-        classes: (256,) int64: what the indices of the space `parts` become.
-        native_mask: keep masks at the size of their file.
-        superpixels: also give the published superpixels, raw numbers, where they are there.
-        memory_bytes: how much of the resized samples to keep in memory.
+        classes: (256,) int64: the class of the label space for each index of `parts`.
+        native_mask: keep masks at the size of their files.
+        superpixels: also give the numbers of the published superpixels, if the data have them.
+        memory_bytes: memory for resized samples.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class LFWPartsDataset(DecodedDataset):
         return sample
 
     def decode(self, index: int) -> tuple[Image.Image, NDArray[np.uint8], NDArray[np.int32] | None]:
-        """The photograph, the mask, and the superpixels where there are any, as they are given out."""
+        """The photograph, the mask, and the superpixels or None, as samples have them."""
         face = self.faces[index]
         image = resize_image(read_image(face.image), self.size)
         native = self.classes[fit_mask(read_label(face.label), face.image, str(face.label))]
@@ -203,11 +203,11 @@ def read_label(path: Path) -> NDArray[np.uint8]:
     """
     image = open_mask(path)
     colours: NDArray[np.uint32]
-    if image.mode == "P" and not image.has_transparency_data:  # a few colours to look at, not every pixel
+    if image.mode == "P" and not image.has_transparency_data:  # only its few colours need be looked up
         palette = image.getpalette("RGB") or []
         pixels = np.asarray(image)
         if palette[: len(_IN_ORDER)] == _IN_ORDER and pixels.max() < len(PARTS):
-            return pixels  # the compact copy
+            return pixels  # as in the compact copy
         colours = np.full(256, _NO_COLOUR, dtype=np.uint32)
         colours[: len(palette) // 3] = np.array(palette, dtype=np.uint32).reshape(-1, 3) @ _SHIFTS
         classes = _classes_of(colours).take(pixels)
@@ -231,15 +231,15 @@ def _classes_of(colours: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """The class of each colour, as red + 256 green + 65536 blue; 255 for any other colour."""
     classes = np.full(colours.shape, 255, dtype=np.uint8)
     for index, colour in enumerate(_COLOURS):
-        classes -= (colours == colour) * np.uint8(255 - index)  # without branches: a quarter of the time of a mask
+        classes -= (colours == colour) * np.uint8(255 - index)  # in a quarter of the time of boolean indexing
     return classes
 
 
 def read_superpixels(path: Path) -> NDArray[np.int32]:
-    """The superpixel numbers of a published text file, (H, W), one line a row.
+    """The superpixel numbers of a published text file, (H, W), one line per row.
 
     Raises:
-        ValueError: it is no matrix of whole numbers; the message names it.
+        ValueError: it is not a matrix of whole numbers; the message names it.
     """
     try:
         return np.loadtxt(path, dtype=np.int32, ndmin=2)

@@ -1,4 +1,4 @@
-"""LFW Part Labels on disk: the split lists, which files belong to an image, what is faulty, and who is pictured."""
+"""The files of LFW Part Labels: split lists, the files of each image, and the pictured person."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from structseg.datamodules.images import read_image
 IMAGES = "lfw_funneled"
 LABELS = "parts_lfw_funneled_gt_images"
 SUPERPIXELS = "parts_lfw_funneled_superpixels_mat"
-# Grey 4x4 thumbnails, 8 bits a cell, of a funneled image in each list that the deep-funneled edition turned and scaled
-# much: its thumbnails are 31 to 41 levels off on average. JPEG of any quality stays within 1, shrinking within 2.
+# Grey 4x4 thumbnails, 8 bits per cell, of one funneled image in each list. In the deep-funneled edition they differ by
+# 31 to 41 levels on average; JPEG compression of any quality changes them by 1 at most, shrinking by 2.
 THUMBNAILS = {
     "Bashar_Assad_0001": "885461a6daa296f5c3b8a4e85e89958d",
     "Gonzalo_Sanchez_de_Lozada_0003": "1d4f662648a5c061435aab8a31297a60",
@@ -36,7 +36,7 @@ class Face:
         name: `Aaron_Peirsol_0003`.
         image: the photograph.
         label: the painted label.
-        superpixels: the published superpixels, where they are there.
+        superpixels: the published superpixels, if the data have them.
     """
 
     name: str
@@ -46,18 +46,16 @@ class Face:
 
 
 def person_of(name: str) -> str:
-    """Who is pictured: `Aaron_Peirsol_0003` and `Aaron_Peirsol/Aaron_Peirsol_0003` -> `Aaron_Peirsol`."""
+    """The pictured person: `Aaron_Peirsol_0003` and `Aaron_Peirsol/Aaron_Peirsol_0003` -> `Aaron_Peirsol`."""
     return re.sub(r"_\d+$", "", name.rsplit("/", 1)[-1])
 
 
 def read_lists(root: Path, faults: list[str] | None = None) -> dict[str, tuple[str, ...]]:
-    """The names in the three split lists, by split, in the order of the lists.
-
-    Faults, where they are given, take the messages of lines that would be raised.
+    """The names in the three split lists, by split and in order; `faults` collects errors of lines.
 
     Raises:
         FileNotFoundError: no such folder, or a list is missing.
-        ValueError: a line that is no `NAME N`, or an image that is listed twice.
+        ValueError: a line that is not `NAME N`, or an image listed twice.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; give the folder that holds {IMAGES} as --data.root")
@@ -75,12 +73,11 @@ def read_lists(root: Path, faults: list[str] | None = None) -> dict[str, tuple[s
 def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None) -> tuple[Face, ...]:
     """The files of the named images, in that order.
 
-    Faults, where they are given, take the messages of what would be raised of single files; an image or label that is
-    missing is given by the path that it should have.
+    With `faults` errors of single files are collected there, and missing files are returned by their expected paths.
 
     Raises:
         FileNotFoundError: images or labels are missing.
-        ValueError: the images are not the funneled ones, or a label is there twice.
+        ValueError: the images are not the funneled ones, or a label has two files.
     """
     folder = image_folder(root)
     labels = files_by_name(root / LABELS, (".png", ".ppm"), faults)
@@ -94,7 +91,7 @@ def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None
         except (FileNotFoundError, ValueError) as error:
             if faults is None:
                 raise
-            if "alignment" in str(error):  # else it is found when it is read
+            if "alignment" in str(error):  # other errors are reported when the image is read
                 faults.append(str(error))
     faces = []
     for name in names:
@@ -105,7 +102,7 @@ def find_faces(root: Path, names: Sequence[str], faults: list[str] | None = None
 
 
 def _photograph(folder: Path, name: str) -> Path:
-    """The photograph of a name, whatever the case of its suffix and however its letters are composed."""
+    """The photograph of a name, with a suffix in any letter case and letters composed or not."""
     path = stored_path(folder, person_of(name), f"{name}.jpg")
     return path if path.is_file() else files_by_name(path.parent, (".jpeg", ".jpg"), []).get(name, path)
 
@@ -115,7 +112,7 @@ def image_folder(root: Path) -> Path:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: what is there is the deep-funneled edition.
+        ValueError: the folder holds the deep-funneled edition.
     """
     folder = root / IMAGES
     if folder.is_dir() and "deep" not in folder.resolve().name.lower():
@@ -130,7 +127,7 @@ def image_folder(root: Path) -> Path:
 
 
 def _refuse_realigned(image: Path, expected: bytes) -> None:
-    """Whatever the folder is called: labels fit the funneled pixels alone."""
+    """Raises a ValueError for images that are not the funneled ones, whatever their folder is called."""
     found = read_image(image).convert("L").resize((4, 4), Image.Resampling.BOX)
     far = np.abs(np.asarray(found, dtype=np.float64).ravel() - np.frombuffer(expected, dtype=np.uint8)).mean()
     if far > _FAR:

@@ -1,4 +1,4 @@
-"""What `predict` works through: images, every image below a folder, a video, or a camera; and what it passes over."""
+"""The inputs of `predict`: images, folders of images, a video or a camera, and the files that it skips."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from structseg.datamodules.predict.video import CAMERA, VIDEO_SUFFIXES, PredictF
 
 
 class PredictImages(NamedTuple):
-    """Files that are taken for images; none has been opened.
+    """Image files, none of which has been opened.
 
     Attributes:
-        files: by the name that its predictions get, in order.
-        passed_over: why other files were left, by their name.
+        files: by the names of their predictions, in order.
+        passed_over: the reasons why other files are skipped, by their names.
     """
 
     files: dict[str, Path]
@@ -24,19 +24,19 @@ class PredictImages(NamedTuple):
 
 
 def predict_inputs(sources: Sequence[str], out: Path) -> PredictImages | PredictFrames:
-    """What the sources name.
+    """The images, or the video or camera, that the sources name.
 
     Args:
-        sources: images, and folders that are searched with their subfolders, links too; or one video file, or
-            `camera:N`. Names that begin with a dot are left out. An image is named by its path below the folder that
-            was given, or below the folder that holds all of them where two would have one name.
-        out: the folder that predictions go to; nothing below it is read, and nothing that an earlier prediction wrote.
+        sources: images, and folders to search with their subfolders, links too; or one video file, or `camera:N`. Names
+            that begin with a dot are left out. An image is named by its path below the given folder, or, where that
+            would give two images one name, below the folder that holds all images.
+        out: the folder of the predictions; it is not searched, and neither are earlier predictions.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: no image at all, a video beside others, or predictions that would lie among the images.
+        ValueError: no image, a video beside other sources, or predictions that would be written among the images.
     """
-    videos = [one for one in sources if one.startswith(CAMERA) or _is_video(Path(one))]
+    videos = [source for source in sources if source.startswith(CAMERA) or _is_video(Path(source))]
     if videos and len(sources) > 1:
         raise ValueError(f"{videos[0]} is a video or a camera, which is predicted alone; leave the rest out")
     if videos:
@@ -79,7 +79,7 @@ def _reason(file: Path) -> str:
 
 
 def _files_below(folder: Path, out: Path) -> Iterator[Path]:
-    """The files, links followed, each folder once; none of `out`, and none that an earlier prediction wrote.
+    """The files below a folder, links followed, each folder once, without `out` and earlier predictions.
 
     Raises:
         FileNotFoundError: no such folder.

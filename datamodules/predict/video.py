@@ -37,7 +37,7 @@ def load_av() -> ModuleType:
 
 
 class PredictFrames:
-    """The frames of a video, upright and in order. Sound is not read.
+    """The frames of a video or camera, upright and in order.
 
     A camera runs until Ctrl-C, which finishes the current frame first; a second Ctrl-C interrupts as usual.
 
@@ -45,11 +45,11 @@ class PredictFrames:
         source: a video file, or `camera:N` with N from 0.
 
     Attributes:
-        stem: what the names of the frames begin with: the file's stem, or `camera_N`.
-        frame_rate: frames a second of the file, on average; None for a camera.
+        stem: beginning of the frames' names: the file's stem, or `camera_N`.
+        frame_rate: average number of frames per second of the file; None for a camera.
 
     Raises:
-        ValueError: PyAV is missing, no camera of that number, or a file without a video that can be read.
+        ValueError: PyAV is missing, there is no such camera, or the file has no readable video.
     """
 
     def __init__(self, source: str) -> None:
@@ -102,7 +102,7 @@ class PredictFrames:
 
     @contextmanager
     def _naming(self, count: int) -> Iterator[None]:
-        """Turns what PyAV raises into one line that names the source and the frame."""
+        """Turns PyAV's errors into one line that names the source and the frame."""
         try:
             yield
         except self._av.FFmpegError as error:
@@ -114,16 +114,16 @@ class PredictFrames:
 
 
 def camera_input(number: int, platform: str) -> tuple[str, str, dict[str, str]]:
-    """FFmpeg's input format, device and options for a camera on `platform` (as `sys.platform` has it)."""
+    """FFmpeg's input format, device and options for a camera on a `sys.platform`."""
     if platform == "darwin":
-        return "avfoundation", f"{number}:none", {"framerate": "30"}  # its default of 29.97 is refused by most cameras
+        return "avfoundation", f"{number}:none", {"framerate": "30"}  # most cameras refuse its default of 29.97
     if platform == "win32":
         return "dshow", "video=", {}  # followed by the camera's name
     return "v4l2", f"/dev/video{number}", {}
 
 
 def upright(pixels: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) turned counterclockwise by `degrees`, to the nearest right angle, as players show them."""
+    """Pixels (H, W, 3) turned counterclockwise by `degrees`, rounded to a right angle, as players do."""
     return np.ascontiguousarray(np.rot90(pixels, round(degrees / 90)))
 
 
@@ -131,7 +131,7 @@ def _waiting(container: Any) -> Iterator[Any]:
     while True:
         try:
             yield from container.decode(video=0)
-        except BlockingIOError:  # a camera under macOS that has no new picture yet
+        except BlockingIOError:  # from a camera on macOS that has no new frame yet
             time.sleep(0.005)
         else:
             return
@@ -139,7 +139,7 @@ def _waiting(container: Any) -> Iterator[Any]:
 
 @contextmanager
 def _until_interrupted(wanted: bool) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, where that is wanted; the second does what it always did."""
+    """An event that the first Ctrl-C sets, if `wanted`; the second one interrupts."""
     stopped = threading.Event()
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 for weak supervision: tags of annotations, of a file or of masks; SBD's images; classes by name."""
+"""PASCAL VOC 2012, with SBD's images, for weak supervision by tags from annotations, masks or a file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModu
 
 
 class VOCDataModule(WeaklySupervisedDataModule):
-    """PASCAL VOC 2012 in the devkit's layout, with the masks of SBD where a copy has them.
+    """PASCAL VOC 2012 in the devkit's layout, with the masks of SBD if the copy has them. Void rims, 255, are ignored.
 
-    Source: Everingham et al., IJCV 2010; SBD: Hariharan et al., ICCV 2011. Pixels of the rim, 255, are ignored.
+    Source: Everingham et al., IJCV 2010; SBD: Hariharan et al., ICCV 2011.
 
     Args:
         root: `VOCdevkit`, `VOCdevkit/VOC2012`, or a folder with the same content: `JPEGImages`,
             `SegmentationClass` (and `SegmentationClassAug`), `ImageSets/Segmentation`, `Annotations`.
         train_list: `train`, `trainval`, `train_aug` (10,582 names; in `ImageSets/Segmentation`), or the path of a list.
-        val_list: likewise, for validation while training; None = nothing is held out, and no epoch is selected.
-        test_list: likewise, for test.
+        val_list: the list of validation images; None: no validation, and no epoch is selected.
+        test_list: the list of test images.
         tags: `annotations`: all objects of `Annotations/NAME.xml`; `masks`: the classes of the true masks; or the path
-            of a CSV with the header `name,classes`.
+            of a CSV file with the header `name,classes`.
         label_space: voc, some of its classes as in `voc[cat,dog]`, or coco.
         **kwargs: settings of `WeaklySupervisedDataModule`.
 
@@ -79,7 +79,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
 
     @cached_property
     def masks_by_name(self) -> dict[str, Path]:
-        """Every true mask; as `find_masks`."""
+        """Every true mask by name; as `find_masks`."""
         return files.find_masks(self.home)
 
     def entries(self, split: Split) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
         return path if path.is_file() else self.home / self.tags
 
     def tags_of(self, name: str) -> frozenset[str] | None:
-        """VOC's names of the classes in an image, others included; None where they are not known."""
+        """All tags of an image, in VOC's names; None if unknown."""
         if name not in self._tags:
             self._tags[name] = self._find_tags(name)
         return self._tags[name]
@@ -130,7 +130,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
         return self._lookup[fit_mask(mask, self._photograph(name), str(path))]
 
     def _photograph(self, name: str) -> Path:
-        return self.photographs.get(name, self.home / files.IMAGES / f"{name}.jpg")  # which its reader misses
+        return self.photographs.get(name, self.home / files.IMAGES / f"{name}.jpg")  # the reader reports it
 
     def read_unmasked(self, name: str) -> Read:
         """The photograph with its tags; raises as `read_image` and `tag_vector`."""
@@ -139,19 +139,19 @@ class VOCDataModule(WeaklySupervisedDataModule):
         return image, None, None if tags is None else self.tag_vector(tags, name)
 
     def file_samples(self, split: Split, faults: list[str]) -> list[FileSample]:
-        """For `structseg check`: every name of the list, images that are not trained on included.
+        """For `structseg check`: every image of the list, also those that training leaves out.
 
-        Masks may be missing where training does not read them, tags where they are not trained on.
+        A mask or tags may be missing if training does not need them.
 
         Raises:
             FileNotFoundError: no data, list or file of tags.
-            ValueError: a damaged file of tags.
+            ValueError: a damaged list or file of tags.
         """
         given = self.lists[split]
         if given is None:
             return []
         if self.tags.endswith(".csv"):
-            _ = self._tag_file  # before the workers, each of which would read it
+            _ = self._tag_file  # read here, once, instead of in each worker
         path = files.list_file(self.home, given)
         if "photographs" not in self.__dict__:  # the first split
             self.photographs = files_by_name(self.home / files.IMAGES, files.SUFFIXES, faults)
@@ -176,7 +176,7 @@ class VOCDataModule(WeaklySupervisedDataModule):
         return samples
 
     def _needs_mask(self, split: Split) -> bool:
-        """Whether training reads the true masks; images to predict may lack them."""
+        """Whether the true masks of a split are needed; images to predict may lack them."""
         return self.masks == "truth" if split == "train" else self.predict_split != split
 
     def _expected_tags(self, name: str, needed: bool) -> frozenset[str] | None:

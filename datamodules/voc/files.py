@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 on disk: where the devkit lies, its lists, and the tags of its images."""
+"""The files of PASCAL VOC 2012: the devkit's folder, its lists, masks and annotations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from structseg.datamodules.files.listing import files_by_name, stored_path
 from structseg.datamodules.files.text import read_text
 
 IMAGES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Segmentation"
-# The official masks come first; those of SBD, which some copies keep with them, have no void rim.
+# Official masks take precedence over those of SBD, which some copies add and which have no void rim.
 MASKS = ("SegmentationClass", "SegmentationClassAug")
 SUBFOLDERS = ("VOC2012", "VOCdevkit/VOC2012")
-# SBD's images with the training images, by the names that copies of the list have.
+# The list of training images with SBD's, by the names that copies of it have.
 AUGMENTED = ("train_aug", "trainaug")
 SUFFIXES = (".jpeg", ".jpg")
 _LONGEST = 400  # letters of a name
@@ -34,10 +34,10 @@ def find_home(root: Path) -> Path:
 
 
 def list_file(home: Path, given: str) -> Path:
-    """The file of a list: `train`, `train_aug`, `trainval`, `val`, `test`, or a path, as it is or below `home`.
+    """The file of a list: `train`, `train_aug`, `trainval`, `val`, `test`, or a path, absolute or below `home`.
 
     Raises:
-        FileNotFoundError: no such file; the message says where it was searched for.
+        FileNotFoundError: no such file; the message names the paths that were tried.
     """
     if given.endswith(".txt"):
         tried = [Path(given).expanduser(), home / given]
@@ -51,14 +51,14 @@ def list_file(home: Path, given: str) -> Path:
 
 
 def read_list(path: Path, photographs: Container[str] = ()) -> tuple[str, ...]:
-    """The names in a list, one a line: a name, a file name or a path, as in SBD's lists.
+    """The names in a list with one image per line: its name, its file, or a path as in SBD's lists.
 
-    A line is a name as a whole where a photograph is called so, also with spaces in it; otherwise a second column, such
-    as SBD's mask or the 1 and -1 of the lists of a class, is left out.
+    A line may be a name with spaces if there is such a photograph; otherwise a second column, such as SBD's mask or the
+    1 and -1 in the list of a class, is left out.
 
     Args:
         path: the list.
-        photographs: the names that there are.
+        photographs: the names of all photographs.
 
     Raises:
         ValueError: it is not text, or lists no image.
@@ -80,10 +80,10 @@ def _listed_name(line: str, photographs: Container[str]) -> str:
 
 
 def check_images(home: Path, names: Sequence[str], source: Path, there: Container[str]) -> None:
-    """Makes sure that each name has its photograph among those that are there.
+    """Checks that all names of a list have a photograph.
 
     Raises:
-        FileNotFoundError: some have none; how many, and the first.
+        FileNotFoundError: photographs are missing; the message has their number and the first.
     """
     missing = [name for name in names if name not in there]
     if missing:
@@ -94,15 +94,15 @@ def check_images(home: Path, names: Sequence[str], source: Path, there: Containe
 
 
 def find_masks(home: Path) -> dict[str, Path]:
-    """The true masks by name: the official ones, and SBD's where there is none."""
+    """The true masks by name: official ones, and SBD's for images without."""
     official, augmented = (files_by_name(home / folder, (".png",)) for folder in MASKS)
     return augmented | official
 
 
 def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
-    """The classes of all objects in an image's annotation, difficult ones too, as in IRNet; None without annotation.
+    """The classes of all objects in an image's annotation; None without annotation.
 
-    The parts of a person (head, hand, foot) are no objects.
+    Difficult objects count, as in IRNet; the parts of a person (head, hand, foot) do not.
 
     Raises:
         ValueError: the file is damaged; the message names it.
@@ -116,9 +116,10 @@ def tags_from_annotation(home: Path, name: str) -> frozenset[str] | None:
         encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         if declared is not None and encoding == "utf-8-sig":
             encoding = declared[1].decode()
-        # Of what is not in its encoding (paths and owners' names), nothing is read.
+        # Only paths and owners' names, which are not read, have characters of another encoding.
         text = re.sub(r"^\ufeff?\s*<\?xml.*?\?>", "", content.decode(encoding, errors="replace"), flags=re.DOTALL)
-        objects = ElementTree.fromstring(text).findall("object")
-        return frozenset(str(found.findtext("name")).strip() for found in objects)
+        return frozenset(
+            str(entry.findtext("name")).strip() for entry in ElementTree.fromstring(text).findall("object")
+        )
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None

@@ -55,8 +55,10 @@ def test_contradictions_and_strange_colours_are_refused_at_the_start(tmp_path: P
     repack(masks[0], "mixed")
     Image.new("CMYK", Image.open(masks[1]).size).save(masks[1].with_suffix(".tif"))
     masks[1].with_suffix(".tif").replace(masks[1])
-    with pytest.raises(ValueError, match=r"has the colour of class \d+, but others are no class's.*has mode CMYK"):
+    with pytest.raises(
+        ValueError, match=r"has the colour of class \d+, but other colours belong to no class.*has mode CMYK"
+    ):
         make().check_files(("test",))
     repack(masks[0], "rgb")
-    with pytest.raises(ValueError, match=r"has mode RGB and colour \(1, 2, 3\), which is no class's"):
+    with pytest.raises(ValueError, match=r"has mode RGB and colour \(1, 2, 3\), which no class of"):
         make().dataset("test")[0] if name == "coco" else make().file_samples("test", [])[0].read_mask()

@@ -67,11 +67,14 @@ def test_annotations_as_other_tools_write_them(tmp_path: Path, kind: str) -> Non
 
 
 COCO_TOLD: dict[str, tuple[Callable[[Tree], None], str]] = {
-    "annotated extra": (each("categories", lambda c: c.update(name="drone")), "is drone, which is none of COCO's 80"),
+    "annotated extra": (
+        each("categories", lambda c: c.update(name="drone")),
+        "is drone, which is not one of COCO's 80",
+    ),
     "boxes alone": (each("annotations", lambda a: a.pop("segmentation")), "has no segmentation, only a box or points"),
     "no annotations": (lambda tree: tree.pop("annotations"), "it has no annotations; give COCO's instances"),
     "captions": (lambda tree: tree.pop("categories"), "it has no categories"),
-    "one id twice": (each("images", lambda i: i.update(id=1)), "two of its images have one id"),
+    "one id twice": (each("images", lambda i: i.update(id=1)), "two of its images have the same id"),
     "an image that is not listed": (lambda tree: tree["images"].pop(0), "which is not among its images"),
     "no height": (each("images", lambda i: i.pop("height")), "image 9 has no height; write them into the file"),
     "unlisted category": (

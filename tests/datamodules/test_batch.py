@@ -41,5 +41,7 @@ def test_a_disc_stays_where_it_is(size: tuple[int, int]) -> None:
 def test_the_option_reaches_the_masks_or_is_refused() -> None:
     faces = SyntheticFacesDataModule(train=1, val=1, test=1, size=(32, 32), mask_filter="majority")
     assert faces.dataset("train").mask_filter == "majority"  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="mask_filter=majority, but ConfoundedScenesDataModule has no masks"):
+    with pytest.raises(
+        ValueError, match="mask_filter=majority, which ConfoundedScenesDataModule does not support; leave it out"
+    ):
         ConfoundedScenesDataModule(train=2, val=1, test=1, mask_filter="majority").dataset("train")

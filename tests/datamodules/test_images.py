@@ -321,7 +321,9 @@ def test_colours_of_a_palette_decide(tmp_path: Path) -> None:
     black = palette_file(tmp_path / "c.png", [[0, 1, 2]], [(0, 0, 0)] * 3)
     assert read_mask(black, 3, "own", PALETTE).tolist() == [[0, 1, 2]]
     mixed = palette_file(tmp_path / "d.png", [[0, 1, 2]], [(0, 128, 0), (7, 7, 7), (8, 8, 8)])
-    with pytest.raises(ValueError, match=r"d\.png: index 0 has the colour of class 2, but others are no class's"):
+    with pytest.raises(
+        ValueError, match=r"d\.png: index 0 has the colour of class 2, but other colours belong to no class"
+    ):
         read_mask(mixed, 3, "own", PALETTE)
 
 

@@ -126,7 +126,7 @@ def test_a_subset_keeps_pairs_and_groups_that_are_whole():
     ("name", "message"),
     [
         ("voc[cow,unicorn]", "no class 'unicorn'; voc has aeroplane, "),
-        ("voc[cow,cow]", "stands twice"),
+        ("voc[cow,cow]", "a class given twice"),
         ("voc[]", "no class ''"),
         ("voc[background]", "no class 'background'"),
         ("vok[cow]", "no label space 'vok"),

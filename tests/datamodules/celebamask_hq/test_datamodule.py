@@ -89,7 +89,7 @@ def test_how_many_labels_are_put_right_is_said_once(tmp_path: Path, caplog: pyte
         for split in ("train", "val", "test", "train"):
             data.dataset(split)
     assert caplog.text.count("left and right") == 1
-    assert "left and right labels put right in 2 train, 2 val, 1 test images" in caplog.text
+    assert "left and right labels corrected in 2 train, 2 val, 1 test images" in caplog.text
 
 
 def test_a_list_of_other_images_is_refused(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_official_split_names_what_it_lacks(tmp_path: Path) -> None:
         official_split(home, home, ("0", "1"))
     (home / "list_eval_partition.txt").write_text("001000.jpg 0\n002001.jpg 3\n")
     with pytest.raises(
-        ValueError, match=r"line 2 reads '002001\.jpg 3'; expected the like of '000001\.jpg 0': copy it again"
+        ValueError, match=r"line 2 reads '002001\.jpg 3'; expected lines like '000001\.jpg 0': copy it again"
     ):
         official_split(home, home, ("0", "1"))
     compact = home_of(tmp_path / "compact", "compact", count=2)

@@ -103,10 +103,10 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         COCODataModule(tmp_path).dataset("train")
     path = tmp_path / "annotations" / "instances_train2014.json"
     path.write_text(path.read_text().replace('"cup"', '"hydra"'))
-    with pytest.raises(ValueError, match=r"annotation \d+ of image 9 is hydra, which is none of COCO's 80 classes"):
+    with pytest.raises(ValueError, match=r"annotation \d+ of image 9 is hydra, which is not one of COCO's 80 classes"):
         COCODataModule(tmp_path).dataset("train")
     path.write_text("[1")
-    with pytest.raises(ValueError, match=r"is no file of COCO's instances"):
+    with pytest.raises(ValueError, match=r"is not a file of COCO's instances"):
         COCODataModule(tmp_path).dataset("train")
 
 

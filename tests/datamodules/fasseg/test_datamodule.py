@@ -9,7 +9,7 @@ from PIL import Image
 from pytorch_lightning import Trainer
 
 from structseg.datamodules.fasseg import datamodule as fasseg
-from structseg.datamodules.fasseg.datamodule import FASSEGDataModule, FASSEGDataset, read_label, scored_apart
+from structseg.datamodules.fasseg.datamodule import FASSEGDataModule, FASSEGDataset, read_label, scored_subsets
 from structseg.datamodules.fasseg.files import find_pairs
 from structseg.datamodules.fasseg.labels import decode_published, resize_published
 from structseg.datamodules.files.download import file_sha256
@@ -155,7 +155,7 @@ def test_published_split_trains_on_all_unless_a_fold_is_held_out(tmp_path: Path)
     assert (len(data.dataset("train")), len(data.dataset("test"))) == (6, 3)
     assert not data.has_validation
     assert data.val_dataloader() == []
-    with pytest.raises(ValueError, match=r"nothing is held out for validation; set --data\.fold"):
+    with pytest.raises(ValueError, match=r"there are no validation images without a fold; set --data\.fold"):
         data.dataset("val")
 
     held_out: list[str] = []
@@ -217,7 +217,7 @@ def test_settings_that_do_not_go_together_are_all_named(tmp_path: Path) -> None:
     FASSEGDataModule(tmp_path, "V3", fold=6)  # nothing is read before it is needed
 
 
-def test_test_photographs_are_scored_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_test_photographs_are_scored_subsets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = FASSEGDataModule(make_fasseg(tmp_path, "V2", train=1, test=9))
     assert data.test_subsets == {}
     data.setup("fit")
@@ -231,7 +231,7 @@ def test_test_photographs_are_scored_apart(tmp_path: Path, caplog: pytest.LogCap
     assert {name: len(part) for name, part in data.test_subsets.items()} == {"yaw-30": 2, "yaw0": 2, "yaw+30": 2}
     assert data.test_subsets["yaw+30"] == {"V3/Test_RGB/+30/personne08148+0+30", "V3/Test_RGB/+30/personne09148+0+30"}
     assert "FASSEG V3 test: 6 labelled photographs; 2 without label left out (poses -90)" in caplog.text
-    assert scored_apart(["V2/Test_RGB/1"]) == {}
+    assert scored_subsets(["V2/Test_RGB/1"]) == {}
 
 
 def test_batches(tmp_path: Path) -> None:

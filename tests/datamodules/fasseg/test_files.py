@@ -63,7 +63,7 @@ def test_v3_test_counts_what_it_leaves_out(tmp_path: Path) -> None:
     assert found.mismatched == ("V3/Test_RGB/+30/personne15248+0+30",)
     assert str(found) == (
         "24 labelled photographs; 8 without label left out (poses -90); "
-        "1 left out whose label is of another crop (personne15248+0+30)"
+        "1 left out whose labels are of another crop (personne15248+0+30)"
     )
 
 

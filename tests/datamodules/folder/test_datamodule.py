@@ -53,7 +53,7 @@ def test_a_split_is_by_groups_and_by_nothing_else(tmp_path):
     change(tmp_path, split={**split, "seed": 2})
     assert held(tmp_path) != found
     change(tmp_path, split={**split, "val": 0.01})
-    with pytest.raises(ValueError, match=r"val 0\.01 and test 0\.2 of 15 images in 5 groups leave none for val"):
+    with pytest.raises(ValueError, match=r"val 0\.01 and test 0\.2 of 15 images in 5 groups leave no image for val"):
         held(tmp_path)
     data = FolderDataModule(make_folder(tmp_path, names, split={"test": 0.5, "seed": 0, "group": r"^(p\d+)"}), **SMALL)
     data.setup("test")
@@ -118,7 +118,7 @@ def test_all_faults_of_a_folder_at_once(tmp_path):
         ({"classes": ["a", False]}, "entry 1 is False; give a name in quotes"),
         ({"classes": ["a", "a"]}, "class names repeat"),
         ({"classes": ["a", {"name": "b", "valus": [1]}]}, r"unknown key 'valus' \(did you mean values\?\)"),
-        ({"classes": ["a", {"name": "b", "values": []}]}, "entry 1 .b. has no values, so no pixel could be it"),
+        ({"classes": ["a", {"name": "b", "values": []}]}, "entry 1 .b. has no values, so no pixel matches it"),
         ({"classes": ["a", {"name": "b", "values": [-1]}]}, "has the value -1; give whole numbers"),
         ({"classes": ["a", {"name": "b", "values": [0]}]}, "value 0 is both a and b"),
         ({"classes": ["a", {"name": "b", "rgb": [1, 2, 3]}]}, r"rgb is \[1, 2, 3\]; give a list of colours"),

@@ -70,7 +70,7 @@ def test_splits_are_the_lists(tmp_path: Path) -> None:
     assert len(both.dataset("train")) == 6
     assert not both.has_validation
     assert both.val_dataloader() == []
-    with pytest.raises(ValueError, match=r"train\+val holds nothing out .*set --data\.train_on train"):
+    with pytest.raises(ValueError, match=r"train\+val leaves no validation images; set --data\.train_on train"):
         both.dataset("val")
 
 

@@ -94,7 +94,7 @@ def test_a_file_of_tags_is_read_strictly(tmp_path: Path) -> None:
     path.write_text("name,classes\na,cat dog\nb,\n")
     assert read_tags(path) == {"a": {"cat", "dog"}, "b": set()}
     path.write_text("name,classes\na,cat\na,dog\n")
-    with pytest.raises(ValueError, match=r"tags\.csv, line 3: a stands twice"):
+    with pytest.raises(ValueError, match=r"tags\.csv, line 3: a is listed twice"):
         read_tags(path)
     path.write_text("image;tags\n")
     with pytest.raises(ValueError, match=r"begins with \['image;tags'\]; the header name,classes is needed"):
