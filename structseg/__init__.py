@@ -1,4 +1,4 @@
-"""Structured segmentation with PyTorch Lightning: four published methods, whole, tested and measured."""
+"""Structured segmentation with PyTorch Lightning: four published methods, tested and measured."""
 
 import os
 import sys
@@ -24,17 +24,17 @@ _MODULES = {
 }
 __all__ = ["ConsensusLoss", "LabelSpace", "Segmenter", "__version__", "consensus_loss", "load"]
 
-# Read once, when torch loads its threads: those that wait shall sleep. Spinning ones, with another job on the same
+# Read once, when torch starts its threads: waiting threads sleep. Busy-waiting ones, with another job on the same
 # cores, make a training step take 30 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _ROOT = Path(__file__).resolve().parents[1]
-if (_ROOT / "pyproject.toml").is_file():  # a checkout: the rooms lie beside this folder, in a wheel inside it
+if (_ROOT / "pyproject.toml").is_file():  # in a checkout the rooms lie beside this folder, in a wheel inside it
     __path__.append(str(_ROOT))
 
 
 class _BeforeTorchvision:
-    """On the import path's finders: before torchvision is found for the first time, its operators are registered."""
+    """An import finder that registers torchvision's operators just before torchvision is first imported."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:  # noqa: ARG002  # a finder's arguments
         torch = sys.modules.get("torch")

@@ -30,7 +30,7 @@ _LEAST_TILE, _MOST_OVERLAP = 16, 0.9
 
 
 class Prediction:
-    """What was found in a photograph.
+    """The labelled photograph.
 
     Attributes:
         image: the photograph, upright RGB.
@@ -45,7 +45,7 @@ class Prediction:
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """(K, H, W) float32, each pixel's K values sum to 1; worked out each time that it is asked for."""
+        """(K, H, W) float32, the K values of each pixel sum to 1; computed at each access."""
         with torch.inference_mode():
             bands = [band.float().cpu().numpy() for band in self._scores.probabilities()]
         return np.concatenate(bands, 1) if len(bands) > 1 else bands[0]
@@ -56,7 +56,7 @@ class Prediction:
 
 
 class _Member(NamedTuple):
-    """One of the networks whose probabilities are averaged."""
+    """One of the networks whose probabilities are averaged, with its image size."""
 
     inference: Inference
     size: Size
@@ -66,9 +66,9 @@ class Segmenter:
     """A trained network, or several, as a function from photographs to `Prediction`s; made by `load`.
 
     Attributes:
-        card: what the checkpoint says of itself, in plain values; of several the first one's.
+        card: the checkpoint's description of itself in plain values; of several checkpoints that of the first.
         label_space: the classes with their colours.
-        device: where the networks are.
+        device: device of the networks.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class Segmenter:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes; a mask's values are positions in it."""
+        """The names of the classes; the values of a mask are positions in this tuple."""
         return self.label_space.classes
 
     def to(self, device: str | torch.device) -> Self:
         """Moves the networks to `cpu`, `cuda`, `cuda:1`, `mps` or, with `auto`, to a GPU where there is one.
 
         Raises:
-            ValueError: no such device here.
+            ValueError: this machine has no such device.
         """
         try:
             if device == "auto":
@@ -110,8 +110,8 @@ class Segmenter:
         """Labels a photograph, or each of a list.
 
         Args:
-            images: a path, a PIL image, an (H, W, 3) uint8 array, or a (3, H, W) tensor, uint8 or float in 0..1; each
-                of any size. EXIF orientation is applied.
+            images: a path, a PIL image, an (H, W, 3) uint8 array, or a (3, H, W) tensor, uint8 or float in 0..1, of any
+                size; or a list of them. EXIF orientation is applied.
 
         Raises:
             FileNotFoundError: no such file.
@@ -122,17 +122,17 @@ class Segmenter:
         return next(self.each([images]))
 
     def each(self, images: Iterable[Photograph]) -> Iterator[Prediction]:
-        """Like a call with a list, one after the other, so that memory does not grow with their number."""
+        """Like a call with a list, but yields one prediction after the other, so that memory stays bounded."""
         rest = iter(images)
-        while some := [(_name(one), as_photograph(one)) for one in islice(rest, self._batch_size)]:
-            names, photographs = [name for name, _ in some], [photograph for _, photograph in some]
+        while batch := [(_name(image), as_photograph(image)) for image in islice(rest, self._batch_size)]:
+            names, photographs = [name for name, _ in batch], [photograph for _, photograph in batch]
             with torch.inference_mode():
-                found = [self._scores(member, photographs, names) for member in self._members]
-                made = [
+                by_member = [self._scores(member, photographs, names) for member in self._members]
+                predictions = [
                     Prediction(image, scores[0] if len(scores) == 1 else MeanScores(scores), self.label_space)
-                    for image, *scores in zip(photographs, *found, strict=True)
+                    for image, *scores in zip(photographs, *by_member, strict=True)
                 ]
-            yield from made
+            yield from predictions
 
     def _scores(self, member: _Member, images: list[Image.Image], names: list[str]) -> Sequence[PixelScores]:
         if not any(map(self._is_large, images)):
@@ -154,8 +154,8 @@ class Segmenter:
         return self._tile is not None and (image.height > self._tile[0] or image.width > self._tile[1])
 
     def _batch(self, member: _Member, images: list[Image.Image], names: list[str]) -> dict[str, Any]:
-        small = torch.stack([image_tensor(resize_image(image, member.size)) for image in images])
-        batch: dict[str, Any] = {"image": small.to(self.device), "name": names}
+        resized = torch.stack([image_tensor(resize_image(image, member.size)) for image in images])
+        batch: dict[str, Any] = {"image": resized.to(self.device), "name": names}
         if member.inference.wants_originals:
             batch["original"] = [image_tensor(image).to(self.device) for image in images]
         return batch
@@ -170,26 +170,25 @@ def load(
     overlap: float = 0.25,
     **options: Any,
 ) -> Segmenter:
-    """What a checkpoint has learned, as `structseg predict` uses it.
+    """Loads a checkpoint, or several, as the function from photographs to masks that `structseg predict` uses.
 
     Args:
         checkpoint: a file; the folder of a run, of its checkpoints, or of a published model; `hf://organisation/name`;
-            or several of these, of the same classes, whose probabilities are averaged.
+            or a list of these with the same classes, whose probabilities are averaged.
         device: as `Segmenter.to` takes it.
-        batch_size: photographs, or tiles, that go through the network together. Some processors compute another last
-            bit for another number.
-        tile: photographs that are larger than this many pixels a side are labelled in tiles of it, at their own
+        batch_size: photographs or tiles that go through the network together; it may change the last bit of a logit.
+        tile: photographs with more than this many pixels a side are labelled in tiles of that size, at their own
             resolution; None: every photograph is scaled to the size of the training images.
         overlap: of neighbouring tiles, as a share of a tile, 0..0.9.
-        **options: what is set otherwise than in training: `flip_test`; of CONTA's segmenter `test_scales` and `crf`; of
-            STN-iCNN `cropper`.
+        **options: settings that override those of the training: `flip_test`; of CONTA's segmenter `test_scales` and
+            `crf`; of STN-iCNN `cropper`.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: no checkpoint of this suite, one that labels no pixels, or options that do not fit.
+        ValueError: not a checkpoint of this suite, one that labels no pixels, or options that do not fit.
     """
-    given = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-    if not given:
+    named = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    if not named:
         raise ValueError("no checkpoint is given; give one, or several of the same classes")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give 1 or more")
@@ -197,7 +196,7 @@ def load(
         raise ValueError(f"tile is {tile}; give {_LEAST_TILE} pixels or more")
     if not 0 <= overlap <= _MOST_OVERLAP:
         raise ValueError(f"overlap is {overlap}; give 0 to {_MOST_OVERLAP}")
-    paths = [find_checkpoint(one) for one in given]
+    paths = [find_checkpoint(name) for name in named]
     loaded = [_load(path, options) for path in paths]
     card = loaded[0][1]
     for path, (inference, other) in zip(paths, loaded, strict=True):
@@ -208,7 +207,7 @@ def load(
             )
         if tile is not None and inference.wants_originals:
             raise ValueError(f"{path} looks at whole photographs (STN-iCNN's windows, or the CRF); leave tile out")
-    members = [_Member(inference, (one["size"][0], one["size"][1])) for inference, one in loaded]
+    members = [_Member(inference, (card["size"][0], card["size"][1])) for inference, card in loaded]
     return Segmenter(members, card, batch_size, tile, overlap).to(device)
 
 
@@ -221,11 +220,11 @@ def _load(path: Path, options: dict[str, Any]) -> tuple[Inference, dict[str, Any
 
 
 def find_checkpoint(given: str | Path) -> Path:
-    """The file of a checkpoint that is named by its path, its folder, or `hf://organisation/name`.
+    """The file of a checkpoint given by its path, its folder, or `hf://organisation/name`.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: a folder that holds several.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the folder holds several.
     """
     if str(given).startswith(_HUB):
         folder = _from_hub(str(given).removeprefix(_HUB))
@@ -284,7 +283,7 @@ def as_photograph(image: Any) -> Image.Image:
             image = (image.float() * 255).round().to(torch.uint8)
         image = image.permute(1, 2, 0).numpy()
     elif not isinstance(image, np.ndarray):
-        raise ValueError(f"a {type(image).__name__} is no photograph; give a path, PIL image, array or tensor")
+        raise ValueError(f"a {type(image).__name__} is not a photograph; give a path, PIL image, array or tensor")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
         raise ValueError(f"an array of shape {image.shape} and {image.dtype}; give (H, W, 3) of uint8")
     return Image.fromarray(np.ascontiguousarray(image))

@@ -1,4 +1,4 @@
-"""Files: where the repository lies, hashes, and writing a file whole or not at all."""
+"""Files: the root of the repository, hashes, atomic writes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]  # of the repository: the manifest's paths start there
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 CONFIG_NAME = "experiment.yaml"  # in a run's folder: its resolved configuration
-FINISHED = "finished.json"  # in a run's folder once its fit has come to its end
+FINISHED = "finished.json"  # in a run's folder once its fit is complete
 
 
 def experiments_folder() -> Path:
@@ -22,12 +22,12 @@ def experiments_folder() -> Path:
 
 
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON whole or not at all: `write_whole`. What is not finite becomes null."""
+    """Writes JSON by `write_whole`; numbers that are not finite become null."""
     write_whole(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside, syncs, renames: the file is whole or as it was before."""
+    """Writes a file atomically: to a temporary file, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = part_of(path)
     try:
@@ -41,12 +41,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def part_of(path: Path) -> Path:
-    """The file that is written before it gets its name."""
+    """The temporary file that is written before it is renamed to `path`."""
     return path.with_name(f".{path.name}.part")
 
 

@@ -1,4 +1,4 @@
-"""Training on a CPU: freed memory stays with the process, so that the next step need not have it cleared again."""
+"""Training on a CPU: the process keeps freed memory, so that the next step gets it without waiting for the kernel."""
 
 import ctypes
 import os
@@ -10,13 +10,13 @@ _MOST = 2**31 - 1  # bytes that may lie unused at the heap's end; the largest in
 def keep_freed_memory() -> bool:
     """Tells glibc's malloc to keep what is freed; memory then grows to its peak and stays there until the process ends.
 
-    By default a tensor over 32 MiB, as a batch's activations are, is a mapping of its own that goes back to the kernel
-    when it is freed. The next step gets it again page by page, each cleared first, which can take longer than computing
-    it. Numbers do not change.
+    By default a tensor over 32 MiB, such as a batch's activations, is a mapping of its own that is returned to the
+    kernel when it is freed. The next step gets it back page by page, each cleared first, which can take longer than
+    computing it. Results do not change.
 
     Returns:
-        Whether that is so now: False with another C library, and where the environment sets malloc up (`MALLOC_...`,
-        `GLIBC_TUNABLES`, `LD_PRELOAD`), which is left as it is.
+        Whether malloc was set: False with another C library, and where the environment already configures malloc
+        (`MALLOC_...`, `GLIBC_TUNABLES`, `LD_PRELOAD`).
     """
     if any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ):
         return False

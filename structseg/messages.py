@@ -1,4 +1,4 @@
-"""Messages: an error in one line, and the nearest known name for a misspelt one."""
+"""Error messages in one line, and the nearest known name to a misspelt one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 class UsageError(ValueError):
-    """The words of a command are wrong; the exit code is 2."""
+    """The command line is wrong; the exit code is 2."""
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -19,18 +19,18 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def interrupted(error: BaseException | None) -> bool:
-    """Whether an error came of Ctrl-C, as where the file that is being written cannot be ended any more."""
+    """Whether Ctrl-C caused an error, directly or through the error of a file that could not be completed."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def printable(text: str) -> str:
-    """The text with bytes of file names that are not UTF-8 as escapes."""
+    """The text with escapes for bytes of file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)`, or nothing where nothing is near."""
+    """` (did you mean X?)`, or an empty text where no known name is similar."""
     near = difflib.get_close_matches(name, sorted(set(known) - {name}), 1, 0.55)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -1,4 +1,4 @@
-"""Where a figure comes from: the commit, the hardware, the versions of the packages."""
+"""Where a figure comes from: the commit and the hardware."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Literal
 from structseg.files import ROOT
 
 Device = Literal["cpu", "cuda"]
-_KINDS = ("runs.csv", "metrics.csv", "images/*", ".*")  # what measuring writes
+_RESULTS = ("runs.csv", "metrics.csv", "images/*", ".*")  # files that measuring writes
 
 
 def commit() -> tuple[str, bool]:
-    """The repository's commit, and whether anything but results differs from it.
+    """The repository's commit, and whether any file but the results has uncommitted changes.
 
-    Outside a checkout it is what `STRUCTSEG_COMMIT` says (the output of `git describe --always --abbrev=40 --dirty`),
-    else `unknown`, which counts as changed.
+    Outside a checkout it is `STRUCTSEG_COMMIT` (the output of `git describe --always --abbrev=40 --dirty`), else
+    `unknown`, which counts as changed.
     """
     try:
         if not (ROOT / "pyproject.toml").is_file():  # an installed wheel; a repository around it is another project's
             raise FileNotFoundError
         head = _git("rev-parse", "HEAD")
         changes = _git(
-            "status", "--porcelain", "--", ".", *(f":(exclude)experiments/results/{kind}" for kind in _KINDS)
+            "status", "--porcelain", "--", ".", *(f":(exclude)experiments/results/{name}" for name in _RESULTS)
         )
     except (OSError, subprocess.CalledProcessError):
         given = os.environ.get("STRUCTSEG_COMMIT", "unknown-dirty")
@@ -44,7 +44,7 @@ def hardware(device: Device) -> str:
     Raises:
         ValueError: `cuda` on a machine without a CUDA device.
     """
-    import torch  # seconds, for those who ask for the commit alone
+    import torch  # takes seconds, which callers of `commit` do not need
 
     if device == "cuda":
         if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Tables of texts: for a terminal, and as Markdown."""
+"""Tables of text, for a terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class TextTable:
 
     Attributes:
         header: names of the columns; a newline breaks one for the terminal.
-        lines: a text for each column; in a terminal a line of a single text spans all columns.
-        left: so many columns are aligned on the left, the others on the right.
+        lines: a text for each column; in a terminal a line with a single text spans all columns.
+        left: number of columns that are left-aligned; the others are right-aligned.
         title: may be empty.
         notes: paragraphs.
     """
@@ -27,7 +27,7 @@ class TextTable:
     notes: Sequence[str] = ()
 
     def text(self) -> str:
-        """In columns of equal width."""
+        """The table for a terminal."""
         names = [name.split("\n") for name in self.header]
         high = max(map(len, names))
         head = list(zip(*([*[""] * (high - len(parts)), *parts] for parts in names), strict=True))
@@ -46,7 +46,7 @@ class TextTable:
         return "\n".join([*filter(None, [self.title]), *table, *self.notes])
 
     def markdown(self) -> str:
-        """With the title in bold."""
+        """The table as Markdown, with the title in bold."""
         rules = ["---" if number < self.left else "---:" for number in range(len(self.header))]
         cells = (
             [cell.replace("\n", " ").replace("|", "\\|") for cell in line] for line in (self.header, rules, *self.lines)

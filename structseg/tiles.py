@@ -1,4 +1,4 @@
-"""Images much larger than those of the training, labelled tile by tile at their own resolution."""
+"""Labels images that are much larger than the training images, tile by tile at their own resolution."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from structseg.lightning_modules.logits import resize_logits
 
 
 class TiledScores(NamedTuple):
-    """`PixelScores` of overlapping tiles, whose logits are averaged, each weighed by the distance to its tile's border.
+    """`PixelScores` of overlapping tiles: the mean of their logits, weighted by the distance to the tile's border.
 
-    Worked out anew by each call, band by band from the top: beside the result it takes about 12 K bytes a pixel of a
-    band as high as a tile and as wide as the image.
+    Each call computes them again, band by band from the top: beside the result this takes about 12 K bytes for each
+    pixel of a band as high as a tile and as wide as the image.
 
     Attributes:
-        logits_of: gives the logits (N, K, H, W) of some tiles.
+        logits_of: computes the logits (N, K, H, W) of a list of tiles.
         image: RGB, larger than a tile.
-        tile: (h, w) of a tile; one as large as the image where it is larger.
-        overlap: of two neighbours, as a share of a tile, at least.
-        batch_size: tiles a call of `logits_of`.
+        tile: (h, w) of a tile in pixels; at most the size of the image is used.
+        overlap: of two neighbours, at least, as a share of a tile.
+        batch_size: tiles in each call of `logits_of`.
     """
 
     logits_of: Callable[[list[Image.Image]], Tensor]
@@ -36,11 +36,11 @@ class TiledScores(NamedTuple):
     batch_size: int
 
     def classes(self) -> Tensor:
-        """(h, w) uint8."""
+        """The class of each pixel, (h, w) uint8."""
         return torch.cat([band.argmax(0).to(torch.uint8) for band in self._logits()])
 
     def probabilities(self) -> Iterator[Tensor]:
-        """The rows that are done with each row of tiles."""
+        """Probabilities (K, rows, w), in bands of the rows that each row of tiles completes."""
         return (band.softmax(0) for band in self._logits())
 
     def _logits(self) -> Iterator[Tensor]:
@@ -51,10 +51,10 @@ class TiledScores(NamedTuple):
         total: Tensor | None = None
         for top, following in pairwise([*tops, self.image.height]):
             for start in range(0, len(lefts), self.batch_size):
-                some = lefts[start : start + self.batch_size]
-                tiles = [self.image.crop((left, top, left + width, top + height)) for left in some]
-                for left, logits in zip(some, self.logits_of(tiles), strict=True):
-                    if total is None:  # the last channel is the weights' sum
+                batch = lefts[start : start + self.batch_size]
+                tiles = [self.image.crop((left, top, left + width, top + height)) for left in batch]
+                for left, logits in zip(batch, self.logits_of(tiles), strict=True):
+                    if total is None:  # the last channel holds the sum of the weights
                         total = logits.new_zeros(len(logits) + 1, height, self.image.width)
                         weight = weight.to(logits)
                     total[:-1, :, left : left + width] += weight * resize_logits(logits[None], (height, width))[0]
@@ -66,7 +66,7 @@ class TiledScores(NamedTuple):
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin along a side: as few as overlap by that share of a tile or more, evenly spread.
+    """The starts of tiles along a side: the fewest, evenly spaced, that overlap by at least that share of a tile.
 
     >>> tile_starts(100, 40, 0.25), tile_starts(40, 40, 0.25)
     ([0, 30, 60], [0])
@@ -76,6 +76,6 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def _ramp(length: int) -> Tensor:
-    """1, 2, ... and back to 1."""
+    """(length,) weights that rise from 1 to the middle and fall back to 1."""
     up = torch.arange(1, length + 1)
     return torch.minimum(up, up.flip(0))

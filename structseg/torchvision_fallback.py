@@ -1,7 +1,7 @@
-"""Make `import torchvision` work beside a torch build that its extension cannot load (a CPU-only torch).
+"""Makes `import torchvision` work with a torch build for which its extension cannot be loaded (a CPU-only torch).
 
 `structseg/__init__.py` calls it before the first import of torchvision, directly or by timm, torchmetrics or Lightning.
-Where the extension loads, as on a GPU machine, it only loads it.
+Where the extension can be loaded, as on a GPU machine, nothing else is done.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-_kept: list[torch.library.Library] = []  # a Library undoes its definitions when it is collected
+_kept: list[torch.library.Library] = []  # a Library removes its definitions when it is garbage-collected
 
 
 def register_missing_operators() -> None:

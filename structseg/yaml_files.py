@@ -1,4 +1,4 @@
-"""YAML from a file: plain values, of a sane size, with errors that name the file."""
+"""Reads YAML files of plain values and limited size; errors name the file."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import Any
 
 import yaml
 
-_LARGEST = 256 << 10  # bytes; the reader takes a second for them
-_MOST = 100_000  # values, those that aliases repeat counted each time
+_LARGEST = 256 << 10  # bytes, which take about a second to read
+_MOST = 100_000  # values, with those that aliases repeat
 _DEEPEST = 50
 
-
-# The C parser is ten times as fast, but nested too deep it ends the process: `_check_depth` comes first.
+# The C parser is ten times as fast, but crashes on deep nesting, so `_check_depth` runs first.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
-    """What a file holds, and its nodes, in which keys that stand twice are still there.
+    """The content of a file, and its node tree, in which duplicate keys are still present.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no YAML of plain values, or unfolds to far more than it is; the message names it.
+        ValueError: it is not YAML of plain values, or its aliases expand to too many values; the message names it.
     """
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, a configuration {_LARGEST} at most; check the path")
@@ -66,7 +65,7 @@ def _check_depth(text: str) -> None:
 
 
 def _count(node: yaml.Node, counted: dict[int, int | None]) -> int:
-    """How many values a node holds, unfolded."""
+    """The number of values in a node, with aliases expanded."""
     if id(node) in counted:
         known = counted[id(node)]
         if known is None:

@@ -12,7 +12,6 @@ LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
 GROUND = (
     "files",
     "freed_memory",
-    "freed_memory",
     "messages",
     "metric_names",
     "provenance",
@@ -20,7 +19,7 @@ GROUND = (
     "torchvision_fallback",
     "yaml_files",
 )
-UPPER = ("options", "api", "tiles", "command", "prediction", "audit", "pipelines", "results", "cluster")
+UPPER = ("options", "api", "tiles", "command", "prediction", "audit", "pipelines", "results", "cluster", "own_data")
 # What a Lightning module takes of the data: the classes, the batch, the files of a CONTA round.
 FOR_MODULES = ("label_spaces", "batch", "round_files")
 
@@ -67,11 +66,11 @@ def forbidden(file: str, name: str) -> bool:
     if inner == "options":
         return target in set(UPPER) - {"options"}
     if inner == "command":
-        return target in ("prediction", "audit", "pipelines", "results", "cluster")
+        return target in ("prediction", "audit", "pipelines", "results", "cluster", "own_data")
     if inner in ("api", "tiles"):
         return target in set(UPPER) - {"options", "tiles", "command"}
     if inner == "pipelines":
-        return target in ("audit", "results", "cluster")
+        return target in ("audit", "results", "cluster", "own_data")
     return False
 
 

@@ -1,4 +1,4 @@
-"""Every broken file of a data set at once, before any of them stops a training."""
+"""Finds every broken file of a data set, before one of them stops a training."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ from structseg.datamodules.files.listing import FileSample, Listed
 
 ABSENT = "classes without a pixel"
 LISTS, IDENTICAL, SIDES = "lists and pairs", "identical images", "left and right"
-LEAKS, NEAR, MENDED = "near copies across splits", "near copies within a split", "left and right, put right on reading"
+LEAKS, NEAR, CORRECTED = (
+    "near copies across splits",
+    "near copies within a split",
+    "left and right, corrected on reading",
+)
 
-GROUP = 64  # samples that a worker hands over at once
-_MAJORITY = 0.75  # of the images whose sides can be compared, and at least so many of them, decide what is usual
-_ENOUGH = 8
+GROUP = 64  # samples that a worker returns at once
+_MAJORITY = 0.75  # share of the comparable images that decides which side is usual
+_ENOUGH = 8  # images that it takes at least
 
 
 class Report(NamedTuple):
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        counts: images of each split that has any.
-        faults: kind and message of each; any makes the check fail.
-        notices: likewise, of what is worth knowing and no fault.
+        counts: number of images of each split that has any.
+        faults: kind and message of each; the check fails with any.
+        notices: kind and message of findings that are no faults.
     """
 
     counts: dict[str, int]
@@ -41,10 +45,10 @@ class Report(NamedTuple):
 
 
 def print_report(datamodule: SegmentationDataModule, workers: int) -> None:
-    """Checks the data and prints what is wrong with them, by kind and name.
+    """Checks a data set and prints its faults and notices by kind.
 
     Raises:
-        SystemExit: 1 with any fault.
+        SystemExit: with code 1 where there is a fault.
     """
     name = type(datamodule).__name__
     if not isinstance(datamodule, Listed):
@@ -59,15 +63,15 @@ def print_report(datamodule: SegmentationDataModule, workers: int) -> None:
         raise SystemExit(1)
 
 
-def _print(found: Sequence[tuple[str, str]], word: str) -> None:
-    for kind, count in sorted(Counter(kind for kind, _ in found).items()):
+def _print(messages: Sequence[tuple[str, str]], word: str) -> None:
+    for kind, count in sorted(Counter(kind for kind, _ in messages).items()):
         print(f"{kind}: {count} {word}{'s' if count > 1 else ''}")
-        for message in sorted(message for other, message in found if other == kind):
+        for message in sorted(message for other, message in messages if other == kind):
             print(f"  {message}")
 
 
 def check(datamodule: Listed, workers: int = 0) -> Report:
-    """Reads every file of all splits once, with `workers` processes; it keeps a quarter of a KiB of each sample."""
+    """Reads every file of all splits once, in `workers` processes; it needs about 256 bytes of memory a sample."""
     faults: list[tuple[str, str]] = []
     samples, splits, counts = _samples(datamodule, faults)
     findings = _read(samples, workers)
@@ -83,7 +87,7 @@ def check(datamodule: Listed, workers: int = 0) -> Report:
 def _samples(
     datamodule: Listed, faults: list[tuple[str, str]]
 ) -> tuple[list[FileSample], list[list[str]], dict[str, int]]:
-    """Each image once, with the splits that it is in, and how many each split has."""
+    """Each image once, the splits that it is in, and the number of samples of each split."""
     found: dict[object, tuple[FileSample, list[str]]] = {}
     counts: dict[str, int] = {}
     for split in SPLITS:
@@ -111,12 +115,12 @@ def _samples(
 
 
 def _read(samples: Sequence[FileSample], workers: int) -> list[Finding]:
-    """What is found in each sample, in order; a bar where there is a terminal."""
+    """The findings of the samples, in order; shows a progress bar in a terminal."""
     console = Console(stderr=True)
     findings: list[Finding] = []
     workers = min(workers, -(-len(samples) // GROUP))
     loader = DataLoader(Examined(samples), batch_size=GROUP, num_workers=workers, collate_fn=list)
-    gc.freeze()  # else the workers' garbage collectors would touch, and so copy, the memory that they share
+    gc.freeze()  # otherwise the workers' garbage collectors would write to, and so copy, the shared memory
     try:
         with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
             task = progress.add_task("reading", total=len(samples))
@@ -129,12 +133,12 @@ def _read(samples: Sequence[FileSample], workers: int) -> list[Finding]:
 
 
 def _absent(samples: Sequence[FileSample], findings: Sequence[Finding], notices: list[tuple[str, str]]) -> None:
-    """Classes that none of the masks holds: nothing can be learned of them."""
-    held = 0
+    """Adds a notice for each class that is in no mask and so cannot be learned."""
+    present = 0
     for finding in findings:
-        held |= finding.labels
-    if held:
-        absent = [name for index, name in enumerate(samples[0].space.classes) if not held >> index & 1]
+        present |= finding.labels
+    if present:
+        absent = [name for index, name in enumerate(samples[0].space.classes) if not present >> index & 1]
         notices += [(ABSENT, f"no mask holds {name}") for name in absent]
 
 
@@ -145,7 +149,7 @@ def _copies(
     faults: list[tuple[str, str]],
     notices: list[tuple[str, str]],
 ) -> None:
-    """Copies across splits are faults, as are identical images within one; near copies within a split are notices."""
+    """Adds a fault for copies across splits and identical images, a notice for near copies within a split."""
     read = [index for index, finding in enumerate(findings) if finding.thumbnail is not None]
     thumbnails = [findings[index].thumbnail or b"" for index in read]
     for copy in find_copies(thumbnails, [samples[index].image for index in read]):
@@ -167,7 +171,7 @@ def _sides(
     faults: list[tuple[str, str]],
     notices: list[tuple[str, str]],
 ) -> None:
-    """Compares the sides of each image's pairs with those of most images, in the files as they are."""
+    """Compares on which sides the left and right classes of each mask lie with most masks, in the files as stored."""
     sided = [(sample, finding.sides) for sample, finding in zip(samples, findings, strict=True) if any(finding.sides)]
     if not sided:
         return
@@ -181,21 +185,18 @@ def _sides(
         usual.append(side if clear else 0)
         if votes and not clear:
             text = f"{one} lies right of {other} in {votes[1]} images, left of it in {votes[-1]}: too even, or too few"
-            notices.append((SIDES, f"{text}, to tell which are the wrong way round"))
+            notices.append((SIDES, f"{text}, to tell which are exchanged"))
     turned = [f"{one} and {other}" for (one, other), side in zip(names, usual, strict=True) if side < 0]
     if turned:
-        text = f"{', '.join(turned)} lie the wrong way round in most images: left is the pictured person's own, on the"
-        faults.append((SIDES, f"{text} right of the picture; exchange the labels"))
+        text = f"{', '.join(turned)} are exchanged in most images: left means the person's own left, on the right of"
+        faults.append((SIDES, f"{text} the picture; exchange the labels"))
     for sample, sides in sided:
         wrong = [names[i] for i, side in enumerate(sides) if side * usual[i] < 0]
-        right = any(side * usual[i] > 0 for i, side in enumerate(sides))
+        as_usual = any(side * usual[i] > 0 for i, side in enumerate(sides))
         what = str(sample.masks[0]) if sample.masks else sample.name
         if wrong:
-            text = (
-                f"{what}: {', '.join(f'{one} and {other}' for one, other in wrong)} lie the other way round than usual"
-            )
-            (notices if sample.left_right_swapped else faults).append(
-                (MENDED if sample.left_right_swapped else SIDES, text)
-            )
-        elif right and sample.left_right_swapped:
-            faults.append((SIDES, f"{what} is listed as reversed but lies as most do; take it off the list"))
+            text = f"{what}: {', '.join(f'{one} and {other}' for one, other in wrong)} are exchanged"
+            messages, kind = (notices, CORRECTED) if sample.left_right_swapped else (faults, SIDES)
+            messages.append((kind, text))
+        elif as_usual and sample.left_right_swapped:
+            faults.append((SIDES, f"{what} is listed as reversed but lies as in most masks; take it off the list"))

@@ -1,4 +1,4 @@
-"""`structseg check CONFIG`: every broken file of a data set at once, before any of them stops a training."""
+"""`structseg check CONFIG`: reports every broken file of a data set, before one of them stops a training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_parser() -> PlainParser:
 
 
 def main(args: list[str]) -> None:
-    """Checks the data of a configuration and prints what is wrong with them, by kind and name.
+    """Checks the data of a configuration and prints their faults by kind.
 
     Raises:
         SystemExit: 1 with any fault, 2 where the command is wrong.
@@ -32,10 +32,10 @@ def main(args: list[str]) -> None:
     parser = make_parser()
     try:
         given, options = parse_tool(parser, args)
-    except (OSError, ValueError) as error:  # 1 is for faults of the data
+    except (OSError, ValueError) as error:  # exit code 1 is for faults of the data
         raise UsageError(str(error)) from None
     if given.workers < 0:
-        parser.error(f"--workers is {given.workers}; 0 or more processes read")
+        parser.error(f"--workers is {given.workers}; give 0 or more processes")
     check_data(options)
     from structseg.audit.check import print_report  # takes seconds to load
     from structseg.command.configs import parse_data

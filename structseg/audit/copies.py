@@ -1,4 +1,4 @@
-"""Copies among many images: by thumbnails of 256 bytes, so that no image need be kept."""
+"""Finds copies among many images by thumbnails of 256 bytes, so that no image is kept in memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from scipy.fft import dctn
 from structseg.datamodules.images import read_image
 
 SIDE = 16  # pixels of a thumbnail, each way
-_THINNED = 64  # an image is thinned to so many rows and columns before they are averaged: five times as fast
-_BITS = 12  # of 64: hashes of near copies differ in fewer; checked by thumbnails
-_ALIKE = 0.97  # correlation of the thumbnails of near copies, or
-_ALIKE_INSIDE, _ALIKE_ROUND = 0.98, 0.9  # of their middle quarters, where the rim was cut otherwise, and of the whole
-_LEVELS = 48  # their means may differ by so many grey levels of 255
+_THINNED = 64  # rows and columns that are sampled before averaging, which is five times as fast
+_BITS = 12  # of 64 that the hashes of near copies may differ in
+_ALIKE = 0.97  # least correlation of the thumbnails of near copies, or
+_ALIKE_INSIDE, _ALIKE_WHOLE = 0.98, 0.9  # of their middle quarters and of the whole, where the borders were cropped
+_LEVELS = 48  # grey levels of 255 that their means may differ by
 _FLAT = 3.0  # standard deviation in grey levels below which an image is flat
-_CHUNK = 1 << 18  # pairs at once: they fit into a cache
+_CHUNK = 1 << 18  # pairs compared at once, to fit into the cache
 
 
 class Copy(NamedTuple):
     """Two images that are the same.
 
     Attributes:
-        first, second: their positions.
-        identical: whether every pixel is the same.
+        first, second: their positions in the list.
+        identical: whether all pixels are equal.
         mirrored: whether one is the mirror image of the other.
         correlation: of their thumbnails.
     """
@@ -42,30 +42,30 @@ class Copy(NamedTuple):
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """16x16 grey levels of an RGB image."""
+    """The 16x16 grey levels of an RGB image, 256 bytes."""
     if max(image.size) > _THINNED:
         image = image.resize((min(image.width, _THINNED), min(image.height, _THINNED)), Image.Resampling.NEAREST)
     return image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX).tobytes()
 
 
 def find_copies(thumbnails: Sequence[bytes], paths: Sequence[Path]) -> list[Copy]:
-    """Every pair of images that are copies: pixel for pixel, re-encoded, resized, a little recoloured, or mirrored.
+    """Finds all pairs of copies: identical, re-encoded, resized, slightly recoloured, or mirrored images.
 
-    A hash of 64 bits (signs of the low frequencies about their median) finds candidates; the correlation of the
-    thumbnails decides, and for those that agree the pixels, decoded once more. Flat images, which have no
-    meaningful hash, are copies only where the pixels agree. Of several identical images each is paired with the first.
+    A hash of 64 bits (whether each low frequency lies above their median) finds candidates; the correlation of the
+    thumbnails decides, and where the thumbnails are equal the decoded pixels. Flat images, whose hash means nothing,
+    are copies only where the pixels are equal. Of several identical images each is paired with the first.
 
     Args:
-        thumbnails: as `thumbnail` gives them.
-        paths: the images.
+        thumbnails: of the images, by `thumbnail`.
+        paths: of the images.
     """
     if len(thumbnails) < 2:
         return []
     unique: dict[bytes, list[int]] = {}
-    for index, small in enumerate(thumbnails):
-        unique.setdefault(small, []).append(index)
+    for index, pixels in enumerate(thumbnails):
+        unique.setdefault(pixels, []).append(index)
     copies = []
-    heads: list[int] = []  # of images whose thumbnails agree to the bit, those whose pixels differ
+    heads: list[int] = []  # the first of each set of identical images
     for same in unique.values():
         digests: dict[str, int] = {}
         for index in same:
@@ -96,12 +96,12 @@ def _near(heads: list[int], flat: NDArray[np.uint8]) -> list[Copy]:
         first, second = _close(hashes, others)
         correlation = (unit[first] * unit[second, :, ::step]).sum(axis=(1, 2))
         within = (inside[first] * inside[second, :, ::step]).sum(axis=(1, 2))
-        alike = (correlation >= _ALIKE) | ((within >= _ALIKE_INSIDE) & (correlation >= _ALIKE_ROUND))
+        alike = (correlation >= _ALIKE) | ((within >= _ALIKE_INSIDE) & (correlation >= _ALIKE_WHOLE))
         alike &= np.abs(means[first] - means[second]) <= _LEVELS
         for a, b, value in zip(first[alike], second[alike], correlation[alike], strict=True):
             copies.append(Copy(heads[shown[a]], heads[shown[b]], False, mirrored, float(value)))
     pairs: dict[tuple[int, int], Copy] = {}
-    for copy in copies:  # a symmetric picture is like its mirror image; the better way round counts
+    for copy in copies:  # a symmetric image is found in both orientations; the better one is kept
         kept = pairs.get((copy.first, copy.second))
         if kept is None or copy.correlation > kept.correlation:
             pairs[copy.first, copy.second] = copy
@@ -109,22 +109,22 @@ def _near(heads: list[int], flat: NDArray[np.uint8]) -> list[Copy]:
 
 
 def _standardised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, h, w) of mean 0 and length 1, so that products sum to correlations."""
+    """The images (N, h, w) with mean 0 and norm 1, so that a sum of products is a correlation."""
     centred = pixels - pixels.mean(axis=(1, 2), keepdims=True)
     length = np.sqrt((centred**2).sum(axis=(1, 2), keepdims=True))
     return np.asarray(centred / np.maximum(length, 1e-6), dtype=np.float32)
 
 
 def _hashes(pixels: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """(N,) from (N, 16, 16): which of the 64 lowest frequencies lie above their median, a bit each."""
+    """64-bit hashes (N,) of thumbnails (N, 16, 16): which of the 64 lowest frequencies lie above their median."""
     low = dctn(pixels, axes=(1, 2))[:, :8, :8].reshape(len(pixels), -1)
-    low[:, 0] = 0  # the mean does not depend on the picture's structure
+    low[:, 0] = 0  # the mean says nothing of the structure
     above = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(above, axis=1).view(np.uint64)[:, 0]
 
 
 def _close(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The positions i < j at which hash i and other j differ in few bits."""
+    """The positions i < j for which hash i and other hash j differ in few bits."""
     count = len(hashes)
     rows = max(1, _CHUNK // count)
     found: list[NDArray[np.int64]] = [np.zeros((0, 2), dtype=np.int64)]

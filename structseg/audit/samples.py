@@ -1,4 +1,4 @@
-"""One sample of `structseg check`: its files read as training reads them, and what is wrong with them."""
+"""Checks the files of one sample, reading them as training does."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ MISSING, BROKEN, LABELS, SIZES = "missing files", "files that cannot be read", "
 EMPTY, TAGS = "empty masks", "tags that disagree with the mask"
 _ERRORS = (OSError, ValueError, TypeError, MemoryError)
 
-_SIDE_CELLS = 128  # masks are thinned to about so many rows and columns
-_SIDE_PIXELS = 4  # after thinning; fewer are too small to compare
-_SIDE_SHIFT = 0.02  # of the width: what lies nearer to each other lies on no side
+_SIDE_CELLS = 128  # rows and columns of a mask that are sampled, about
+_SIDE_PIXELS = 4  # of these that a class needs to be compared
+_SIDE_SHIFT = 0.02  # of the width: least distance between the two sides
 
 
 class Finding(NamedTuple):
-    """What is kept of a sample: a quarter of a KiB.
+    """The result for a sample, about 256 bytes.
 
     Attributes:
         faults: kind and message of each.
-        thumbnail: of the photograph, as `copies.thumbnail` gives it; None where it cannot be read.
-        sides: for each of the space's pairs 1 where the first class lies on the right of the second, -1 on its left,
-            0 where that is not clear.
+        thumbnail: of the photograph, by `copies.thumbnail`; None where it cannot be read.
+        sides: for each pair of `flip_pairs` 1 where the first class lies right of the second, -1 where left, 0 where
+            that is not clear.
         labels: bit i is set where the mask holds class i.
     """
 
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 
 class Examined(Dataset[Finding]):
-    """Samples, read once each and forgotten."""
+    """The findings of samples, as a data set for a loader."""
 
     def __init__(self, samples: Sequence[FileSample]) -> None:
         self.samples = samples
@@ -55,21 +55,21 @@ class Examined(Dataset[Finding]):
 
 
 def examine(sample: FileSample) -> Finding:
-    """Reads the photograph, the mask and the tags of a sample; raises nothing that a file could cause."""
+    """Reads the photograph, the mask and the tags of a sample; a broken file is a fault of the result, not an error."""
     faults: list[tuple[str, str]] = []
     small = mask = None
     try:
         image = read_image(sample.image)
         small = thumbnail(image)
-        del image  # a mask that is read into its memory takes a third less time
+        del image  # reading the mask into the freed memory takes a third less time
     except _ERRORS as error:
         faults.append(_fault(error))
     if sample.read_mask is not None:
         try:
             mask = sample.read_mask()
         except _ERRORS as error:
-            found = [_fault(error) for error in _unreadable(sample.masks)]
-            faults += found or [(LABELS, str(error))]
+            unreadable = [_fault(error) for error in _unreadable(sample.masks)]
+            faults += unreadable or [(LABELS, str(error))]
     if mask is not None:
         what = str(sample.masks[0]) if sample.masks else f"in the annotations of {sample.name}"
         if small is not None:
@@ -80,8 +80,9 @@ def examine(sample: FileSample) -> Finding:
         faults += _mask_faults(sample, mask, what)
     if mask is None:
         return Finding(tuple(dict.fromkeys(faults)), small)
-    held = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
-    return Finding(tuple(dict.fromkeys(faults)), small, sides(mask, sample.space), sum(1 << label for label in held))
+    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+    labels = sum(1 << label for label in present)
+    return Finding(tuple(dict.fromkeys(faults)), small, sides(mask, sample.space), labels)
 
 
 def _fault(error: Exception) -> tuple[str, str]:
@@ -89,7 +90,7 @@ def _fault(error: Exception) -> tuple[str, str]:
 
 
 def _unreadable(paths: Sequence[Path]) -> list[Exception]:
-    """Why files are no images; those that are give nothing."""
+    """The errors of those files that cannot be opened as images."""
     errors: list[Exception] = []
     for path in paths:
         try:
@@ -102,9 +103,9 @@ def _unreadable(paths: Sequence[Path]) -> list[Exception]:
 def _mask_faults(sample: FileSample, mask: NDArray[np.uint8], what: str) -> list[tuple[str, str]]:
     faults = []
     ignored = sample.space.ignore_index
-    if all(((part == 0) | (part == ignored)).all() for part in (mask[::8, ::8], mask)):  # the first mostly suffices
-        held = "background" if (mask == 0).any() else "pixels to ignore"
-        faults.append((EMPTY, f"{what} holds nothing but {held}"))
+    if all(((part == 0) | (part == ignored)).all() for part in (mask[::8, ::8], mask)):  # a sample mostly suffices
+        content = "background" if (mask == 0).any() else "pixels to ignore"
+        faults.append((EMPTY, f"{what} holds nothing but {content}"))
     if sample.tags is not None:
         faults += _tag_faults(sample, mask, what)
     return faults
@@ -130,10 +131,10 @@ def _tag_faults(sample: FileSample, mask: NDArray[np.uint8], what: str) -> list[
 
 
 def sides(mask: NDArray[np.uint8], space: LabelSpace) -> tuple[int, ...]:
-    """Which of each pair of classes lies further right in a mask (H, W), as `Finding.sides`.
+    """Which class of each left-right pair lies further right in a mask (H, W): `Finding.sides`.
 
-    Middles are compared. In a profile one class of a pair is missing, and on a face that lies on its side the two are
-    one above the other: the result is 0 there.
+    Compares the centres of the classes. The result is 0 where one class is missing, as in a profile, or one lies above
+    the other, as in a face that is turned on its side.
     """
     if not space.flip_pairs:
         return ()
@@ -148,10 +149,10 @@ def sides(mask: NDArray[np.uint8], space: LabelSpace) -> tuple[int, ...]:
     shares = np.maximum(counts, 1)
     across = np.bincount(labels, spots % width, 256) / shares
     down = np.bincount(labels, spots // width, 256) / shares
-    found = []
+    result = []
     for first, second in space.flip_pairs:
         apart = across[first] - across[second]
         clear = abs(apart) >= max(_SIDE_SHIFT * width, abs(down[first] - down[second]))
         seen = min(counts[first], counts[second]) >= _SIDE_PIXELS
-        found.append(int(np.sign(apart)) if seen and clear else 0)
-    return tuple(found)
+        result.append(int(np.sign(apart)) if seen and clear else 0)
+    return tuple(result)

@@ -1,4 +1,4 @@
-"""`structseg submit`: a SLURM job of a configuration, or jobs of a pipeline that wait for each other."""
+"""`structseg submit`: writes and submits a SLURM job for a configuration, or dependent jobs for a pipeline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from structseg.pipelines.file import load_pipeline
 from structseg.yaml_files import load_yaml
 
 TEMPLATES = experiments_folder() / "slurm"
-_ARGUMENTS = ': "${1:?'  # how the line of a template begins that asks for arguments; ours are given
+_ARGUMENTS = ': "${1:?'  # start of the template line that asks for arguments, which is replaced
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 _GPUS = re.compile(r"(?:([A-Za-z][\w.-]*):)?(\d+)|[A-Za-z][\w.-]*")
@@ -37,12 +37,12 @@ _SITE = "slurm.yaml"
 _TEST = """
 srun --nodes=1 --ntasks=1 --kill-on-bad-exit=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" \\
   structseg test {} --trainer.devices 1 --trainer.num_nodes 1"""
-_OF_SBATCH = ("--gpus-per-task", "--cpus-per-gpu")  # which only look like a misspelt option of ours
+_OF_SBATCH = ("--gpus-per-task", "--cpus-per-gpu")  # look like misspelt options of submit
 _SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*(%[1-9]\d*)?")
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
-_NO_JOB = ("bash", "interactive")  # Lightning takes a job of such a name for a shell that someone types into
-_SIGNALLED_EARLY = 60  # seconds that SLURM may send a signal ahead of its time
-_SETTLED = {
+_NO_JOB = ("bash", "interactive")  # names by which Lightning recognises an interactive session
+_SIGNALLED_EARLY = 60  # seconds by which SLURM may send a signal too early
+_SET_BY_SUBMIT = {
     "--config": "CONFIG",
     "-c": "CONFIG",
     "--trainer.num_nodes": "--nodes",
@@ -61,8 +61,8 @@ class Job:
     Attributes:
         path: of the script.
         text: of the script.
-        title: what its number is printed with.
-        after: how it depends on the job before, `afterok` or `aftercorr`; None: it waits for nothing.
+        title: printed with the number of the job.
+        after: kind of dependency on the previous job, `afterok` or `aftercorr`; None: it depends on no job.
     """
 
     path: Path
@@ -74,17 +74,17 @@ class Job:
         """The call of sbatch.
 
         Args:
-            before: number of the job before.
+            before: number of the previous job.
         """
         waits = [f"--dependency={self.after}:{before}", "--kill-on-invalid-dep=yes"] if self.after else []
         return ["sbatch", "--parsable", *waits, str(self.path)]
 
 
 def seconds_of(time: str) -> int:
-    """What SLURM takes a time for: `30` minutes, `30:00`, `4:00:00`, `1-12` days and hours, `1-12:00`, `1-12:00:00`.
+    """Seconds of a SLURM time limit: `30` (minutes), `30:00`, `4:00:00`, `1-12` (days-hours), `1-12:00`, `1-12:00:00`.
 
     Raises:
-        ValueError: it is not such a time, or 0.
+        ValueError: it has another form, or is 0.
     """
     found = _TIME.fullmatch(time)
     if not found:
@@ -110,15 +110,16 @@ def script(
     setup: Sequence[str] = (),
     test: Path | None = None,
 ) -> str:
-    """A template's text with other options of sbatch and with its arguments filled in.
+    """The text of a template with options of sbatch and arguments filled in.
 
     Args:
         template: name of a file in `experiments/slurm`.
-        options: of sbatch without `--`; those that the template lacks come last, and None takes one out.
+        options: of sbatch without `--`; those that the template lacks come last, None removes one.
         arguments: of the script.
-        origin: the command that writes it, for the script's head.
-        setup: lines of the shell before anything is run.
-        test: the run's folder, with the shell's variables: the fit gets its id, and its best checkpoint is tested.
+        origin: the command that writes it, for a comment at the top.
+        setup: shell lines to run first.
+        test: folder of the run, which may contain shell variables: the fit gets its id, then its best checkpoint is
+            tested.
     """
     left, lines = dict(options), []
     text = (TEMPLATES / template).read_text().splitlines()
@@ -133,19 +134,19 @@ def script(
     given = f"set -- {shlex.join(arguments)}" + (f' --run_id "{test.name}"' if test else "")
     checkpoint = f'{shlex.quote(str(test.parent))}/"{test.name}"/checkpoints/best.ckpt' if test else ""
     then = [_TEST.format(checkpoint)] if test else []
-    own = ["set +u", *setup, "set -u"] if setup else []  # what activates an environment seldom bears -u
+    own = ["set +u", *setup, "set -u"] if setup else []  # scripts that activate an environment often fail under -u
     body[at : at + 1] = [*own, *_path(), given]
     return "\n".join([text[0], f"# Written by: {' '.join(origin.split())}", *lines, *body, *then, ""])
 
 
 def _path() -> list[str]:
-    """Lets a job find this installation, whatever is active in the shell that submits it."""
+    """Lines that let the job find this installation, whatever environment is active at submission."""
     binaries = Path(sys.executable).parent
     return [f'export PATH={shlex.quote(str(binaries))}:"$PATH"'] if (binaries / "structseg").is_file() else []
 
 
 def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
-    """The jobs to submit, in order; a pipeline's finished stages are left out where there is one seed.
+    """The jobs to submit, in order; with one seed, without a pipeline's finished stages.
 
     Raises:
         ValueError: the options, the configuration or the further arguments are refused.
@@ -175,9 +176,9 @@ def jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
 
 
 def _pipeline_jobs(given: argparse.Namespace, more: list[str], origin: str) -> list[Job]:
-    """A job for each stage; one at a time, as only one process may work in a pipeline's folder."""
+    """A job for each stage, each after the previous one, as only one process may work in a pipeline's folder."""
     if given.then:
-        raise ValueError(f"--then {given.then} is for one fit; the stages of a pipeline are tested anyway")
+        raise ValueError(f"--then {given.then} is for a single fit; the stages of a pipeline are tested anyway")
     pipeline = load_pipeline(given.config).of_arm(given.arm)
     print(f"# {pipeline.size()}", flush=True)
     from structseg.pipelines.session import Session  # takes seconds to load
@@ -235,9 +236,9 @@ def _check(given: argparse.Namespace, more: list[str]) -> None:
     for key, value in given.sbatch.items():
         if re.search(r"[^\w]", key.replace("-", "")) or re.search(r"[\n\r\"]", value):
             faults.append(f"--{key} is {value!r}; expected one line without quotes")
-    settled = {**_SETTLED, **({"--seed_everything": "--seeds"} if given.seeds else {})}
+    fixed = {**_SET_BY_SUBMIT, **({"--seed_everything": "--seeds"} if given.seeds else {})}
     options = dict.fromkeys(argument.partition("=")[0] for argument in more)
-    faults += [f"{option} is set by submit; give {settled[option]} instead" for option in options if option in settled]
+    faults += [f"{option} is set by submit; give {fixed[option]} instead" for option in options if option in fixed]
     if faults:
         raise ValueError("; ".join(faults))
 
@@ -248,13 +249,13 @@ def _job_name(stem: str) -> str:
 
 
 def _devices(given: argparse.Namespace) -> int:
-    """Processes of a node: one a GPU, or one."""
+    """Processes on a node: one for each GPU, or one."""
     found = _GPUS.fullmatch(given.gpus_per_node)
     return max(1, int(found[2] or 1)) if found else 1
 
 
 def _cores(given: argparse.Namespace, config: Mapping[str, Any]) -> int:
-    """Cores of each process; by default one for itself and one for each worker of its loader."""
+    """Cores for each process; by default one, and one more for each loader worker."""
     return int(given.cpus_per_task or 1 + (config["data"].get("init_args") or {}).get("num_workers", 0))
 
 
@@ -276,7 +277,7 @@ def _options(given: argparse.Namespace, name: str, cores: int) -> dict[str, str 
 
 
 def _quoted(path: str) -> str:
-    """Sbatch reads its lines as a shell reads words."""
+    """The path in quotes if it has spaces, as sbatch splits its lines like a shell."""
     return f'"{path}"' if re.search(r"\s", path) else path
 
 
@@ -285,27 +286,29 @@ def _beside_the_runs(given: argparse.Namespace, name: str) -> Path:
 
 
 def submit(found: list[Job]) -> list[str]:
-    """Writes the scripts and submits them, each after the one before where it depends on that.
+    """Writes the scripts and submits them with their dependencies.
 
     Returns:
         The numbers of the jobs.
 
     Raises:
-        RuntimeError: sbatch is missing or refuses a script; the message says which jobs are in the queue.
+        RuntimeError: sbatch is missing or refuses a script; the message names the jobs already in the queue.
     """
     for job in found:
-        job.path.parent.mkdir(parents=True, exist_ok=True)  # the logs go there too; without it a job ends unseen
+        job.path.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # the logs go there too; without the folder a job fails silently
         job.path.write_text(job.text)
     kept = ", ".join(str(job.path) for job in found)
     if shutil.which("sbatch") is None:
-        raise RuntimeError(f"there is no sbatch on this machine; submit it where SLURM is: {kept}")
+        raise RuntimeError(f"there is no sbatch on this machine; submit on a machine with SLURM: {kept}")
     numbers: list[str] = []
     for job in found:
         done = subprocess.run(job.command(numbers[-1] if numbers else ""), capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().removeprefix("sbatch: error: ").replace("sbatch: error: ", "; ")
             hint = "; a cluster without GPUs takes --gpus-per-node 0" if "generic resource" in reason else ""
-            queued = f"; in the queue already: {' '.join(numbers)} (take them out with scancel)" if numbers else ""
+            queued = f"; in the queue already: {' '.join(numbers)} (scancel removes them)" if numbers else ""
             raise RuntimeError(f"sbatch refused {job.path}: {reason}{hint}{queued}")
         numbers.append(done.stdout.strip().partition(";")[0])  # ;CLUSTER may follow
         print(f"{job.title}: job {numbers[-1]}", flush=True)
@@ -318,35 +321,37 @@ def make_parser() -> PlainParser:
         "submit",
         ("fasseg_v2 --data.root FASSEG", "fasseg_v2 --partition gpu --qos high --setup setup.sh --then test"),
         usage="%(prog)s CONFIG [options] [options of sbatch] [options of structseg fit]",
-        description="Writes a SLURM job of an experiment into RUNS/slurm, shows it and submits it; for a pipeline one "
-        "a stage, each after the one before. A job that runs out of time, or is pre-empted, is requeued and resumed. "
-        "Options that are not listed go to sbatch (--partition, --account, --qos, --mem). What all jobs of a site need "
-        f"stands in {_SITE}, here or in the user's configuration folder: `partition: gpu`, `setup: setup.sh`.",
+        description="Writes a SLURM job for an experiment into RUNS/slurm, shows and submits it; for a pipeline one a "
+        "stage, after the previous one. A job that runs out of time, or is pre-empted, is requeued and resumed. "
+        "Options that are not listed go to sbatch (--partition, --account, --qos, --mem). Options for all jobs go "
+        f"into {_SITE}, here or in the user's configuration folder: `partition: gpu`, `setup: setup.sh`.",
     )
     parser.add_argument("config", metavar="CONFIG", help="an experiment or a pipeline, by path or name")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--gpus-per-node", default="1", metavar="G", help="a process each; a100:2; 0: CPU; default: 1")
-    parser.add_argument("--cpus-per-task", type=int, metavar="C", help="default: the loader's workers and one")
-    parser.add_argument("--time", default="04:00:00", metavar="T", help="of a job, which is requeued after it; 4 hours")
-    parser.add_argument("--setup", metavar="FILE", help="lines of the shell before the job: module load cuda")
-    parser.add_argument("--then", choices=["test"], help="test the best checkpoint once the fit is at its end")
-    parser.add_argument("--arm", metavar="ARM", help="of a pipeline with rounds; `all`: every one")
-    parser.add_argument("--seeds", metavar="0-4", help="a job for each; 0-9%%2: two at a time")
     parser.add_argument(
-        "--grace", type=int, default=120, metavar="SECONDS", help="to save before the time is over; 120"
+        "--gpus-per-node", default="1", metavar="G", help="one process each; a100:2; 0: CPU; default: 1"
     )
+    parser.add_argument("--cpus-per-task", type=int, metavar="C", help="default: one and the loader's workers")
+    parser.add_argument(
+        "--time", default="04:00:00", metavar="T", help="time limit, after which a job is requeued; 4 hours"
+    )
+    parser.add_argument("--setup", metavar="FILE", help="shell lines to run before the job: module load cuda")
+    parser.add_argument("--then", choices=["test"], help="test the best checkpoint once the fit is complete")
+    parser.add_argument("--arm", metavar="ARM", help="arm of a pipeline with rounds; `all`: every one")
+    parser.add_argument("--seeds", metavar="0-4", help="a job for each; 0-9%%2: two at a time")
+    parser.add_argument("--grace", type=int, default=120, metavar="SECONDS", help="time to save before the limit; 120")
     parser.add_argument("--job-name", metavar="NAME", help="default: the configuration's file name")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
-    parser.add_argument("--dry-run", action="store_true", help="show it; nothing is written or submitted")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs")
+    parser.add_argument("--dry-run", action="store_true", help="show the job; write and submit nothing")
     return parser
 
 
 def parsed(args: list[str]) -> argparse.Namespace:
-    """The options of `structseg submit` itself; `sbatch` has those that are sbatch's, `setup` the lines of its file.
+    """The options of `structseg submit`, with those of sbatch in `sbatch` and the set-up lines in `setup`.
 
     Raises:
-        ValueError: an option that is neither's, or the site's file holds something else than options.
-        OSError: the file of set-up lines cannot be read.
+        ValueError: an unknown option, or a site file that does not hold options.
+        OSError: the set-up file cannot be read.
     """
     parser = make_parser()
     site, settings = _site()
@@ -365,13 +370,13 @@ def parsed(args: list[str]) -> argparse.Namespace:
             raise UsageError(f"submit: unknown option {name}{nearest(name, known)}")
         given.sbatch[name[2:]] = value if equals else "" if after.startswith("--") else after
     if given.setup:
-        own = any(word.partition("=")[0] == "--setup" for word in args)
-        given.setup = (Path(given.setup) if own else site.parent / given.setup).read_text().splitlines()
+        on_command_line = any(word.partition("=")[0] == "--setup" for word in args)
+        given.setup = (Path(given.setup) if on_command_line else site.parent / given.setup).read_text().splitlines()
     return given
 
 
 def _site() -> tuple[Path, dict[str, str]]:
-    """The site's options, of here or of the user."""
+    """The options of the site and their file, in this folder or in the user's configuration folder."""
     for path in (Path(_SITE), Path(user_config_dir("structseg")) / _SITE):
         if path.is_file():
             _, node = load_yaml(path)

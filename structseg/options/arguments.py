@@ -1,4 +1,4 @@
-"""The words after `structseg fit`, `validate` and `test`: what can be checked before torch is loaded."""
+"""Checks the arguments of `structseg fit`, `validate` and `test` before torch is loaded."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from structseg.options.plain_parser import PlainParser
 from structseg.options.signatures import parameters
 from structseg.options.subcommands import EXAMPLES, ROOTS, check_subcommand
 
-_KEYWORDS = ("best", "last", "hpc")  # that Lightning takes for a checkpoint
+_KEYWORDS = ("best", "last", "hpc")  # values of --ckpt_path with a meaning for Lightning
 _SECTIONS = {"trainer", "checkpoint", "pictures"}
 _CHECKPOINTS = "give the path of a checkpoint, such as runs/EXPERIMENT/ID/checkpoints/best.ckpt"
 
 
 def as_options(args: Sequence[str]) -> list[str]:
-    """A subcommand and options alone, for the parser: no positional arguments, configurations by their paths, no `--`.
+    """Arguments in the form that the parser takes: a subcommand and options, configurations by path, no `--`.
 
-    Positional arguments follow the subcommand: configurations; for all but `fit` a checkpoint first. One number for a
-    height and width becomes both. `predict` is that of a split of the data.
+    Positional arguments follow the subcommand: configurations; except for `fit` a checkpoint first. A single number for
+    a height and width becomes two. `predict` is a pipeline's stage here, which predicts a split of the data.
 
     Raises:
-        UsageError: an option that does not exist, one that would be lost before `--config`, something given twice, no
-            configuration, or one that cannot be used, which the parser would take apart first.
+        UsageError: an unknown option, an option before `--config` that would be overridden, or no usable configuration
+            or checkpoint.
         FileNotFoundError: no such checkpoint.
     """
     if not args:
@@ -35,7 +35,7 @@ def as_options(args: Sequence[str]) -> list[str]:
     check_subcommand(subcommand)
     end = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     positional, options = words[:end], words[end:]
-    if "--" in options:  # as where a subcommand's own options stand before it
+    if "--" in options:  # separates a subcommand's own options from these
         options.remove("--")
     added = []
     checkpoint = dict(given_options(options)).get("--ckpt_path")
@@ -44,26 +44,24 @@ def as_options(args: Sequence[str]) -> list[str]:
         added += ["--ckpt_path", checkpoint]
     if checkpoint is not None and checkpoint not in _KEYWORDS and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint at {checkpoint}; {_CHECKPOINTS}")
-    first = [word for config in positional for word in ("--config", _config_path(config))]
-    found = [*first, *_with_paths(options), *added]
-    if _asks(found, "--help", ".help"):
-        return [subcommand, *found]
-    found = check_names(subcommand, found)
-    if (
-        not _asks(found, "--print_config")
-        and not {*CONFIG, "--ckpt_path", "--model", "--model.class_path"} & dict(given_options(found)).keys()
-    ):
+    configs = [word for config in positional for word in ("--config", _config_path(config))]
+    words = [*configs, *_with_paths(options), *added]
+    if _asks(words, "--help", ".help"):
+        return [subcommand, *words]
+    words = check_names(subcommand, words)
+    sources = {*CONFIG, "--ckpt_path", "--model", "--model.class_path"} & dict(given_options(words)).keys()
+    if not sources and not _asks(words, "--print_config"):
         needed = "configuration" if subcommand == "fit" else "checkpoint"
         example = EXAMPLES.get(subcommand, ("structseg predict --ckpt_path CHECKPOINT --data.predict_split train",))[0]
         raise UsageError(f"{subcommand} needs a {needed}, such as: {example}")
-    return [subcommand, *found]
+    return [subcommand, *words]
 
 
 def check_data(args: Sequence[str]) -> None:
-    """Of data that lie in a folder: that it is given, and is there; the DataModule would say so seconds later.
+    """Checks that the folder of the data is given and exists, seconds before the DataModule would.
 
     Args:
-        args: as `as_options` gives them.
+        args: arguments as returned by `as_options`.
 
     Raises:
         UsageError: the configuration's data need `data.root`, which is missing.
@@ -80,12 +78,12 @@ def check_data(args: Sequence[str]) -> None:
 
 
 def _asks(args: Sequence[str], *ends: str) -> bool:
-    """Whether a command only asks for help, or for its settings."""
+    """Whether any option ends like this, as those that only print help or settings do."""
     return any(word.partition("=")[0].endswith(ends) for word in args if word.startswith("-"))
 
 
 def parse_tool(parser: PlainParser, args: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """The options of a tool that takes a configuration's data, and `--config PATH --data...` for `parse_data`.
+    """The options of a tool that uses the data of a configuration, and `--config PATH --data...` for `parse_data`.
 
     Raises:
         UsageError: no such configuration, or a pipeline, or an option that does not exist.
@@ -96,10 +94,10 @@ def parse_tool(parser: PlainParser, args: Sequence[str]) -> tuple[Namespace, lis
 
 
 def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], list[str]]:
-    """A command's own words, and the options that it hands on to `fit`, whether `--` stands before them or not.
+    """Splits arguments into those of a command and those that it passes on to `fit`, with or without `--` before them.
 
     Args:
-        args: the words after the subcommand.
+        args: the arguments after the subcommand.
         own: the command's own options, such as `--seed`.
     """
     at = args.index("--") if "--" in args else len(args)
@@ -123,22 +121,22 @@ def _is_config(word: str) -> bool:
 
 
 def _with_paths(options: Sequence[str]) -> list[str]:
-    """The options with the paths of configurations that are given by name, each as `--config PATH`."""
-    found: list[str] = []
+    """The options with configurations given by name replaced by `--config PATH`."""
+    resolved: list[str] = []
     words = iter(options)
     for word in words:
         option, equals, value = word.partition("=")
         if option not in CONFIG:
-            found.append(word)
+            resolved.append(word)
             continue
-        before = [w for w in found if w.startswith("-") and w not in CONFIG]
+        before = [w for w in resolved if w.startswith("-") and w not in CONFIG]
         if before:
             raise UsageError(f"{before[0]} stands before --config, which would override it; give --config first")
         value = value if equals else next(words, "")
         if not value:
             raise UsageError(f"{option} has no value; give a configuration, by path or name")
-        found += ["--config", _config_path(value)]
-    return found
+        resolved += ["--config", _config_path(value)]
+    return resolved
 
 
 def _config_path(given: str) -> str:
@@ -152,6 +150,6 @@ def _config_path(given: str) -> str:
     if "stages" in (tree or {}):
         raise UsageError(f"{path} is a pipeline; structseg pipeline {given} runs it")
     for key in _SECTIONS & (tree or {}).keys():
-        if not isinstance((tree or {})[key], dict | None):  # the parser would pass over it
+        if not isinstance((tree or {})[key], dict | None):  # the parser would ignore it
             raise UsageError(f"{path}: {key} holds {str((tree or {})[key])[:40]!r}, not keys and values")
     return str(path)

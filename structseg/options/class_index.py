@@ -1,4 +1,4 @@
-"""Which module defines a class that a configuration names without its path, so that only that module is imported."""
+"""Finds the modules of classes that a configuration names without their path, so that only these are imported."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
 def _folder(room: str) -> Path:
-    """Where a room lies: in a checkout beside the package, in a wheel inside it; as it should be, where it is not."""
+    """The folder of a room: beside the package in a checkout, inside it in a wheel."""
     places = [Path(base).resolve() / room for base in structseg.__path__]
     return next((place for place in places if place.is_dir()), places[0])
 
 
 @cache
 def class_modules() -> dict[str, tuple[str, ...]]:
-    """The modules of the rooms that define a class of each name; nothing is imported for it."""
-    found: dict[str, tuple[str, ...]] = {}
+    """The modules that define a class, by the name of the class; found without importing them."""
+    modules: dict[str, tuple[str, ...]] = {}
     for room in _ROOMS:
         folder = _folder(room)
         for file in sorted(folder.rglob("*.py")):
             module = ".".join(["structseg", room, *file.relative_to(folder).with_suffix("").parts])
             for name in _CLASS.findall(file.read_text()):
-                found[name] = (*found.get(name, ()), module.removesuffix(".__init__"))
-    return found
+                modules[name] = (*modules.get(name, ()), module.removesuffix(".__init__"))
+    return modules
 
 
 def required_arguments(name: str) -> set[str]:
-    """What a class of the rooms cannot be made without, by its own `__init__`; empty for a class of elsewhere."""
+    """The required arguments of a class of the suite, by its own `__init__`; empty for another class."""
     name = name.rpartition(".")[2]
     for module in class_modules().get(name, ()):
         _, room, *parts = module.split(".")
@@ -54,13 +54,13 @@ def required_arguments(name: str) -> set[str]:
 
 
 def import_all() -> None:
-    """Imports every module that defines a class: what a list of all classes, or of all options, needs."""
+    """Imports every module that defines a class, for help that lists all classes or options."""
     for module in dict.fromkeys(module for modules in class_modules().values() for module in modules):
         import_module(module)
 
 
 def import_named(words: Iterable[str]) -> None:
-    """Imports what the words of a command name, in themselves or in the YAML files that they name; for help all."""
+    """Imports the classes named by the arguments of a command and by the YAML files among them; for help all."""
     words = list(words)
     if any(word == "--help" or word.partition("=")[0].endswith(".help") for word in words):
         import_all()
@@ -74,14 +74,14 @@ def import_named(words: Iterable[str]) -> None:
 
 
 def refuse_moved(tree: Any, where: str = "") -> None:
-    """Refuses the path of a class that lies in another module now.
+    """Refuses paths of classes that have moved to another module.
 
     Args:
-        tree: a configuration, or words of one.
-        where: begins the message.
+        tree: a configuration, or a list of arguments.
+        where: start of the message.
 
     Raises:
-        UsageError: there is one; the message has the new path.
+        UsageError: a class has moved; the message has the new path.
     """
     for text in strings(tree):
         for found in _PATH.finditer(text):
@@ -93,7 +93,7 @@ def refuse_moved(tree: Any, where: str = "") -> None:
 
 
 def _is_there(module: str, name: str) -> bool:
-    """Whether a module has that name: one of the suite's, or one of the user's in a folder of the same name."""
+    """Whether a module has that name; it may be the user's own, in a folder that is called like one of the suite."""
     root = importlib.util.find_spec(module.partition(".")[0])
     if root is None or (not module.startswith("structseg") and str(_folder(root.name)) in map(str, _places(root))):
         return False
@@ -108,7 +108,7 @@ def _places(spec: ModuleSpec) -> list[Path]:
 
 
 def _texts(words: Iterable[str], folder: Path, seen: set[Path]) -> Iterator[str]:
-    """The words, and those of the YAML files among them."""
+    """The arguments, and the strings of the YAML files among them."""
     for word in words:
         yield word
         value = word.partition("=")[2] if word.startswith("--") else word
@@ -118,12 +118,12 @@ def _texts(words: Iterable[str], folder: Path, seen: set[Path]) -> Iterator[str]
                 try:
                     content = load_config(path)
                 except (OSError, ValueError):
-                    continue  # the parser says what is wrong with it
+                    continue  # the parser reports the error
                 yield from _texts(strings(content), path.parent, seen)
 
 
 def strings(tree: Any) -> Iterator[str]:
-    """Every text in nested lists and mappings, keys included."""
+    """Every string in nested lists and mappings, keys included."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):

@@ -1,8 +1,8 @@
-"""The files of configurations: found by name or path, laid on top of their bases.
+"""Finds configuration files by name or path and merges them with their bases.
 
-A configuration may begin with `base: FILE`, the path of another one from its own folder, or a name. What it says then
-comes on top: keys are merged, lists and single values are replaced, and another `class_path` drops the base's
-`init_args`. A base may have a base.
+A configuration may begin with `base: FILE`, the path of another configuration relative to its own folder, or a name.
+Its own settings override those of the base: mappings are merged, lists and single values are replaced, and another
+`class_path` drops the `init_args` of the base. A base may have a base.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from structseg.yaml_files import load_yaml
 
 def config_names() -> dict[str, Path]:
     """The suite's configurations and pipelines by name: `FOLDER/FILE` without `.yaml`."""
-    found = (path for path in sorted(experiments_folder().glob("*/*.yaml")) if path.stem != "sweep")  # that is W&B's
-    return {f"{path.parent.name}/{path.stem}": path for path in found if path.parent.name != "results"}
+    paths = (path for path in sorted(experiments_folder().glob("*/*.yaml")) if path.stem != "sweep")  # a file of W&B
+    return {f"{path.parent.name}/{path.stem}": path for path in paths if path.parent.name != "results"}
 
 
 def kind_of(path: Path) -> str:
-    """What a configuration is for: `fit`, `pipeline`, or `part` of others."""
+    """The kind of a configuration: `fit`, `pipeline`, or `part` of others."""
     tree = load_config(path)
     if isinstance(tree, dict) and "stages" in tree:
         return "pipeline"
@@ -33,11 +33,11 @@ def kind_of(path: Path) -> str:
 
 
 def find_config(given: str | Path, folder: Path = Path()) -> Path:
-    """A configuration by its path or its name.
+    """Finds a configuration by its path or name.
 
     Args:
-        given: path, from `folder`; or `consensus/lfw_parts`, or `lfw_parts` where no other folder has one.
-        folder: where paths start.
+        given: a path; or a name such as `consensus/lfw_parts`, or `lfw_parts` if no other folder has one.
+        folder: the folder that a path is relative to.
 
     Raises:
         FileNotFoundError: no such file or name; the message has the nearest name.
@@ -59,11 +59,11 @@ def find_config(given: str | Path, folder: Path = Path()) -> Path:
 
 
 def config_chain(path: Path) -> list[tuple[Path, Any, yaml.Node | None]]:
-    """A configuration, its base, the base of that and so on: path and `load_yaml` of each.
+    """A configuration, its base, the base of that and so on: the path and `load_yaml` of each.
 
     Raises:
         OSError: one of the files cannot be read.
-        ValueError: one is no YAML, a base does not exist or holds no keys, or the bases lead in a circle.
+        ValueError: one is not YAML, a base does not exist or is not a mapping, or the bases form a circle.
     """
     chain: list[tuple[Path, Any, yaml.Node | None]] = []
     while True:
@@ -86,7 +86,7 @@ def config_chain(path: Path) -> list[tuple[Path, Any, yaml.Node | None]]:
 
 
 def load_config(path: Path) -> Any:
-    """What a configuration says, on top of its base; errors as of `config_chain`."""
+    """A configuration merged with its bases; raises like `config_chain`."""
     whole: Any = {}
     for _, tree, _ in reversed(config_chain(path)):
         whole = merge(whole, tree)
@@ -94,7 +94,7 @@ def load_config(path: Path) -> Any:
 
 
 def merge(below: Any, above: Any) -> Any:
-    """`above` on top of `below`, as this module's docstring says."""
+    """Merges `above` into `below` by the rules in this module's docstring."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     if not _same_class(below.get("class_path"), above.get("class_path")):
@@ -104,7 +104,7 @@ def merge(below: Any, above: Any) -> Any:
 
 
 def _same_class(below: Any, above: Any) -> bool:
-    """Whether two class paths name one class, perhaps without its module; one that is missing names the other's."""
+    """Whether two class paths name the same class, with or without its module; a missing path counts as the same."""
     if not isinstance(below, str) or not isinstance(above, str) or below == above:
         return True
     return below.endswith(f".{above}") or above.endswith(f".{below}")

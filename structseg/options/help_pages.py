@@ -1,4 +1,4 @@
-"""What `fit`, `validate` and `test` say of themselves and of the suite's classes, before torch is loaded."""
+"""Help pages of `fit`, `validate`, `test` and of the suite's classes, without loading torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structseg.options.option_names import given_options
 from structseg.options.signatures import class_help, definition, descends
 from structseg.options.subcommands import EXAMPLES, LIGHTNING, USAGE, options_of
 
-# The last part of an option that takes a class: the base of its classes, and the modules that define them.
+# The base class and the package of the classes that an option takes, by the last part of its name.
 _KINDS = {
     "model": ("TrainedModule", "structseg.lightning_modules."),
     "data": ("SegmentationDataModule", "structseg.datamodules."),
@@ -21,7 +21,7 @@ _KINDS = {
 
 
 def help_page(subcommand: str, args: Sequence[str]) -> str | None:
-    """The page that the arguments ask for: `-h`, `--model.help`, `--model.help CLASS`; None where they ask for none."""
+    """The page for `-h`, `--model.help` or `--model.help CLASS`; None without such an argument."""
     if "-h" in args and subcommand in LIGHTNING:
         return one_page(subcommand)
     for name, value in given_options(args):
@@ -57,7 +57,7 @@ def _first_line(name: str) -> str:
 
 
 def one_page(subcommand: str) -> str:
-    """The short help of one of Lightning's subcommands: what it does, three examples, the usual options."""
+    """The short help of a subcommand: description, three examples, the usual options."""
     lines = [f"usage: {USAGE[subcommand]}", "", LIGHTNING[subcommand].line, "", "examples:"]
     lines += [f"  {example}" for example in EXAMPLES[subcommand]]
     lines += ["", "usual options:"]

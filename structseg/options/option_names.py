@@ -1,4 +1,4 @@
-"""The options of the classes that a command names, before any of them is imported: which there are, and the nearest."""
+"""Checks option names against the classes that a command names, without importing them; finds the nearest name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAIR = ("tuple[int, int]", "tuple[int, int] | None")
 
 
 def given_options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Each option with its value, from `--a b` and `--a=b`; None without one."""
+    """Each option with its value, from `--a b` or `--a=b`; None where it has no value."""
     for word, after in zip(args, [*args[1:], "--"], strict=False):
         if word.startswith("-") and not word.lstrip("-")[:1].isdigit():
             name, equals, value = word.partition("=")
@@ -29,7 +29,7 @@ def given_options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def chosen(args: Sequence[str]) -> dict[str, Any]:
-    """What the configurations and options of a command say together: nested keys, without `init_args`."""
+    """The merged settings of the configurations and options of a command, without the level `init_args`."""
     whole: Any = {}
     for name, value in given_options(args):
         if name in CONFIG and value:
@@ -48,14 +48,14 @@ def chosen(args: Sequence[str]) -> dict[str, Any]:
             branch = branch[part]
         new = _plain(yaml.safe_load(value)) if value and value.startswith("{") else value
         if isinstance(branch.get(last), dict) and isinstance(new, str):
-            kept = parameters(new) or branch[last]  # as the parser keeps what the new class has too
+            kept = parameters(new) or branch[last]  # like the parser, which keeps settings that the new class has too
             new = {**{key: value for key, value in branch[last].items() if key in kept}, "class_path": new}
         branch[last] = new
     return whole
 
 
 def _check_class(key: str, content: Any, nested: bool = False) -> None:
-    """Refuses what the parser takes for something else: a class without its path, and settings beside the path."""
+    """Refuses what the parser would misread: settings without a class_path, and settings next to it."""
     if not isinstance(content, dict) or (not nested and "class_path" not in content):
         if not nested and content and not isinstance(content, str):
             shown = ", ".join(content) if isinstance(content, dict) else repr(content)
@@ -63,7 +63,7 @@ def _check_class(key: str, content: Any, nested: bool = False) -> None:
         return
     beside = [name for name in content if name not in _OF_THE_PARSER] if "class_path" in content else []
     if beside:
-        raise UsageError(f"{key}.{beside[0]} stands beside class_path; move it below {key}.init_args")
+        raise UsageError(f"{key}.{beside[0]} is next to class_path; move it below {key}.init_args")
     for name, value in (content.get("init_args") or {}).items() if "class_path" in content else ():
         _check_class(f"{key}.init_args.{name}", value, nested=True)
 
@@ -77,10 +77,10 @@ def _plain(tree: Any) -> Any:
 
 
 def check_names(subcommand: str, args: Sequence[str]) -> list[str]:
-    """The arguments, with one number for a height and width as both: `--data.size 128`.
+    """Checks option names; returns the arguments with a single number for (height, width) doubled: `--data.size 128`.
 
     Raises:
-        UsageError: an option, or a key of a configuration, that no chosen class has; the message has the nearest.
+        UsageError: an option, or a key of a configuration, that no chosen class has; the message has the nearest name.
     """
     tree = chosen(args)
     names = [name[2:] for name, _ in given_options(args) if name.startswith("--")]
@@ -108,7 +108,7 @@ def _unknown(prefix: str, branch: dict[str, Any], name: str | None, given_later:
 
 
 def _class_at(value: Any, parameter: Parameter) -> tuple[str | None, int]:
-    """The class of what stands at a parameter, and how many of its first arguments the code gives."""
+    """The class given for a parameter, and how many of its first arguments are passed by the code."""
     given = value.get("class_path") if isinstance(value, dict) else value
     if isinstance(given, str) and (isinstance(value, dict) or ("str" not in parameter.type and definition(given))):
         return given, parameter.given_later
@@ -119,12 +119,12 @@ def _known(prefix: str, branch: Any, name: str | None, given_later: int = 0) -> 
     for key, parameter in list(((name and parameters(name)) or {}).items())[given_later:]:
         yield f"{prefix}.{key}", parameter
         below = branch.get(key) if isinstance(branch, dict) else None
-        if key != "label_space":  # linked to the data's
+        if key != "label_space":  # the model takes it from the data
             yield from _known(f"{prefix}.{key}", below, *_class_at(below, parameter))
 
 
 def known_options(tree: dict[str, Any]) -> dict[str, Parameter]:
-    """Every option of the chosen classes, by its name without dashes and `init_args`."""
+    """Every option of the chosen classes, by its name without dashes and `init_args`; with its parameter."""
     classes = {**_SECTIONS, **{name: _class_of(tree.get(name)) for name in ("model", "data")}}
     return {
         option: parameter for name, kind in classes.items() for option, parameter in _known(name, tree.get(name), kind)
@@ -136,17 +136,17 @@ def _class_of(branch: Any) -> str | None:
 
 
 def nearest_option(name: str, tree: dict[str, Any], subcommand: str = "fit") -> str:
-    """` (did you mean --X?)` with the nearest option of the chosen classes, also by what other suites call it."""
+    """` (did you mean --X?)` with the nearest option of the chosen classes; knows common names of other suites."""
     known = list(known_options(tree))
-    sure = {option.partition(".")[0] for option in known}
+    sections = {option.partition(".")[0] for option in known}
     usual = [option.name[2:] for option in options_of(subcommand)]
-    known += [option for option in [*usual, *ROOTS[subcommand]] if option.partition(".")[0] not in sure]
+    known += [option for option in [*usual, *ROOTS[subcommand]] if option.partition(".")[0] not in sections]
     section, last = name.partition(".")[0], name.rpartition(".")[2].rstrip("+").replace("-", "_").lower()
-    meant = OTHER_OPTIONS.get(last, "")
-    for wanted in filter(None, (last, meant.rpartition(".")[2])):
+    synonym = OTHER_OPTIONS.get(last, "")
+    for wanted in filter(None, (last, synonym.rpartition(".")[2])):
         same = [option for option in known if option.rpartition(".")[2] == wanted]
         if same:
-            best = min(same, key=lambda option: (not option.startswith(f"{section}."), option != meant, len(option)))
+            best = min(same, key=lambda option: (not option.startswith(f"{section}."), option != synonym, len(option)))
             return f" (did you mean --{best}?)"
     near = {option: difflib.SequenceMatcher(None, last, option.rpartition(".")[2]).ratio() for option in known}
     best = max(near, key=lambda option: near[option] + 0.15 * option.startswith(f"{section}."), default="")
@@ -154,7 +154,7 @@ def nearest_option(name: str, tree: dict[str, Any], subcommand: str = "fit") -> 
 
 
 def _with_pairs(args: Sequence[str], tree: dict[str, Any]) -> list[str]:
-    found = list(args)
+    expanded = list(args)
     for number, word in enumerate(args):
         option, equals, value = word.partition("=")
         value = value if equals else next(iter(args[number + 1 : number + 2]), "")
@@ -163,12 +163,12 @@ def _with_pairs(args: Sequence[str], tree: dict[str, Any]) -> list[str]:
         parameter = known_options(tree).get(option[2:].replace(".init_args", ""))
         if parameter is not None and parameter.type in _PAIR:
             both = f"[{value}, {value}]"
-            found[number if equals else number + 1] = f"{option}={both}" if equals else both
-    return found
+            expanded[number if equals else number + 1] = f"{option}={both}" if equals else both
+    return expanded
 
 
 def with_pairs(config: Any) -> Any:
-    """A configuration, with one number for a height and width as both: `size: 128`."""
+    """A configuration with a single number for (height, width) doubled: `size: 128`."""
     for section in ("model", "data"):
         if isinstance(config, dict) and isinstance(config.get(section), dict):
             _expand(config[section], config[section].get("class_path"), 0)

@@ -1,4 +1,4 @@
-"""The command line's parser: errors in one line, the nearest name for a misspelt one, nothing guessed."""
+"""The parser of Lightning's subcommands: errors in one line with the nearest name, no abbreviations."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not 
 
 
 class StructsegParser(LightningArgumentParser):
-    """LightningArgumentParser with one-line errors, without abbreviations, and with bases of configurations."""
+    """LightningArgumentParser with one-line errors, without abbreviations, and with `base:` in configurations."""
 
-    _whole = ""  # the configuration that is being read, on top of its base
+    _merged = ""  # the configuration being read, merged with its bases
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
-        """Like the parent's, with the configuration on top of its base."""
-        self._whole = yaml.safe_dump(with_pairs(load_config(Path(path))), sort_keys=False)
+        """Like the parent's, with the configuration merged with its bases."""
+        self._merged = yaml.safe_dump(with_pairs(load_config(Path(path))), sort_keys=False)
         return super().parse_path(path, *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Like the parent's; for `parse_path`, of what the file and its base say together."""
-        content, self._whole = self._whole or content, ""
+        """Like the parent's; called by `parse_path`, it parses the merged configuration."""
+        content, self._merged = self._merged or content, ""
         return super().parse_string(content, *args, **kwargs)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:  # noqa: ARG002  # argparse's hook
         return []  # an abbreviated option is refused, not guessed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exits with 2 and one line that names the nearest known name where one was misspelt."""
-        if not self.exit_on_error:  # a nested parser, whose failure the outer one weighs
+        """Exits with code 2 and one line, which has the nearest known name to a misspelt one."""
+        if not self.exit_on_error:  # a nested parser, whose error the outer one handles
             super().error(message, ex)
         fail(shorten(message), 2)
 
 
 def shorten(message: str) -> str:
-    """One line of jsonargparse's nested complaint: which key, what came, what was expected, the nearest known name."""
+    """Shortens a nested error of jsonargparse to one line: the key, the value, what was expected, the nearest name."""
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
     where = f"{key}: " if key else ""
     grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
@@ -79,7 +79,7 @@ def shorten(message: str) -> str:
     return " ".join(line.strip(" -") for line in message.splitlines()[:3])
 
 
-# What jsonargparse says around the reasons: the shape of the complaint, or that another type did not fit either.
+# Lines of jsonargparse's errors that are not reasons: their structure, and types that did not match.
 _FRAME = re.compile(
     r"Parser key|Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|Expected an? <class"
     r"|Expected an? tuple|Expected a path but|Expected a dot import path|Type typing\."

@@ -1,4 +1,4 @@
-"""The parser of the subcommands that are not Lightning's: argparse with errors in one line and an example."""
+"""The parser of the other subcommands: argparse with errors in one line and an example."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class PlainParser(argparse.ArgumentParser):
 
     Args:
         name: the subcommand.
-        examples: of its use; the first one is shown where an argument is missing, all of them in the help.
-        description: what it does.
+        examples: of its arguments; all are in the help, the first also in the error for a missing argument.
+        description: of the subcommand.
         **settings: of ArgumentParser.
     """
 
@@ -34,7 +34,7 @@ class PlainParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Exits with 2 and one line: what is missing and an example, or the nearest name to a misspelt option."""
+        """Exits with code 2 and one line: the missing argument and an example, or the nearest option."""
         required = re.search(r"arguments are required: (.+)", message)
         if required and self._examples:
             message = f"{required[1]} is missing, as in: structseg {self._name} {self._examples[0]}"

@@ -1,4 +1,4 @@
-"""What classes take, by their source alone: nothing is imported for it."""
+"""Parameters of classes, read from their source without importing them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from typing import NamedTuple
 import structseg
 from structseg.options.class_index import class_modules
 
-# Where classes lie that configurations name without their path, beside the rooms.
-_PLACES = ("torch.optim", "torch.optim.lr_scheduler", "pytorch_lightning.callbacks", "pytorch_lightning.loggers")
-_MADE_LATER = {"OptimizerCallable": 1, "LRSchedulerCallable": 1}  # types of classes whose first argument is given later
+# Modules outside the suite whose classes configurations may name without their path.
+_OTHER_MODULES = ("torch.optim", "torch.optim.lr_scheduler", "pytorch_lightning.callbacks", "pytorch_lightning.loggers")
+_MADE_LATER = {
+    "OptimizerCallable": 1,
+    "LRSchedulerCallable": 1,
+}  # types whose class gets its first argument from the code
 
 
 class Parameter(NamedTuple):
     """A parameter of a class.
 
     Attributes:
-        type: its annotation, as it is written; "" without one.
-        default: its default, as it is written; None where it is required.
-        nested: the class of its fields or of its default, where it has one: `(name, parameters that are left out)`.
+        type: source of its annotation; "" without one.
+        default: source of its default; None where it is required.
+        nested: the dataclass or default class of its value, where it has one: `(name, number of first parameters that
+            the code passes)`.
     """
 
     type: str
@@ -32,7 +36,7 @@ class Parameter(NamedTuple):
 
     @property
     def given_later(self) -> int:
-        """How many first arguments of the class that stands here are given by the code, as of `Callable[[int], X]`."""
+        """How many first arguments of the value's class are passed by the code: 1 for `Callable[[int], X]`."""
         node = ast.parse(self.type or "_", mode="eval").body
         for part in ast.walk(node):
             if isinstance(part, ast.Subscript) and ast.unparse(part.value) == "Callable":
@@ -49,21 +53,21 @@ class Definition(NamedTuple):
 
 
 def definition(name: str) -> Definition | None:
-    """The definition of a class by its name, or its path; None for one that is not found."""
+    """The definition of a class, given by its name or path; None where it is not found."""
     module, _, last = name.rpartition(".")
-    places = (*class_modules().get(last, ()), *([module] if module else _PLACES))
+    places = (*class_modules().get(last, ()), *([module] if module else _OTHER_MODULES))
     return next((found for found in (_find(place, last) for place in places) if found is not None), None)
 
 
 @cache
 def parameters(name: str) -> dict[str, Parameter] | None:
-    """What a class takes, that of its bases included where it hands `**kwargs` on; None where that cannot be read."""
+    """The parameters of a class, with those of its bases where it passes `**kwargs` on; None where they are unknown."""
     found = definition(name)
     return None if found is None else _parameters(_resolution_order(found))
 
 
 def descends(name: str, base: str) -> bool:
-    """Whether a class has a base of that name, at whatever distance."""
+    """Whether a class has a base of that name, direct or indirect."""
     found = definition(name)
     return found is not None and _descends(found, base)
 
@@ -85,9 +89,9 @@ def _tree(module: str) -> ast.Module | None:
     return None
 
 
-def _find(module: str, name: str, ours: bool = False) -> Definition | None:
-    """The class that a module means by a name, in itself or where it imports it from; `ours`: from the suite alone."""
-    tree = None if ours and not module.startswith("structseg.") else _tree(module)
+def _find(module: str, name: str, suite_only: bool = False) -> Definition | None:
+    """The class of that name in a module, which may import it; with `suite_only` only one of the suite."""
+    tree = None if suite_only and not module.startswith("structseg.") else _tree(module)
     for node in tree.body if tree else ():
         if isinstance(node, ast.ClassDef) and node.name == name:
             return Definition(module, node)
@@ -95,7 +99,7 @@ def _find(module: str, name: str, ours: bool = False) -> Definition | None:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     above = module.rsplit(".", node.level - 1)[0] if node.level > 1 else module
-                    return _find(f"{above}.{node.module}" if node.level else str(node.module), alias.name, ours)
+                    return _find(f"{above}.{node.module}" if node.level else str(node.module), alias.name, suite_only)
     return None
 
 
@@ -137,7 +141,7 @@ def _parameters(order: list[Definition]) -> dict[str, Parameter] | None:
 
 
 def _bases(found: Definition) -> Iterator[Definition]:
-    """The bases that are found: `Base`, or `module.Base` where a module of that name is imported from another."""
+    """The bases that can be found, written as `Base`, or as `module.Base` with an imported module."""
     for node in found.node.bases:
         module, _, name = ast.unparse(node).rpartition(".")
         tree = _tree(found.module) if module else None
@@ -156,28 +160,31 @@ def _parameter(found: Definition, annotation: ast.expr | None, default: ast.expr
     if isinstance(default, ast.Name) and _find(found.module, default.id):  # a class as the default
         return made._replace(nested=(f"{found.module}.{default.id}", made.given_later))
     for word in [node.id for node in ast.walk(annotation or ast.Pass()) if isinstance(node, ast.Name)]:
-        nested = _find(found.module, word, ours=True)
+        nested = _find(found.module, word, suite_only=True)
         if nested and any("dataclass" in ast.unparse(line) for line in nested.node.decorator_list):
             return made._replace(nested=(f"{nested.module}.{word}", 0))
     return made
 
 
 def class_help(name: str, prefix: str) -> list[str]:
-    """A line for each parameter of a class: option, type, default and what its docstring says."""
+    """Lines for each parameter of a class: option, type, default, description from the docstring."""
     found, known = definition(name), parameters(name)
     if found is None or known is None:
         return []
-    said = _described(found)
+    descriptions = _descriptions(found)
     lines = []
     for key, (kind, default, _) in known.items():
         about = f" = {default}" if default is not None else ""
-        lines += [f"  {prefix}.{key} ({kind or 'any'}{about})", *([f"      {said[key]}"] if key in said else [])]
+        lines += [
+            f"  {prefix}.{key} ({kind or 'any'}{about})",
+            *([f"      {descriptions[key]}"] if key in descriptions else []),
+        ]
     return lines
 
 
-def _described(found: Definition) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each parameter."""
-    said: dict[str, str] = {}
+def _descriptions(found: Definition) -> dict[str, str]:
+    """The descriptions of parameters in the docstrings of a class and its bases."""
+    descriptions: dict[str, str] = {}
     for node in _resolution_order(found):
         key, own = "", dict[str, str]()
         for line in (ast.get_docstring(node.node) or "").splitlines():
@@ -189,5 +196,5 @@ def _described(found: Definition) -> dict[str, str]:
                 own[key] += f" {text}"
             else:
                 key = ""
-        said = {**own, **said}
-    return said
+        descriptions = {**own, **descriptions}
+    return descriptions

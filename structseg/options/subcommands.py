@@ -1,4 +1,4 @@
-"""What the command line offers, as plain data that is read before anything heavy: subcommands and usual options."""
+"""Tables of subcommands and usual options, which the command line reads before anything slow is loaded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Subcommand(NamedTuple):
     """A subcommand.
 
     Attributes:
-        module: has its entry `main(args)`; `args` are the words after the subcommand, for Lightning's from it on.
-        line: what it does.
+        module: its entry point is `main(args)`; `args` are the arguments after the subcommand, for Lightning's with it.
+        line: description.
     """
 
     module: str
@@ -25,9 +25,9 @@ class Option(NamedTuple):
 
     Attributes:
         name: with its dashes.
-        value: what stands for its value in the help.
-        line: what it does.
-        default: as it is written on the command line; None where it is long or depends on the configuration.
+        value: placeholder of its value in the help.
+        line: description.
+        default: as written on the command line; None where it is long or depends on the configuration.
         only: the subcommands that have it; empty: all three.
     """
 
@@ -47,13 +47,11 @@ LIGHTNING = {
 SUBCOMMANDS = {
     **LIGHTNING,
     "predict": Subcommand("structseg.prediction.command", "label images, folders, a video or a camera"),
-    "init": Subcommand("structseg.command.init_command", "write the dataset.yaml of your own images and masks"),
-    "demo": Subcommand("structseg.command.demo", "train and test on drawn faces, in some minutes on a CPU"),
+    "init": Subcommand("structseg.own_data.command", "write the dataset.yaml of your own images and masks"),
+    "demo": Subcommand("structseg.command.demo", "train and test on drawn faces, in a few minutes on a CPU"),
     "pipeline": Subcommand("structseg.pipelines.command", "fits that build on each other, finished ones skipped"),
-    "rounds": Subcommand(
-        "structseg.pipelines.rounds", "what a pipeline's rounds measured, and pictures of what they made"
-    ),
-    "check": Subcommand("structseg.audit.command", "every broken file of a data set, at once"),
+    "rounds": Subcommand("structseg.pipelines.rounds", "scores of a pipeline's rounds, and pictures of their results"),
+    "check": Subcommand("structseg.audit.command", "report every broken file of a data set"),
     "runs": Subcommand("structseg.results.runs", "list your runs, compare two of them, free disk space"),
     "submit": Subcommand("structseg.cluster.submit", "write a SLURM job for a configuration, and submit it"),
     "fetch": Subcommand("structseg.command.fetch", "download weights and data, for nodes without a network"),
@@ -61,10 +59,10 @@ SUBCOMMANDS = {
     "show": Subcommand("structseg.command.show", "draw an augmented batch with its labels"),
     "results": Subcommand("structseg.results.command", "the results table, and the runs behind it"),
     "report": Subcommand("structseg.results.report", "a run, or rows of the results, as one HTML page"),
-    "completion": Subcommand("structseg.command.completion", "print what completes this command in bash or zsh"),
+    "completion": Subcommand("structseg.command.completion", "print a completion script for bash or zsh"),
 }
 
-# What other suites call them.
+# Names of subcommands in other suites.
 _OTHER_NAMES = {
     "train": "fit",
     "resume": "fit --resume auto",
@@ -112,7 +110,7 @@ OPTIONS = (
     Option("--print_config", "", "print every setting, and stop"),
 )
 
-# Every first part of an option's name. A test holds it against the parsers.
+# Every first part of an option's name; a test compares them with the parsers.
 _ROOTS = {
     "help", "config", "print_config", "seed_everything", "trainer", "model", "data", "experiment", "runs_dir",
     "checkpoint", "pictures", "ckpt_path", "weights_only", "memory",
@@ -121,10 +119,10 @@ ROOTS = {
     "fit": _ROOTS | {"resume", "run_id"},
     "validate": _ROOTS | {"verbose"},
     "test": _ROOTS | {"verbose"},
-    "predict": _ROOTS | {"return_predictions"},  # of a split of the data, for a pipeline's stage
+    "predict": _ROOTS | {"return_predictions"},  # a pipeline's stage, which predicts a split of the data
 }
 
-# What other suites call them, beside the last parts of the names above.
+# Names of options in other suites, besides the last parts of the names above.
 OTHER_OPTIONS = {
     "batch": "data.batch_size",
     "bs": "data.batch_size",
@@ -179,7 +177,7 @@ USAGE = {
 
 
 def overview() -> str:
-    """The help of the command itself."""
+    """The help of `structseg` itself."""
     lines = [f"  {name:11}{subcommand.line}" for name, subcommand in SUBCOMMANDS.items()]
     head = "structseg SUBCOMMAND ...; -h after a subcommand shows its usual options, --help all of them\n"
     return "\n".join([head, *lines])

@@ -1,4 +1,4 @@
-"""`structseg pipeline`: fits and predictions that build on each other, each in its own process, and run only once."""
+"""`structseg pipeline`: runs fits and predictions that depend on each other, and skips finished ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def comparison(session: Session, records: Mapping[str, Record]) -> TextTable:
-    """The figures of the stages' tests, a line each, and notes on metrics that no test has."""
+    """The table of the stages' test scores, with notes on metrics that no test has."""
     wanted, lines = session.pipeline.table, []
     known: set[str] = set()
     for name, record in records.items():
@@ -45,17 +45,19 @@ def make_parser() -> PlainParser:
         "pipeline",
         ("stn_icnn/synthetic", "conta/voc_photos --arm sum", "stn_icnn/helen --data.root HELEN --dry-run"),
         usage="%(prog)s PIPELINE [options] [further options of every stage's fit and test]",
-        description="Runs fits and predictions that build on each other. A finished stage is skipped, unless what it "
-        "was made from has changed; a prediction of another configuration is replaced only with --anew. Remove a "
-        "stage's folder to run it again.",
+        description="Runs fits and predictions that depend on each other. A finished stage is skipped unless its "
+        "configuration or inputs have changed; a prediction of another configuration is replaced only with --anew. "
+        "Remove a stage's folder to run it again.",
     )
     parser.add_argument("file", metavar="PIPELINE", help="YAML that names the stages, by path or name")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run and why, and the commands")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print which stages would run and why, with their commands"
+    )
     parser.add_argument("--anew", action="store_true", help="replace finished predictions of another configuration")
-    parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it builds on")
+    parser.add_argument("--until", metavar="STAGE", help="only this stage and those that it depends on")
     parser.add_argument("--arm", metavar="ARM", help="only this arm of the rounds; `all`: every one")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every stage; default: 0")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs")
     return parser
 
 

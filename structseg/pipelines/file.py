@@ -1,6 +1,6 @@
-"""The file of a pipeline: fits and predictions that build on each other, in order, and what each of them takes.
+"""Reads the file of a pipeline: fits and predictions that depend on each other, in order.
 
-config: synthetic_base.yaml   # what all stages share: a configuration, by name or by path from this file
+config: synthetic_base.yaml   # configuration of all stages, by name or by path from this file
 data: {seed: 1}               # further settings of every stage: model, data, trainer, checkpoint, pictures
 stages:                       # each is an ordinary fit with further settings
   coarse: {model: {stage: coarse}}
@@ -9,16 +9,16 @@ stages:                       # each is an ordinary fit with further settings
     config: other.yaml        # of this stage, on top of the shared one
     model: {stage: end_to_end, init_from: ["{coarse}", "{parts}"]}
     test: {plain: {}, flipped: {model: {flip_test: true}}}    # several tests of its checkpoint; false: none
-  masks:                      # what a fit's checkpoint predicts of the training images
-    predict: joint            # that fit: its configurations and settings hold here too
-    makes: [masks, sizes.npz] # what it leaves; the first has the stage's name. {sizes.npz}: where that is
-  last: {inputs: [masks]}     # what earlier stages made, as the option of `INPUTS` that takes it
-table: [miou, iou/face]       # what is compared at the end
+  masks:                      # predictions for the training images
+    predict: joint            # by the checkpoint of this fit, with its configurations and settings
+    makes: [masks, sizes.npz] # outputs; the first has the name of the stage. {sizes.npz} stands for the path of one
+  last: {inputs: [masks]}     # outputs of earlier stages, passed by the options in `INPUTS`
+table: [miou, iou/face]       # metrics of the table at the end
 
-With `rounds: N` the stages are run N times more, once for each of the `arms`, which add settings; with `rounds: 0` the
-arms that take nothing of a round before differ from round 0 on:
+With `rounds: N` the stages are run N more times for each of the `arms`, which add settings; with `rounds: 0` the arms
+that use nothing of a previous round differ from round 0 on:
 
-arms:                         # `inputs` that no earlier stage of a round makes are those of the round before
+arms:                         # `inputs` that no earlier stage of the round makes are those of the previous round
   none: {}
   sum: {classifier: {model: {context: sum}, inputs: [queries, confounders]}}
   continued: {classifier: {model: {init_from: "{before.classifier}"}}}    # of the round before
@@ -73,7 +73,7 @@ def load_pipeline(path: Path) -> Pipeline:
 
 
 def _placed(file: Path, tree: Any, missing: list[str]) -> Any:
-    """What a file holds, with the paths of its configurations, which start from that file, found."""
+    """The content of a file with its configurations replaced by their paths, which are relative to that file."""
     stages = tree.get("stages") if isinstance(tree, dict) else None
     for part in [tree, *(stages.values() if isinstance(stages, dict) else ())]:
         if isinstance(part, dict) and "config" in part:
@@ -85,7 +85,7 @@ def _placed(file: Path, tree: Any, missing: list[str]) -> Any:
 
 
 def _twice(node: yaml.Node | None) -> Iterator[str]:
-    """Keys, stages and arms of one name, of which YAML keeps the last."""
+    """Messages for duplicate keys, stages and arms, of which YAML would silently keep the last."""
     kinds = {"stages": "stage", "arms": "arm"}
     keys = node.value if isinstance(node, yaml.MappingNode) else []
     parts = [(kinds.get(key.value), value) for key, value in keys]

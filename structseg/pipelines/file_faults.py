@@ -1,4 +1,4 @@
-"""What is wrong with a pipeline's file, all of it, before anything is run."""
+"""Finds all faults of a pipeline's file before anything is run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ABOUT_A_ROUND = ("round_megabytes", "round_minutes")
 _KEYS = ("config", "stages", "table", "rounds", "arms", *ABOUT_A_ROUND, *SETTINGS)
 _MOST_ROUNDS = 1000
 _STAGE_KEYS = ("config", "inputs", "test", "predict", "makes", *SETTINGS)
-_SETTLED = (
+_SET_BY_PIPELINE = (
     "--config", "-c", "--experiment", "--runs_dir", "--seed_everything", "--ckpt_path", "--print_config",
     "--data.predict_out",
 )  # fmt: skip
 
 
 def file_faults(tree: Any, missing: Sequence[str]) -> Iterator[str]:
-    """What is wrong with what a file and its base say; `missing` names the configurations that are not there."""
+    """Faults of a pipeline's file merged with its base; `missing` has the errors of configurations not found."""
     if not isinstance(tree, dict):
         yield "holds no stages; expected `config: FILE` and `stages: {NAME: {model: {...}}, ...}`"
         return
@@ -51,7 +51,7 @@ def file_faults(tree: Any, missing: Sequence[str]) -> Iterator[str]:
 
 
 def _setting_faults(content: Any, known: Sequence[str], before: Collection[str] | None = None) -> list[str]:
-    """What is wrong with settings and inputs; `before` is None where they name no stage."""
+    """Faults of settings and inputs; `before` is None where they must not refer to stages."""
     if not isinstance(content, dict | None):
         return [f"holds {content!r}, not keys and values"]
     content = content or {}
@@ -71,7 +71,7 @@ def _setting_faults(content: Any, known: Sequence[str], before: Collection[str] 
 
 def _stage_faults(name: Any, content: Any, before: Collection[str], stages: Mapping[Any, Any]) -> Iterator[str]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        yield "a name is a text of letters, digits, underscores and hyphens"
+        yield "a name has only letters, digits, underscores and hyphens"
     faults = _setting_faults(content, _STAGE_KEYS, before)
     yield from faults
     if not isinstance(content, dict):
@@ -87,7 +87,7 @@ def _stage_faults(name: Any, content: Any, before: Collection[str], stages: Mapp
         return
     for test, more in tests.items():
         if not isinstance(test, str) or not (test == "" or _NAME.fullmatch(test)):
-            yield f"the test name {test!r} is no text of letters, digits, underscores and hyphens"
+            yield f"the test name {test!r} has other characters than letters, digits, underscores and hyphens"
         yield from (f"test {test}: {fault}" for fault in _setting_faults(more, SETTINGS))
 
 
@@ -101,7 +101,7 @@ def _prediction_faults(
         return
     yield from (f"{key} belongs to a fit; a prediction has none" for key in ("config", "test") if key in content)
     if fit not in before or (stages.get(fit) or {}).get("predict"):
-        yield f"predict is {fit!r}, which is no fit that comes before{nearest(str(fit), before)}"
+        yield f"predict is {fit!r}, which is not an earlier fit{nearest(str(fit), before)}"
     if not is_text_list(makes) or not all(map(_MADE.fullmatch, makes)) or not makes or makes[0] != name:
         yield f"makes is {makes!r}, not a list of the names that it leaves, {name} being the first"
     taken = {made for other, content in stages.items() if other != name for made in made_by(content)} | set(stages)
@@ -111,18 +111,18 @@ def _prediction_faults(
 def _place_faults(args: Iterable[str], before: Collection[str], stages: Mapping[Any, Any]) -> Iterator[str]:
     for place in dict.fromkeys(place for arg in args for place in PLACE.findall(arg)):
         if place.startswith(BEFORE):
-            yield f"{{{place}}}: round 0 has none before; it belongs into the arms"
+            yield f"{{{place}}}: round 0 has no previous round; it belongs in the arms"
         elif place not in before:
             later = place in stages or any(place in made_by(content) for content in stages.values())
             known = [*map(str, stages), *before]
-            hint = "it does not come before" if later else f"there is no such stage{nearest(place, known)}"
+            hint = "no earlier stage makes it" if later else f"there is no such stage{nearest(place, known)}"
             yield f"{{{place}}}: {hint}"
 
 
 def _round_faults(tree: Mapping[str, Any], stages: Mapping[Any, Any], places: Collection[str]) -> Iterator[str]:
     rounds, arms = tree.get("rounds", 0), tree.get("arms", {})
     if not isinstance(rounds, int) or isinstance(rounds, bool) or not 0 <= rounds <= _MOST_ROUNDS:
-        yield f"rounds is {rounds!r}, not a whole number of 0 to {_MOST_ROUNDS}: how many follow on round 0"
+        yield f"rounds is {rounds!r}, not a whole number of 0 to {_MOST_ROUNDS}: the rounds after round 0"
     if "arms" in tree and "rounds" not in tree:
         yield "arms without rounds; they are further settings of the rounds after round 0"
     if not isinstance(arms, dict) or not all(isinstance(arm, str) and _NAME.fullmatch(arm) for arm in arms):
@@ -145,17 +145,17 @@ def _round_faults(tree: Mapping[str, Any], stages: Mapping[Any, Any], places: Co
                 if name not in places:
                     yield f"arm {arm}: {{{place}}}: there is no such stage{nearest(name, places)}"
                 elif name == place and place not in before:
-                    yield f"arm {arm}: {{{place}}}: it does not come before; is {{{BEFORE}{place}}} meant?"
+                    yield f"arm {arm}: {{{place}}}: no earlier stage makes it; is {{{BEFORE}{place}}} meant?"
 
 
 def argument_faults(args: Iterable[str], places: bool = True) -> Iterator[str]:
-    """What is wrong with a stage's arguments, or with a test's, which name no stage: `places` False."""
+    """Faults of the arguments of a stage, or of a test, which must not refer to stages: `places` False."""
     for arg in args:
         option = arg.partition("=")[0]
-        if option in _SETTLED:
-            yield f"{option} is settled by the pipeline; leave it out"
-        found = PLACE.search(arg if not places else option if arg.startswith("--") else "")
-        if found and not places:
-            yield f"{found[0]} stands for a checkpoint, which only the settings of a stage name"
-        elif found:
-            yield f"{found[0]} stands in the name of a setting; it is a value: init_from: {found[0]}"
+        if option in _SET_BY_PIPELINE:
+            yield f"{option} is set by the pipeline; leave it out"
+        place = PLACE.search(arg if not places else option if arg.startswith("--") else "")
+        if place and not places:
+            yield f"{place[0]} stands for a checkpoint, which is allowed only in the settings of a stage"
+        elif place:
+            yield f"{place[0]} is in the name of a setting; it is a value: init_from: {place[0]}"

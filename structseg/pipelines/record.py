@@ -1,4 +1,4 @@
-"""What a finished stage of a pipeline leaves: `stage.json`, and by it whether the stage has to run again."""
+"""The record of a finished stage, `stage.json`, by which a pipeline decides whether the stage has to run again."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from structseg.pipelines.stages import Stage
 from structseg.yaml_files import flatten
 
 RECORD = "stage.json"
-# The folder of a run, and whether it is resumed, change no figure.
+# Settings that do not change the result: the folder of a run, and whether it is resumed.
 _WITHOUT_EFFECT = (
     "experiment", "runs_dir", "run_id", "resume", "ckpt_path", "trainer.default_root_dir", "data.init_args.predict_out",
     "data.init_args.predict_dir",  # an option of earlier versions
 )  # fmt: skip
-_SHOWN = 3  # changes that a reason lists
-_HASHED = 1 << 26  # bytes: lists, tags and small weights
+_SHOWN = 3  # changes that a message lists
+_HASHED = 1 << 26  # bytes of the largest file that is hashed
 _LONGEST = 1000  # characters of a path
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a stage's checkpoint depends on, except the code within a version.
+    """Everything that a stage's result depends on, except changes of the code within a version.
 
     Attributes:
-        config: each value of the resolved configuration, as JSON, by its dotted key.
-        checkpoints: SHA-256 of what each earlier stage that it builds on has left.
+        config: values of the resolved configuration, as JSON, by dotted key.
+        checkpoints: SHA-256 of the outputs of each stage that it depends on.
         version: of the suite.
     """
 
@@ -43,20 +43,20 @@ class Inputs:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> Inputs:
-        """From a configuration as `structseg fit --print_config` prints it."""
+        """From a resolved configuration, as `structseg fit --print_config` prints it."""
         values = flatten(config)
         root = values.get("data.init_args.root")
-        known = [Path(), *([Path(root)] if isinstance(root, str) else [])]  # what paths may start from
-        flat = {key: json.dumps(_absolute(value, known)) for key, value in values.items() if key not in _WITHOUT_EFFECT}
+        roots = [Path(), *([Path(root)] if isinstance(root, str) else [])]  # that paths may be relative to
+        flat = {key: json.dumps(_absolute(value, roots)) for key, value in values.items() if key not in _WITHOUT_EFFECT}
         return cls(flat, dict(checkpoints), version("structseg"))
 
     @property
     def fingerprint(self) -> str:
-        """A hash of them all."""
+        """A hash of all inputs."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def changes(self, before: Inputs) -> str:
-        """The differences, in words; empty if nothing differs."""
+        """A description of the differences; empty if there are none."""
         keys = dict.fromkeys([*self.config, *before.config])
         pairs = [(key, before.config.get(key, "nothing"), self.config.get(key, "nothing")) for key in keys]
         found = [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
@@ -70,9 +70,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Scored:
-    """One test of a stage's checkpoint: its further arguments, what it logged (without `test/`), seconds and notices.
+    """One test of a stage's checkpoint, or the scores of a prediction.
 
-    The scores of a prediction have the name "".
+    Attributes:
+        args: further arguments of the test.
+        metrics: logged values, without `test/`.
+        seconds: duration.
+        notices: of the test.
     """
 
     args: tuple[str, ...]
@@ -83,17 +87,17 @@ class Scored:
 
 @dataclass(frozen=True)
 class Record:
-    """What `stage.json` holds.
+    """The content of `stage.json`.
 
     Attributes:
-        inputs: what the stage was run with; the file has their `fingerprint` too.
-        run: id of the run, whose folder is beside the file; "" for a prediction.
-        checkpoint: SHA-256 of its best checkpoint, or of all that a prediction made.
-        seconds: of the fit or prediction.
+        inputs: of the stage; the file has their `fingerprint` too.
+        run: id of the run, whose folder is next to the file; "" for a prediction.
+        checkpoint: SHA-256 of its best checkpoint, or of the outputs of a prediction.
+        seconds: duration of the fit or prediction.
         commit: of the suite.
-        dirty: whether it held changes that were not committed.
-        tests: the finished ones, by name.
-        notices: what a reader of the figures has to know.
+        dirty: whether there were uncommitted changes.
+        tests: finished tests by name; the scores of a prediction have the name "".
+        notices: warnings for readers of the scores.
     """
 
     inputs: Inputs
@@ -106,16 +110,16 @@ class Record:
     notices: tuple[str, ...] = ()
 
     def with_test(self, name: str, scored: Scored) -> Record:
-        """With one more test."""
+        """A copy with one more test."""
         return replace(self, tests={**self.tests, name: scored})
 
     def write(self, folder: Path) -> None:
-        """Writes it into the stage's folder, whole or not at all."""
+        """Writes the record into the stage's folder, atomically."""
         write_result(folder / RECORD, {"fingerprint": self.inputs.fingerprint, **asdict(self)})
 
 
 def read_record(folder: Path) -> Record | None:
-    """What a stage's folder has; None where the stage never came to its end, or the file is damaged."""
+    """The record in a stage's folder; None where the stage is not finished or the file is damaged."""
     try:
         content = json.loads((folder / RECORD).read_text())
         content.pop("fingerprint")
@@ -135,19 +139,19 @@ def _scored(args: list[str], metrics: dict[str, float | None], seconds: float, n
 
 
 def checkpoint_of(folder: Path, run: str) -> Path:
-    """The best checkpoint of a run of the stage in that folder."""
+    """The best checkpoint of a run in a stage's folder."""
     return folder / run / "checkpoints" / "best.ckpt"
 
 
 def outputs(stage: Stage, root: Path, run: str) -> tuple[Path, ...]:
-    """What a stage leaves in the pipeline's folder: its best checkpoint, or what it predicts."""
+    """The outputs of a stage in the pipeline's folder: its best checkpoint, or its predictions."""
     if stage.predicts is None:
         return (checkpoint_of(root / stage.name, run),)
     return tuple(root / made for made in stage.makes)
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """SHA-256 of a file; of several, and of folders with all that is in them, that of their names and hashes."""
+    """SHA-256 of a file; for several files, or folders with all their files, that of the names and hashes."""
     paths = tuple(paths)
     if len(paths) == 1 and paths[0].is_file():
         return sha256(paths[0])
@@ -161,12 +165,12 @@ def digest(paths: Iterable[Path]) -> str:
 
 @dataclass(frozen=True)
 class StageStatus:
-    """What a stage still needs.
+    """What remains to be done for a stage.
 
     Attributes:
-        fit: whether it has to be trained, or to predict.
-        tests: names of the tests to do.
-        why: in words.
+        fit: whether its fit or prediction has to run.
+        tests: names of the tests to run.
+        why: the reason.
     """
 
     fit: bool
@@ -179,26 +183,26 @@ class StageStatus:
 
 
 def stage_status(stage: Stage, root: Path, inputs: Inputs, pending: Iterable[str] = ()) -> StageStatus:
-    """Compares a stage's folder with what is asked for.
+    """Compares a stage's record with its current inputs.
 
     Args:
         stage: the stage.
         root: the folder of the pipeline.
-        inputs: what it would be run with now; its checkpoints need not have `pending`.
-        pending: stages that will run before it.
+        inputs: its current inputs; those of `pending` stages may be missing.
+        pending: earlier stages that have to run first.
     """
     folder = root / stage.name
     record = read_record(folder)
-    new = [name for name in stage.needs if name in pending]
+    changed = [name for name in stage.needs if name in pending]
     if record is None:
         why = "not finished" if folder.is_dir() and any(folder.iterdir()) else "not run yet"
-    elif new:
-        why = ", ".join(f"stage {name} changed" for name in new)
+    elif changed:
+        why = ", ".join(f"stage {name} changed" for name in changed)
     else:
-        left = outputs(stage, root, record.run)
-        why = inputs.changes(record.inputs) or next((f"{path} is gone" for path in left if not path.exists()), "")
-        if not why and digest(left) != record.checkpoint:
-            why = f"{left[0]} is not as the stage left it"
+        made = outputs(stage, root, record.run)
+        why = inputs.changes(record.inputs) or next((f"{path} is missing" for path in made if not path.exists()), "")
+        if not why and digest(made) != record.checkpoint:
+            why = f"{made[0]} was modified"
     if why or record is None:
         return StageStatus(True, tuple(stage.tests), why)
     done = {name for name, scored in record.tests.items() if scored.args == stage.tests.get(name)}
@@ -209,7 +213,7 @@ def stage_status(stage: Stage, root: Path, inputs: Inputs, pending: Iterable[str
 
 
 def _absolute(value: Any, roots: Sequence[Path]) -> Any:
-    """One name for a file or folder, whatever path leads to it; that of a file includes its content."""
+    """The value with resolved paths, and with the hash of each file, so that equal inputs compare equal."""
     if isinstance(value, list | tuple):
         return [_absolute(item, roots) for item in value]
     if not isinstance(value, str) or not value or len(value) > _LONGEST or "\0" in value:
@@ -223,6 +227,6 @@ def _absolute(value: Any, roots: Sequence[Path]) -> Any:
 
 
 def _content(path: Path) -> str:
-    """Hash of a file; of a large one, which takes too long to read, its size and time."""
+    """Hash of a file; for a large file, which takes too long to read, its size and modification time."""
     stat = path.stat()
     return sha256(path)[:16] if stat.st_size <= _HASHED else f"{stat.st_size} {stat.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Pictures of a pipeline's rounds: what was made of an image, and the confounder sets beside the true one."""
+"""Pictures of a pipeline's rounds: the artefacts of an image, and the confounder sets next to the true one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEAT, _STRENGTH = "inferno", 0.7
 
 
 class Cell(NamedTuple):
-    """A picture with lines of text above and below."""
+    """A picture with text above and below."""
 
     picture: Image.Image
     above: str = ""
@@ -38,17 +38,17 @@ class Cell(NamedTuple):
 
 
 def image_sheet(rounds: Sequence[Path], names: Sequence[str], data: WeaklySupervisedDataModule) -> Image.Image:
-    """Of each image: itself and its true mask, then a row a round with what that made of it, over one legend.
+    """For each image a row with its true mask and a row for each round with its artefacts, above a legend.
 
     The activation map is the maximum over the tagged classes, from 0 (dark) to 1 (light), on the image in grey.
 
     Args:
-        rounds: their folders.
+        rounds: folders of the rounds.
         names: of training images.
-        data: that the images come from.
+        data: the datamodule of the images.
 
     Raises:
-        FileNotFoundError: a round has not made them; the message says what to run.
+        FileNotFoundError: a round lacks the artefacts; the message says what to run.
         ValueError: no such image; the message has the nearest name.
     """
     known = list(data.entries("train"))
@@ -65,14 +65,14 @@ def image_sheet(rounds: Sequence[Path], names: Sequence[str], data: WeaklySuperv
     for name in names:
         image, truth, _ = data.read(name)
         size = _panel(image.size)
-        small = image.resize(size, Image.Resampling.NEAREST if size[0] > image.width else Image.Resampling.BILINEAR)
+        panel = image.resize(size, Image.Resampling.NEAREST if size[0] > image.width else Image.Resampling.BILINEAR)
         labels = {} if truth is None else {"truth": truth}
-        rows.append(("", [Cell(small, name), *_label_cells(labels, size, space)]))
+        rows.append(("", [Cell(panel, name), *_label_cells(labels, size, space)]))
         for folder in rounds:
             labels |= {title: read_artefact_mask(folder / kind, name, space) for kind, title in MAPS.items()}
             heat = read_cams(folder / "cams", name, space).maps.max(0)
-            made = {title: labels[title] for title in MAPS.values()}
-            row = [Cell(_laid_over(small, heat), "activation map"), *_label_cells(made, size, space)]
+            maps = {title: labels[title] for title in MAPS.values()}
+            row = [Cell(_laid_over(panel, heat), "activation map"), *_label_cells(maps, size, space)]
             rows.append(
                 (round_title(folder), row if folder == rounds[0] else [cell._replace(above="") for cell in row])
             )
@@ -86,13 +86,13 @@ def image_sheet(rounds: Sequence[Path], names: Sequence[str], data: WeaklySuperv
 
 
 def round_title(folder: Path) -> str:
-    """`round 1` over `sum` of `.../round_1_sum`."""
+    """The title of a round in two lines: `round 1` and `sum` for `.../round_1_sum`."""
     number, arm = round_and_arm(folder.name) or (0, "")
     return f"round {number}\n{arm}".strip()
 
 
 def _panel(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) that an image is drawn at; a small one is magnified by a whole number."""
+    """(width, height) of an image in the picture; a small image is magnified by a whole number."""
     longest = max(size)
     factor = _SIDE / longest if longest > _SIDE else _SIDE // longest
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
@@ -104,7 +104,7 @@ def _label_cells(maps: dict[str, NDArray[np.uint8]], size: tuple[int, int], spac
 
 
 def _laid_over(image: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
-    """The image in grey under the colours of the (h, w) map of 0..1."""
+    """The image in grey, overlaid with the colours of a map (h, w) of 0..1."""
     spread = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
     shades = np.asarray(colormaps[_HEAT](spread))[..., :3]
     colours = Image.fromarray((255 * shades).round().astype(np.uint8))
@@ -112,18 +112,18 @@ def _laid_over(image: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
 
 
 def confounder_sheet(rounds: Sequence[Path], data: WeaklySupervisedDataModule) -> Image.Image:
-    """The confounder set of each round, a column a class, and in the last row that of the true training masks.
+    """A row with the confounder set of each round, a column for each class, and a last row for the true masks.
 
     Each map is drawn from 0 (dark) to its own maximum, which is printed below it; a class without images has an empty
-    frame. The last column has the correlation with the true set: `correlation`.
+    box. The last column has the `correlation` with the true set.
 
     Args:
-        rounds: their folders.
-        data: of the training images.
+        rounds: folders of the rounds.
+        data: the datamodule of the training images.
 
     Raises:
-        FileNotFoundError: a round has not made it; the message says what to run.
-        ValueError: it is of other classes; or an image has no true mask.
+        FileNotFoundError: a round lacks its confounder set; the message says what to run.
+        ValueError: a set has other classes, or an image has no true mask.
     """
     space = data.label_space
     sets = {round_title(folder): read_confounders(folder, space) for folder in rounds}
@@ -133,8 +133,8 @@ def confounder_sheet(rounds: Sequence[Path], data: WeaklySupervisedDataModule) -
         counts = zip(found.classes, found.images.tolist(), strict=True)
         above = [""] * len(found.maps) if rows else [f"{name}\n{count} im." for name, count in counts]
         cells = [
-            Cell(_map(mean), text, f"max {mean.max():.2f}") if held else Cell(_frame(), text)
-            for mean, text, held in zip(found.maps, above, found.images, strict=True)
+            Cell(_map(mean), text, f"max {mean.max():.2f}") if count else Cell(_empty_box(), text)
+            for mean, text, count in zip(found.maps, above, found.images, strict=True)
         ]
         if found is not truth:
             cells.append(
@@ -145,9 +145,7 @@ def confounder_sheet(rounds: Sequence[Path], data: WeaklySupervisedDataModule) -
 
 
 def true_confounders(data: WeaklySupervisedDataModule, size: tuple[int, int] = (32, 32)) -> Confounders:
-    """The confounder set of the true masks of all training images, of area averages at `size`.
-
-    Ignored pixels are of no class.
+    """The confounder set of the true masks of all training images, averaged to `size`; ignored pixels have no class.
 
     Raises:
         ValueError: an image has no true mask or no tags.
@@ -164,18 +162,18 @@ def true_confounders(data: WeaklySupervisedDataModule, size: tuple[int, int] = (
 
 
 def correlation(found: Confounders, truth: Confounders) -> float:
-    """Pearson's, over all pixels of the classes that training images hold; nan where a set is flat.
+    """Pearson correlation over all pixels of the classes in the training images; nan where a set is constant.
 
     Raises:
-        ValueError: maps of other sizes.
+        ValueError: the maps differ in size.
     """
     if found.maps.shape != truth.maps.shape:
         raise ValueError(
             f"confounders are {found.maps.shape}, the true ones {truth.maps.shape}; they cannot be compared"
         )
-    held = truth.images > 0
-    pair = np.stack([found.maps[held].ravel(), truth.maps[held].ravel()]).astype(np.float64)
-    if not held.any() or (pair.std(1) == 0).any():
+    present = truth.images > 0
+    pair = np.stack([found.maps[present].ravel(), truth.maps[present].ravel()]).astype(np.float64)
+    if not present.any() or (pair.std(1) == 0).any():
         return float("nan")
     return float(np.asarray(np.corrcoef(pair))[0, 1])
 
@@ -187,10 +185,10 @@ def _map(mean: NDArray[np.floating[Any]]) -> Image.Image:
     return pixels.resize((_MAP_SIDE, _MAP_SIDE), Image.Resampling.NEAREST)
 
 
-def _frame() -> Image.Image:
-    frame = Image.new("RGB", (_MAP_SIDE, _MAP_SIDE), _PAPER)
-    ImageDraw.Draw(frame).rectangle((0, 0, _MAP_SIDE - 1, _MAP_SIDE - 1), outline=_FAINT)
-    return frame
+def _empty_box() -> Image.Image:
+    box = Image.new("RGB", (_MAP_SIDE, _MAP_SIDE), _PAPER)
+    ImageDraw.Draw(box).rectangle((0, 0, _MAP_SIDE - 1, _MAP_SIDE - 1), outline=_FAINT)
+    return box
 
 
 def _text(text: str) -> Image.Image:
@@ -200,7 +198,7 @@ def _text(text: str) -> Image.Image:
 
 
 def _page(rows: Sequence[tuple[str, Sequence[Cell]]]) -> Image.Image:
-    """Rows of cells in columns, each with its title on the left."""
+    """A page of rows of cells, aligned in columns, with the title of each row on the left."""
     font = font_of(_FONT)
 
     def wide(text: str) -> int:
@@ -236,16 +234,16 @@ def _page(rows: Sequence[tuple[str, Sequence[Cell]]]) -> Image.Image:
 
 
 def _lines(text: str) -> int:
-    """The height of a text in pixels."""
+    """Height of a text in pixels."""
     return _LINE * len(text.splitlines())
 
 
 def save_picture(page: Image.Image, path: Path) -> None:
-    """Writes a PNG of at most 256 colours, or a JPEG, by the name's ending; its folder is made.
+    """Writes a PNG of at most 256 colours, or a JPEG, by the suffix of the path; makes its folder.
 
     Raises:
-        ValueError: another ending.
-        OSError: it cannot be written.
+        ValueError: another suffix.
+        OSError: the file cannot be written.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the picture is {path}; expected a name that ends in {', '.join(SUFFIXES)}")

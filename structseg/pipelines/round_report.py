@@ -1,4 +1,4 @@
-"""The reports of a pipeline's rounds, and the space that they need on the disk."""
+"""The reports of a pipeline's rounds, and the disk space that rounds need."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _MB = 10**6
 
 
 def write_report(pipeline: Pipeline, folder: Path, stage: str, records: Mapping[str, Record]) -> None:
-    """Writes the `round_report` of a stage's round into its folder, as `report.json`, if all stages are finished."""
+    """Writes `report.json`, the `round_report` of a stage's round, once all stages of the round are finished."""
     for name, members in pipeline.rounds.items():
         if stage in members and set(members) <= set(records):
             write_result(folder / name / REPORT, round_report(name, {stage: records[stage] for stage in members}))
 
 
 def remove_report(pipeline: Pipeline, folder: Path, stage: str) -> None:
-    """Removes the report of a round whose stage is about to run again: its figures will be gone."""
+    """Removes the report of a round before one of its stages runs again, as its scores become invalid."""
     for name, members in pipeline.rounds.items():
         if stage in members:
             (folder / name / REPORT).unlink(missing_ok=True)
 
 
 def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
-    """Scores and notices of a round by stage; those of several tests of a stage by the test's name."""
+    """Scores and notices of a round by stage, and by test where a stage has several."""
     stages = {}
     for stage, record in records.items():
         tests = {test: nested(scored.metrics) for test, scored in record.tests.items()}
@@ -48,21 +48,21 @@ def round_report(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
 
 
 def _notices(record: Record) -> list[str]:
-    """Of the stage and its tests."""
+    """The notices of a stage and its tests."""
     tested = (notice for scored in record.tests.values() for notice in scored.notices)
     return list(dict.fromkeys([*record.notices, *tested]))
 
 
 def print_disk_need(pipeline: Pipeline, folder: Path, stages: Collection[str]) -> None:
-    """Prints how much space the unfinished rounds need: each as much as a finished one, else what the file says.
+    """Prints the space that the unfinished rounds need: for each that of a finished one, else `round_megabytes`.
 
     Args:
         pipeline: the stages.
-        folder: of the run.
-        stages: names of those that are asked for.
+        folder: of the pipeline's run.
+        stages: names of the stages to run.
 
     Raises:
-        OSError: less is free.
+        OSError: there is less free space.
     """
     done = [name for name, members in pipeline.rounds.items() if all(read_record(folder / one) for one in members)]
     each = max((size(folder / name) / _MB for name in done), default=pipeline.round_megabytes)
@@ -79,5 +79,5 @@ def print_disk_need(pipeline: Pipeline, folder: Path, stages: Collection[str]) -
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Size in bytes of all files below a folder."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())

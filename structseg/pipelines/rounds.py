@@ -1,4 +1,4 @@
-"""`structseg rounds`: what the rounds of a pipeline measured and noticed, and pictures of what they made."""
+"""`structseg rounds`: scores and notices of a pipeline's rounds, and pictures of their artefacts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from structseg.tables import TextTable
 if TYPE_CHECKING:
     from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
 
-# The columns that predictions fill: title, key of the score, digits.
+# Columns with the scores of predictions: title, key of the score, digits.
 _BEFORE_TEST = (
     ("cam\nmIoU", "cam_miou", 4),
     ("cam\nthreshold", "cam_threshold", 2),
@@ -44,8 +44,8 @@ class Round:
 
     Attributes:
         name: of its folder.
-        report: as `round_report` makes it; of the stages that are done.
-        finished: whether all of them are.
+        report: by `round_report`, of the finished stages.
+        finished: whether all stages are finished.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Round:
 
     @classmethod
     def read(cls, folder: Path) -> Round:
-        """From `report.json`, or without one from what the finished stages left.
+        """Reads `report.json`, or where it is missing the records of the finished stages.
 
         Raises:
             ValueError: the report is damaged.
@@ -76,27 +76,27 @@ class Round:
 
     @property
     def notices(self) -> Iterator[tuple[str, str]]:
-        """The stages and what each of them noticed."""
+        """Pairs of a stage and one of its notices."""
         for stage, content in self.report["stages"].items():
             yield from ((stage, notice) for notice in content["notices"])
 
     def score(self, key: str) -> float:
-        """What a prediction measured; nan where no stage has it."""
-        found = (stage["scores"].get(key) for stage in self.report["stages"].values())
-        return next((float(value) for value in found if isinstance(value, int | float)), math.nan)
+        """A score of a prediction; nan where no stage has it."""
+        values = (stage["scores"].get(key) for stage in self.report["stages"].values())
+        return next((float(value) for value in values if isinstance(value, int | float)), math.nan)
 
     def explained_tags(self) -> list[str]:
-        """Which class's company explains which tag, the strongest first; empty without a tag offset."""
+        """One line with the coefficients of the tag offset, the largest first; empty without a tag offset."""
         trees = (stage["scores"].get("company") for stage in self.report["stages"].values())
-        found = [
-            (tag, name, value) for tree in trees if tree for tag, own in tree.items() for name, value in own.items()
+        pairs = [
+            (value, tag, name) for tree in trees if tree for tag, own in tree.items() for name, value in own.items()
         ]
-        found = sorted(found, key=lambda one: -abs(one[2]))[:_EXPLAINED]
-        shown = ", ".join(f"{tag} by {name} ({value:.1f})" for tag, name, value in found)
-        return [f"{self.name}: tags explained by company (log odds): {shown}"] if found else []
+        largest = sorted(pairs, key=lambda pair: -abs(pair[0]))[:_EXPLAINED]
+        shown = ", ".join(f"{tag} by {name} ({value:.1f})" for value, tag, name in largest)
+        return [f"{self.name}: tags explained by company (log odds): {shown}"] if pairs else []
 
     def tested(self) -> tuple[float, float]:
-        """Mean IoU of the segmentation on the test images, plain and with the CRF; nan where it was not tested so."""
+        """Mean IoU of the segmenter on the test images, without and with the CRF; nan where it was not tested so."""
         plain = refined = math.nan
         for stage in self.report["stages"].values():
             scores = flat_metrics(stage["scores"])
@@ -109,11 +109,11 @@ class Round:
 
 
 def find_rounds(folder: Path, only: Sequence[str] | None = None) -> list[Path]:
-    """The folders of a run's rounds: round 0, then those of each arm; or those that are asked for, in that order.
+    """The folders of a run's rounds: round 0, then those of each arm; or those in `only`, in that order.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it is not a run of a pipeline with rounds, or has no such round.
+        ValueError: not a run of a pipeline with rounds, or no such round.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; give that of a pipeline's run, runs/PIPELINE/SEED")
@@ -131,17 +131,17 @@ def find_rounds(folder: Path, only: Sequence[str] | None = None) -> list[Path]:
 
 
 def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDataModule:
-    """The data that a run's first classifier was trained on.
+    """The datamodule of a run's first classifier.
 
     Args:
         folder: of the run.
-        root: where the data are now; None = where they were.
+        root: folder of the data, if they have moved.
 
     Raises:
-        FileNotFoundError: no configuration of that fit.
+        FileNotFoundError: the configuration of that fit is missing.
         ValueError: the data have no root, or no tags.
     """
-    from structseg.command.configs import make_datamodule  # seconds to load, which the table does without
+    from structseg.command.configs import make_datamodule  # takes seconds to load, and the table does not need it
     from structseg.datamodules.weak.datamodule import WeaklySupervisedDataModule
     from structseg.files import CONFIG_NAME
 
@@ -168,7 +168,7 @@ def _by_age(files: Iterator[Path]) -> list[Path]:
 
 
 def rounds_table(title: str, rounds: Sequence[Round]) -> TextTable:
-    """The figures of the rounds, a line each, and notes on those that are not finished."""
+    """The table of the rounds' scores, with notes on unfinished rounds."""
     lines, notes = [], []
     for one in rounds:
         before, after = (
@@ -198,17 +198,17 @@ def make_parser() -> PlainParser:
     """The options of `structseg rounds`."""
     parser = PlainParser(
         "rounds",
-        description="Prints what the rounds of a pipeline measured (FP: false positives of the pseudo-masks, as shares "
-        "of what they say), or draws what the rounds made.",
+        description="Prints the scores of a pipeline's rounds (FP: false positives of the pseudo-masks, as shares "
+        "of the pixels labelled so), or draws their artefacts.",
     )
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="of a pipeline's run: runs/PIPELINE/SEED")
     parser.add_argument("--only", nargs="+", metavar="ROUND", help="these rounds, as round_0 round_1_sum; default: all")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--notices", action="store_true", help="print all that was noticed, by stage")
-    what.add_argument("--names", nargs="+", metavar="NAME", help="draw what was made of these training images")
+    what.add_argument("--notices", action="store_true", help="print all notices, by stage")
+    what.add_argument("--names", nargs="+", metavar="NAME", help="draw the artefacts of these training images")
     what.add_argument("--confounders", type=Path, metavar="PICTURE", help="draw the confounder sets and the true one")
     parser.add_argument("--out", type=Path, metavar="PICTURE", help="of --names, .png or .jpg; default: rounds.png")
-    parser.add_argument("--root", metavar="FOLDER", help="of the data, where they are no longer where they were")
+    parser.add_argument("--root", metavar="FOLDER", help="folder of the data, if they have moved")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`structseg predict CHECKPOINT ... IMAGE ...`: labels photographs, folders, a video or a camera, without a trainer."""
+"""`structseg predict CHECKPOINT ... IMAGE ...`: labels photographs, folders, a video or a camera."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from structseg.messages import UsageError, fail, printable
 from structseg.options.plain_parser import PlainParser
 
-if TYPE_CHECKING:  # imported once the words of the command are known to be right
+if TYPE_CHECKING:  # imported after the arguments are checked
     from PIL import Image
 
     from structseg.api import Segmenter
@@ -27,25 +27,25 @@ _CHECKPOINT = (".ckpt", ".pt", ".pth")
 _HUB = "hf://"
 _CAMERA = "camera:"
 _READERS = 2  # threads that read images while the network works
-_PATIENCE = 3  # images that fail before any was labelled: then the fault is not theirs
+_PATIENCE = 3  # if so many images fail before any is labelled, the fault lies elsewhere
 _SHOWN = 3  # files that the last line names
 
-# What was an option when a trainer predicted.
+# Options of earlier versions, with what replaces them.
 _OLD = {
     "--ckpt_path": "is no option: the checkpoint comes first: structseg predict CHECKPOINT IMAGE ...",
     "--config": "is no option: the checkpoint holds its configuration",
     "--data.predict_dir": "is no option: images, folders, a video or camera:0 come after the checkpoint",
     "--data.predict_out": "is --out now",
     "--data.batch_size": "is --batch_size now",
-    "--data.num_workers": "is no option: images are read ahead by themselves",
-    "--data.size": "is no option: images are scaled to the size of the training; --tile labels large ones in parts",
+    "--data.num_workers": "is no option: images are read ahead automatically",
+    "--data.size": "is no option: images are scaled to the size of training images; --tile labels large ones in tiles",
     "--trainer.accelerator": "is --device now: cpu, cuda, mps or auto",
-    "--trainer.devices": "is --device now, one for each command",
+    "--trainer.devices": "is --device now, a single device",
     "--trainer.precision": "is no option: predictions are made in float32",
     "--model.flip_test": "is --flip_test now",
     "--model.test_scales": "is --test_scales now",
     "--model.crf": "is --crf now",
-    "--model.crf_workers": "is no option: the CRF works on one image at a time",
+    "--model.crf_workers": "is no option: the CRF refines one image at a time",
     "--model.cropper": "is --cropper now",
 }
 
@@ -59,7 +59,7 @@ def make_parser() -> PlainParser:
             "seed_0.ckpt seed_1.ckpt seed_2.ckpt holiday/ --device cuda --batch_size 8",
             "best.ckpt camera:0",
         ),
-        description="Labels photographs, folders of them, a video or a camera, with what a checkpoint has learned. Of "
+        description="Labels photographs, folders of photographs, a video or a camera with a trained checkpoint. With "
         "several checkpoints of the same classes the probabilities are averaged.",
         usage="structseg predict CHECKPOINT [CHECKPOINT ...] IMAGE|FOLDER|VIDEO|camera:0 ... [options]",
     )
@@ -74,7 +74,7 @@ def make_parser() -> PlainParser:
     parser.add_argument("--flip_test", type=_flag, metavar="BOOL", help=f"average with the mirror image{trained}")
     parser.add_argument("--test_scales", type=_numbers, metavar="X,X", help=f"of CONTA: average over sizes{trained}")
     parser.add_argument("--crf", type=_flag, metavar="BOOL", help=f"of CONTA: refine by the dense CRF{trained}")
-    parser.add_argument("--cropper", choices=["stn", "baseline"], help=f"of STN-iCNN: whose windows{trained}")
+    parser.add_argument("--cropper", choices=["stn", "baseline"], help=f"of STN-iCNN: which cropper{trained}")
     tile = "label larger images in tiles of N pixels, at their own resolution"
     parser.add_argument("--tile", type=int, metavar="N", help=tile)
     overlap = "of neighbouring tiles, as a share of one; default: 0.25"
@@ -83,10 +83,10 @@ def make_parser() -> PlainParser:
 
 
 def main(words: list[str]) -> None:
-    """Entry point.
+    """Entry point of `structseg predict`.
 
     Raises:
-        UsageError: the words are wrong.
+        UsageError: the arguments are wrong.
         FileNotFoundError: no such checkpoint, image or folder.
         ValueError: nothing could be labelled.
     """
@@ -108,17 +108,18 @@ def main(words: list[str]) -> None:
     else:
         with PredictionWriter(out, segmenter.label_space, frame_rate=inputs.frame_rate) as writer:
             for frames in _batches(inputs, options["batch_size"]):
-                for (name, _), found in zip(frames, segmenter([image for _, image in frames]), strict=True):
-                    writer.add(name, found)
+                predictions = segmenter([image for _, image in frames])
+                for (name, _), prediction in zip(frames, predictions, strict=True):
+                    writer.add(name, prediction)
                 _progress(len(writer.rows), None)
     _end(writer, {} if not isinstance(inputs, PredictImages) else inputs.passed_over)
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
-    """The words after `predict`: `checkpoints`, `sources`, `out`, and what `structseg.load` takes.
+    """Parses the arguments of `predict` into `checkpoints`, `sources`, `out` and the options of `structseg.load`.
 
     Raises:
-        UsageError: an option that does not exist, or a value that it cannot have.
+        UsageError: an unknown option, or a wrong value.
         FileNotFoundError: no such checkpoint, image or folder.
         ValueError: no images.
     """
@@ -127,9 +128,9 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
         if name in _OLD:
             raise UsageError(f"predict: {name} {_OLD[name]}")
     given = vars(make_parser().parse_intermixed_args(words))
-    found = given.pop("words")
-    count = next((at for at, word in enumerate(found) if at and not _is_checkpoint(word)), len(found))
-    checkpoints, sources = found[:count], found[count:]
+    paths = given.pop("words")
+    count = next((at for at, path in enumerate(paths) if at and not _is_checkpoint(path)), len(paths))
+    checkpoints, sources = paths[:count], paths[count:]
     for path in checkpoints:
         if not path.startswith(_HUB) and not Path(path).exists():
             raise FileNotFoundError(f"no checkpoint at {path}; give its file, or the folder of its run")
@@ -142,7 +143,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_checkpoint(word: str) -> bool:
-    """Whether a word after the first one names a checkpoint too."""
+    """Whether an argument after the first one names a checkpoint too."""
     path = Path(word)
     if word.startswith(_HUB) or path.suffix in _CHECKPOINT:
         return True
@@ -159,23 +160,23 @@ def _numbers(text: str) -> list[float]:
     try:
         numbers = [float(number) for number in json.loads(text if text.startswith("[") else f"[{text}]")]
     except (ValueError, TypeError):
-        raise argparse.ArgumentTypeError(f"{text} is no list of numbers, such as 0.5,1,1.5") from None
+        raise argparse.ArgumentTypeError(f"{text} is not a list of numbers such as 0.5,1,1.5") from None
     return numbers
 
 
 def label_images(segmenter: Segmenter, files: dict[str, Path], writer: PredictionWriter, batch_size: int) -> None:
-    """Labels the files and writes what was found; an image that fails leaves the others.
+    """Labels files and writes the predictions; an image that fails is recorded and does not stop the others.
 
     Args:
-        segmenter: the networks.
+        segmenter: labels the images.
         files: by the names of their predictions.
-        writer: also keeps which of them failed, and why.
+        writer: writes the predictions and records the failures.
         batch_size: images that are labelled together.
 
     Raises:
-        Exception: the first error, where the first images all fail in the network; or of a file that is not written.
+        Exception: an error of the network, where the first images all fail in it; or a file could not be written.
     """
-    refused = done = 0  # by the network; in any way
+    refused = done = 0  # images that failed in the network; images worked through
 
     def pass_over(name: str, error: Exception) -> None:
         writer.passed_over[name] = " ".join(str(error).split()) or type(error).__name__
@@ -189,27 +190,27 @@ def label_images(segmenter: Segmenter, files: dict[str, Path], writer: Predictio
             else:
                 yield name, image
 
-    for some in _batches(readable(), batch_size):
+    for batch in _batches(readable(), batch_size):
         try:
-            found = list(zip(some, segmenter([image for _, image in some]), strict=True))
+            predictions = list(zip(batch, segmenter([image for _, image in batch]), strict=True))
         except (ValueError, RuntimeError, MemoryError):
-            found = []
-            for name, image in some:  # again one by one: the fault is one image's
+            predictions = []
+            for name, image in batch:  # one by one, as a single image may be at fault
                 try:
-                    found.append(((name, image), segmenter(image)))
+                    predictions.append(((name, image), segmenter(image)))
                 except (ValueError, RuntimeError, MemoryError) as error:
                     refused += 1
-                    if not writer.rows and not found and refused >= min(_PATIENCE, len(files)):
+                    if not writer.rows and not predictions and refused >= min(_PATIENCE, len(files)):
                         raise
                     pass_over(name, error)
-        for (name, _), prediction in found:
+        for (name, _), prediction in predictions:
             writer.add(name, prediction)
-        done += len(some)
+        done += len(batch)
         _progress(done, len(files))
 
 
 def _read_ahead(files: dict[str, Path], count: int) -> Iterator[tuple[str, Future[Image.Image]]]:
-    """Each image as it is read by threads, in order; at most `count` are waiting."""
+    """The images in order, read ahead by threads; at most `count` at a time."""
     from structseg.datamodules.images import read_image
 
     rest = iter(files.items())
@@ -229,18 +230,18 @@ def _progress(done: int, total: int | None) -> None:
         sys.stderr.flush()
 
 
-def _end(writer: PredictionWriter, left: dict[str, str]) -> None:
-    """The last line: what was done and what was passed over; an error where more than what was `left` was."""
+def _end(writer: PredictionWriter, skipped: dict[str, str]) -> None:
+    """Prints what was done and passed over; an error where files beside those `skipped` from the start failed."""
     if sys.stderr.isatty():
         sys.stderr.write("\n")
     over = writer.passed_over
-    failed = over.keys() - left.keys()
-    named = _listed(f"{name} ({over[name]})" for name in [*sorted(failed), *left])
+    failed = over.keys() - skipped.keys()
+    named = _listed(f"{name} ({over[name]})" for name in [*sorted(failed), *skipped])
     if not writer.rows:
         raise ValueError(f"nothing could be labelled: {named}")
     line = f"predictions: {writer.out}, {len(writer.rows)} labelled"
     if len(writer.rows) > 1 and not any(sum(row.pixels[1:]) for row in writer.rows):
-        line += ", only background found in all of them: look at the training"
+        line += ", all of them only background: check the training"
     if over:
         line += f"; {len(over)} passed over, named in {writer.out / 'summary.csv'}: {named}"
     if failed:
@@ -255,5 +256,5 @@ def _listed(texts: Iterable[str]) -> str:
 
 def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
     rest = iter(items)
-    while some := list(islice(rest, size)):
-        yield some
+    while batch := list(islice(rest, size)):
+        yield batch

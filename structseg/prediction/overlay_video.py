@@ -1,4 +1,4 @@
-"""A video written frame by frame, with the rate at which its frames arrive drawn on each."""
+"""Writes a video frame by frame, with the current frame rate drawn on each frame."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-_INERTIA = 0.9  # of the shown rate: about the last ten frames count
+_INERTIA = 0.9  # of the displayed frame rate, a mean over about the last ten frames
 _MILLISECOND = Fraction(1, 1000)
 
 
 class OverlayVideo:
-    """An MP4 file, H.264 where the codec is there and MPEG-4 otherwise. It is playable once it is closed.
+    """An MP4 file, H.264 where that codec is installed and MPEG-4 otherwise; it can be played after `close`.
 
     Args:
         path: the file; until `close` it is called `.NAME.part`.
-        frame_rate: frames a second that it plays at; None plays each frame at the time at which it came.
+        frame_rate: frames a second; None gives each frame the time at which it was added.
     """
 
     def __init__(self, path: Path, frame_rate: Fraction | None) -> None:
@@ -34,7 +34,7 @@ class OverlayVideo:
 
     def add(self, picture: NDArray[np.uint8]) -> None:
         """Adds a frame, (H, W, 3) uint8; all have the size of the first, or are scaled to it."""
-        import av  # an extra; whoever reads frames has seen to it that it is there
+        import av  # an extra, which reading the frames has already needed
 
         now = time.perf_counter()
         first, last = self._times or (now, now)
@@ -72,7 +72,7 @@ class OverlayVideo:
             self._stream.bit_rate = max(200_000, 5 * width * height)
 
     def close(self) -> None:
-        """Finishes the file and gives it its name; nothing happens where there was no frame, or a second time."""
+        """Completes the file and renames it; does nothing without frames, or a second time."""
         if self._container is None:
             return
         self._container.mux(self._stream.encode(None))

@@ -1,4 +1,4 @@
-"""Writes what `predict` finds: index PNG, overlay and areas of images; overlay video and areas of frames."""
+"""Writes the results of `predict`: index PNG, overlay and areas of images; overlay video and areas of frames."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from structseg.prediction.overlay_video import OverlayVideo
 
 SUMMARY = "summary.csv"
 _ENDS = (".png", "_overlay.png")
-_LONGEST = 255 - max(map(len, _ENDS))  # bytes that a file's name has at most, without its end
+_LONGEST = 255 - max(map(len, _ENDS))  # bytes of a file name without its end, at most
 
 
 class Areas(NamedTuple):
-    """A row of the summary: how many pixels of an image each class has."""
+    """A row of the summary: the number of pixels of each class in an image."""
 
     name: str
     width: int
@@ -36,18 +36,18 @@ class Areas(NamedTuple):
 
 
 class PredictionWriter:
-    """For `sub/a.jpg`: `OUT/sub/a.png` (class indices, with the palette) and `OUT/sub/a_overlay.png`, at its own size.
+    """Writes the predictions of images or of a video into a folder; to be used in a `with` block.
 
-    `OUT/summary.csv` has a row an image, sorted by name: each class's share of the image, 0..1, and its pixels; and,
-    where something was passed over, a row for it with the reason in the last column. It is of the last run alone. Of a
-    video or camera there is one `OUT/STEM_overlay.mp4` instead, and a row a frame. Use it in a `with` block: files are
-    written beside and renamed, so that none is half there, and what was done before an error or Ctrl-C is kept.
+    An image `sub/a.jpg` gives `OUT/sub/a.png` (class indices with the palette) and `OUT/sub/a_overlay.png`, of its own
+    size; a video or camera gives one `OUT/STEM_overlay.mp4`. `OUT/summary.csv`, of the last run only, has a row for
+    each image or frame, sorted by name: the share of each class, 0..1, and its pixels; and a row with the reason for
+    each file that was passed over. Files are written atomically; those made before an error or Ctrl-C are kept.
 
     Args:
         out: the folder, made with the first file.
         label_space: the classes.
-        names: of all images; none of a video.
-        frame_rate: frames a second of a video; None plays a camera's frames at the time at which they came.
+        names: of all images; empty for a video.
+        frame_rate: frames a second of a video; None gives each frame the time at which it was added.
     """
 
     def __init__(
@@ -71,22 +71,22 @@ class PredictionWriter:
             with written_whole(self.out / SUMMARY) as beside:
                 write_areas(beside, sorted(set(self.rows)), self.label_space, self.passed_over)
 
-    def add(self, name: str, found: Prediction) -> None:
-        """Writes what was found in an image, or in the next frame.
+    def add(self, name: str, prediction: Prediction) -> None:
+        """Writes the prediction of an image, or of the next frame.
 
         Raises:
             OSError: the folder cannot be made, or a file cannot be written.
         """
-        picture = found.overlay()
+        picture = prediction.overlay()
         if self._stems:
-            self._write(name, found.mask, picture)
+            self._write(name, prediction.mask, picture)
         else:
             if self._video is None:
                 self._make(self.out)
                 self._video = OverlayVideo(self.out / f"{PurePosixPath(name).parent}_overlay.mp4", self._frame_rate)
             self._video.add(np.asarray(picture))
-        height, width = found.mask.shape
-        counts = np.bincount(found.mask.ravel(), minlength=len(self.label_space))
+        height, width = prediction.mask.shape
+        counts = np.bincount(prediction.mask.ravel(), minlength=len(self.label_space))
         self.rows.append(Areas(name, width, height, tuple(int(count) for count in counts)))
 
     def _make(self, folder: Path) -> None:
@@ -100,18 +100,16 @@ class PredictionWriter:
         self._make(target.parent)
         index = Image.fromarray(classes)
         colours = [value for colour in self.label_space.palette for value in colour]
-        index.putpalette(
-            colours + [0] * (3 * 256 - len(colours))
-        )  # Pillow packs a short palette into fewer than 8 bits
+        index.putpalette(colours + [0] * (768 - len(colours)))  # Pillow packs a short palette into fewer than 8 bits
         for end, image in zip(_ENDS, (index, picture), strict=True):
             with written_whole(target.with_name(target.name + end)) as beside:
-                image.save(beside, "PNG", compress_level=1)  # twice as fast as the default, and a tenth larger
+                image.save(beside, "PNG", compress_level=1)  # twice as fast as the default, for a tenth more bytes
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a file to write beside it, which gets its name when the block ends well, and is removed otherwise."""
-    beside = path.with_name(f".{os.getpid()}.part")  # the name's own length may be the longest that there is
+    """Yields a temporary file, which is renamed to `path` if the block succeeds and removed otherwise."""
+    beside = path.with_name(f".{os.getpid()}.part")  # `path` may already have the longest possible name
     try:
         yield beside
         beside.replace(path)
@@ -120,17 +118,17 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def output_stems(names: Sequence[str]) -> dict[str, str]:
-    """What the outputs of each image are called, without `.png` and `_overlay.png`: the name without its suffix.
+    """The names of each image's outputs, without `.png` and `_overlay.png`: the image's name without its suffix.
 
-    Images of which two would write one file keep their suffixes, so that `a.jpg` becomes `a.jpg.png`. A name that
-    would get too long for a file system is cut, and ends with the start of its hash.
+    Where two images would write the same file, they keep their suffixes: `a.jpg` becomes `a.jpg.png`. A name that is
+    too long for a file system is shortened and ends with a hash.
 
     >>> output_stems(["a.jpg", "a.png", "b.jpg"])
     {'a.jpg': 'a.jpg', 'a.png': 'a.png', 'b.jpg': 'b'}
     """
     stems = {name: _short(PurePosixPath(name).with_suffix("")) for name in names}
     while True:
-        # Upper and lower case are one to the file systems of Windows and macOS.
+        # The file systems of Windows and macOS ignore case.
         files = Counter((stem + end).casefold() for stem in stems.values() for end in _ENDS)
         whole = {name: _short(PurePosixPath(name)) for name in names}
         clashing = {
@@ -152,10 +150,10 @@ def _short(path: PurePosixPath) -> str:
 
 
 def write_areas(path: Path, rows: Sequence[Areas], space: LabelSpace, passed_over: Mapping[str, str]) -> None:
-    """The rows as CSV: name, width, height, the share (0..1) of each class, and its pixels as `CLASS_pixels`.
+    """Writes rows as CSV: name, width, height, the share (0..1) of each class, and its pixels as `CLASS_pixels`.
 
-    Where something was passed over there is a last column, `passed_over`, with the reason. Bytes of a name that are not
-    UTF-8 are written as escapes.
+    Files that were passed over add a last column, `passed_over`, with the reason. Bytes of a name that are not UTF-8
+    are written as escapes.
     """
     more = ["passed_over"] if passed_over else []
     columns = ["name", "width", "height", *space.classes, *(f"{name}_pixels" for name in space.classes), *more]

@@ -165,7 +165,7 @@ def test_a_photograph_that_lies_on_its_side_is_turned(tmp_path: Path) -> None:
         (torch.zeros(3, 5, 7, dtype=torch.int64), r"torch\.int64; give \(3, H, W\), uint8 or float from 0 to 1"),
         (torch.full((3, 5, 7), 255.0), "a tensor with values from 255 to 255; give uint8 or float from 0 to 1"),
         (torch.full((3, 5, 7), torch.nan), "a tensor with values from nan"),
-        (None, "a NoneType is no photograph; give a path, PIL image, array or tensor"),
+        (None, "a NoneType is not a photograph; give a path, PIL image, array or tensor"),
     ],
 )
 def test_other_forms_are_refused_in_one_line(form: Any, says: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from structseg.audit import command as command
-from structseg.audit.check import IDENTICAL, LEAKS, LISTS, MENDED, NEAR, SIDES, check
+from structseg.audit.check import CORRECTED, IDENTICAL, LEAKS, LISTS, NEAR, SIDES, check
 from structseg.audit.copies import find_copies, thumbnail
 from structseg.audit.samples import BROKEN, EMPTY, LABELS, MISSING, SIZES, TAGS, sides
 from structseg.command.main import main as structseg
@@ -128,7 +128,7 @@ def test_sides_that_a_list_mends_are_no_faults_and_a_wrong_list_is(faces):
         (SIDES, f"{names[20]}.png"),
     ]
     assert "take it off the list" in report.faults[1][1]
-    assert sorted(words(message) for kind, message in report.notices if kind == MENDED) == [
+    assert sorted(words(message) for kind, message in report.notices if kind == CORRECTED) == [
         f"{name}.png" for name in names[:2]
     ]
     plain = check(CelebAMaskHQDataModule(faces, mend_left_right=False))
@@ -141,7 +141,7 @@ def test_labels_that_are_all_reversed_are_said_once(faces):
         Image.fromarray(CELEBAMASK_HQ.flip_lookup().numpy().astype(np.uint8)[mask]).save(path)
     report = check(CelebAMaskHQDataModule(faces))
     assert len(report.faults) == 1
-    assert "l_eye and r_eye, l_brow and r_brow, l_ear and r_ear lie the wrong way round in most" in report.faults[0][1]
+    assert "l_eye and r_eye, l_brow and r_brow, l_ear and r_ear are exchanged in most" in report.faults[0][1]
 
 
 def test_sides_of_a_face_by_hand():

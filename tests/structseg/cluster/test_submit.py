@@ -337,13 +337,13 @@ class TestSubmitted:
             submit.submit(found)
         assert str(error.value) == (
             "sbatch refused s/b.sbatch: Invalid generic resource (gres) specification; a cluster without GPUs takes "
-            "--gpus-per-node 0; in the queue already: 101 (take them out with scancel)"
+            "--gpus-per-node 0; in the queue already: 101 (scancel removes them)"
         )
 
     def test_without_sbatch_the_script_is_kept(self, here, monkeypatch):
         monkeypatch.setenv("PATH", str(here / "empty"))
         with pytest.raises(
-            RuntimeError, match=r"no sbatch on this machine; submit it where SLURM is: runs/slurm/tiny\.sb"
+            RuntimeError, match=r"no sbatch on this machine; submit on a machine with SLURM: runs/slurm/tiny\.sb"
         ):
             main(["tiny.yaml"])
         assert Path("runs/slurm/tiny.sbatch").is_file()

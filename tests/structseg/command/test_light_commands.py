@@ -87,7 +87,7 @@ def test_short_help_is_one_page(name):
         (["predict", "a.ckpt", "b.jpg", "--model.crf", "true"], "--model.crf is --crf now", 2),
         (["predict", "a.ckpt", "b.jpg", "--trainer.gpus", "2"], "unknown option --trainer.gpus", 2),
         (["predict", "a.ckpt", "--flip_test", "maybe"], "maybe is neither true nor false", 2),
-        (["predict", "a.ckpt", "--test_scales", "1,x"], "1,x is no list of numbers", 2),
+        (["predict", "a.ckpt", "--test_scales", "1,x"], "1,x is not a list of numbers", 2),
         (["predict", "a.ckpt", "--tile", "big"], "argument --tile: invalid int value: 'big'", 2),
         (["predict"], "CHECKPOINT is missing, as in: structseg predict runs/", 2),
         (["test", "none.ckpt"], "no checkpoint at none.ckpt; give the path", 1),

@@ -80,7 +80,7 @@ def test_keys_of_a_configuration_are_options_too(tmp_path):
     )
     assert (
         refused("model: {loss: {class_path: ConsensusLoss}}")
-        == "model.loss stands beside class_path; move it below model.init_args"
+        == "model.loss is next to class_path; move it below model.init_args"
     )
     assert "init_args.loss.alpha stands" in refused("model: {init_args: {loss: {class_path: ConsensusLoss, alpha: 1}}}")
     (tmp_path / "d.yaml").write_text("model: {loss: 3}")

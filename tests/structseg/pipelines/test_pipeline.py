@@ -129,8 +129,8 @@ class TestFile:
         ("stages", "message"),
         [
             ({}, "no stages"),
-            ({"a/b": {}}, "stage a/b: a name is a text of letters"),
-            ({3: {}}, "stage 3: a name is a text of letters"),
+            ({"a/b": {}}, "stage a/b: a name has only letters"),
+            ({3: {}}, "stage 3: a name has only letters"),
             ({"a": {"modle": {}}}, r"stage a: unknown key modle \(did you mean model\?\)"),
             ({"a": {"args": []}}, "stage a: unknown key args"),
             ({"a": {"base": "b.yaml"}}, "stage a: unknown key base"),
@@ -139,21 +139,21 @@ class TestFile:
             ({"a": {"inputs": "masks"}}, "stage a: inputs are 'masks', not a list of names: cams, "),
             ({"a": {"inputs": ["query"]}}, r"stage a: no input query \(did you mean queries\?\)"),
             ({"a": {"inputs": ["queries"]}}, r"stage a: \{before.queries\}: round 0 has none before"),
-            ({"a": {"model": {"x": "{b}"}}, "b": {}}, r"stage a: \{b\}: it does not come before"),
-            ({"a": {"model": {"x": ["{a}"]}}}, r"stage a: \{a\}: it does not come before"),
+            ({"a": {"model": {"x": "{b}"}}, "b": {}}, r"stage a: \{b\}: no earlier stage makes it"),
+            ({"a": {"model": {"x": ["{a}"]}}}, r"stage a: \{a\}: no earlier stage makes it"),
             (
                 {"coarse": {}, "b": {"model": {"x": "{corse}"}}},
                 r"stage b: \{corse\}: there is no such stage \(did you mean coa",
             ),
-            ({"a": {}, "b": {"model": {"{a}": 1}}}, r"stage b: \{a\} stands in the name of a setting"),
-            ({"a": {}, "b": {"data": {"predict_out": "r"}}}, "stage b: --data.predict_out is settled by the pipeline"),
+            ({"a": {}, "b": {"model": {"{a}": 1}}}, r"stage b: \{a\} is in the name of a setting"),
+            ({"a": {}, "b": {"data": {"predict_out": "r"}}}, "stage b: --data.predict_out is set by the pipeline"),
             ({"a": {"test": True}}, "stage a: test is True, not false or settings for each name"),
             ({"a": {"test": {}}}, "stage a: test is {}"),
             ({"a": {"test": {"x": "y"}}}, "stage a: test x: holds 'y', not keys and values"),
             ({"a": {"test": {"x/y": {}}}}, "the test name 'x/y' is no text"),
             (
                 {"a": {}, "b": {"test": {"x": {"model": {"y": "{a}"}}}}},
-                r"test x: \{a\} stands for a checkpoint, which only",
+                r"test x: \{a\} stands for a checkpoint, which is allowed only",
             ),
             ({"a": {"test": {"x": {"ckpt_path": "y"}}}}, "test x: unknown key ckpt_path"),
         ],
@@ -174,7 +174,7 @@ class TestFile:
             ("config: base.yaml\nstages: {a: , b: , a: }", "stage a stands twice"),
             ("config: base.yaml\nstages: {a: }\nrounds: 1\narms: {x: , y: , x: }", "arm x stands twice"),
             ("config: base.yaml\nstages: {a: }\ndata: [3]", r"data is \[3\], not keys and values"),
-            ("config: base.yaml\nstages: {a: }\ndata: {x: '{a}'}", "{a} stands for a checkpoint, which only the settings of a"),
+            ("config: base.yaml\nstages: {a: }\ndata: {x: '{a}'}", "{a} stands for a checkpoint, which is allowed only in the"),
             ("config: base.yaml\nstages: {a: }\ntable: miou", "table is 'miou', not a list of metrics"),
         ],
     )  # fmt: skip
@@ -391,7 +391,7 @@ class TestRunning:
         [
             (lambda folder: (folder / RECORD).write_text("{"), "not finished"),
             (lambda folder: (folder / RECORD).write_text('{"fingerprint": "x", "inputs": 3}'), "not finished"),
-            (lambda folder: (folder / "run1/checkpoints/best.ckpt").unlink(), "best.ckpt is gone"),
+            (lambda folder: (folder / "run1/checkpoints/best.ckpt").unlink(), "best.ckpt is missing"),
             (lambda folder: (folder / "run1/checkpoints/best.ckpt").write_text("x"), "best.ckpt is not as the stage left"),
         ],
     )  # fmt: skip
@@ -452,9 +452,9 @@ class TestRunning:
         assert ran == ALL
 
     def test_arguments_for_every_stage(self, session):
-        with pytest.raises(ValueError, match="--runs_dir is settled by the pipeline"):
+        with pytest.raises(ValueError, match="--runs_dir is set by the pipeline"):
             session("--runs_dir", "x")
-        with pytest.raises(ValueError, match=r"\{coarse\} stands for a checkpoint, which only"):
+        with pytest.raises(ValueError, match=r"\{coarse\} stands for a checkpoint, which is allowed only"):
             session("--x", "{coarse}")
 
     def test_the_table(self, session, tmp_path):

@@ -120,8 +120,8 @@ class TestFile:
             ({"arms": {"sum": {"classifier": {"config": "x"}}}}, "arm sum: stage classifier: unknown key config"),
             ({"arms": {"sum": {"classifier": {"inputs": ["queries"]}}}}, "{before.queries}: there is no such stage"),
             ({"arms": {"sum": {"classifier": {"model": {"x": "{before.mask}"}}}}}, r"{before.mask}: there is no such stage \(did you mean masks"),
-            ({"arms": {"sum": {"classifier": {"model": {"x": "{labels}"}}}}}, r"{labels}: it does not come before; is {before.labels} meant\?"),
-            ({"arms": {"sum": {"cams": {"data": {"x": "{cams}"}}}}}, "{cams}: it does not come before"),
+            ({"arms": {"sum": {"classifier": {"model": {"x": "{labels}"}}}}}, r"{labels}: no earlier stage makes it; is {before.labels} meant\?"),
+            ({"arms": {"sum": {"cams": {"data": {"x": "{cams}"}}}}}, "{cams}: no earlier stage makes it"),
             ({"round_megabytes": -1}, "round_megabytes is -1, not a number from 0"),
             ({"stages": {"a": {"model": {"x": "{before.b}"}}, "b": {}}, "arms": {}}, r"{before.b}: round 0 has none before"),
             ({"stages": {"a": {"makes": ["x"]}}, "arms": {}}, "makes goes with predict"),
@@ -129,7 +129,7 @@ class TestFile:
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["c"]}}, "arms": {}}, r"makes is \['c'\], not a list of the"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b"], "test": {}}}, "arms": {}}, "test belongs to a fit"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b", "a"]}}, "arms": {}}, "a is made by another stage"),
-            ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b"], "data": {"predict_out": "x"}}}, "arms": {}}, "predict_out is settled"),
+            ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b"], "data": {"predict_out": "x"}}}, "arms": {}}, "predict_out is set"),
             ({"config": None}, "no config; give the YAML that all stages share, by its path from this file, or each fit"),
         ],
     )  # fmt: skip
@@ -224,7 +224,7 @@ class TestRunning:
         ran.clear()
         (made.folder / "round_0/masks/a.png").write_text("by hand")
         found = {stage.name: str(status) for stage, status, _ in made.survey()}
-        assert found["round_0/masks"].endswith("round_0/masks is not as the stage left it)")
+        assert found["round_0/masks"].endswith("round_0/masks was modified)")
         assert found["round_1_sum/classifier"] == "run (stage round_0/masks changed)"
         made.run(tests=False)
         assert [line.split()[1] for line in ran] == ["round_0/masks"], (
@@ -273,7 +273,7 @@ class TestRunning:
         made = session(last="round_0/masks")
         made.run(tests=False)
         (made.folder / "round_0/set.npz").unlink()
-        assert "round_0/set.npz is gone" in str(list(made.survey())[-1][1])
+        assert "round_0/set.npz is missing" in str(list(made.survey())[-1][1])
 
     def test_a_killed_run_goes_on_where_it_was(self, session, ran):
         ran.fail = "stage round_1_sum/segmenter"

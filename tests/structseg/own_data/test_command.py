@@ -8,10 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from structseg.command.init import _flip_pairs
-from structseg.command.init_command import main
 from structseg.datamodules.folder.datamodule import FolderDataModule, WeakFolderDataModule
 from structseg.datamodules.folder.layout import find_layout
+from structseg.own_data.command import main
+from structseg.own_data.propose import _flip_pairs
 from tests.data.folder import COLOURS, make_folder, mask_of
 
 NAMES = [f"p{person}_{shot}" for person in range(6) for shot in range(4)]
@@ -168,7 +168,7 @@ def test_left_and_right_names_are_flip_pairs(tmp_path):
 
 
 def test_it_loads_no_torch():
-    code = "import sys, structseg.command.init; assert 'torch' not in sys.modules"
+    code = "import sys, structseg.own_data.propose; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
     target = home / FILE
     if target.exists() and not given.overwrite:
         raise ValueError(f"{target} is there already; --overwrite replaces it")
-    from structseg.command.init import as_yaml, propose  # loads numpy
+    from structseg.own_data.propose import as_yaml, propose  # loads numpy
 
     tree, report, faults = propose(home, given.workers)
     part = target.with_name(f".{FILE}.part")
