@@ -40,14 +40,14 @@ def load_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:400]}") from None
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key; an empty mapping is a value, and a tree that is no mapping has none.
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key; an empty mapping is a value too.
 
     >>> flatten({"model": {"lr": 0.1, "heads": {}}})
     {'model.lr': 0.1, 'model.heads': {}}
     """
     flat: dict[str, Any] = {}
-    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+    for key, value in tree.items():
         nested = isinstance(value, Mapping) and value
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat

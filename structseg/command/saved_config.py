@@ -33,7 +33,7 @@ class KeepConfig(SaveConfigCallback):
         text = re.sub(r"(?m)^(resume|run_id|memory): .*\n", "", text)  # how the run was started, not its settings
         new = yaml.safe_load(text)
         if path.is_file():
-            old = flatten(yaml.safe_load(path.read_text()))
+            old = flatten(yaml.safe_load(path.read_text()) or {})
             for key, value in flatten(new).items():
                 before = old.get(key)
                 if (type(before), before) != (type(value), value) and key != "ckpt_path":  # 1.0 is all, 1 is one

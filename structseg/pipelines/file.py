@@ -92,7 +92,7 @@ def _twice(node: yaml.Node | None) -> Iterator[str]:
     below = [(kind, value.value) for kind, value in parts if kind and isinstance(value, yaml.MappingNode)]
     for kind, pairs in [("key", keys), *below]:
         names = [key.value for key, _ in pairs]
-        yield from (f"{kind} {name} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1)
+        yield from (f"{kind} {name} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1)
 
 
 def _stage(tree: Mapping[str, Any], name: str, content: dict[str, Any] | None) -> Stage:

@@ -1,4 +1,4 @@
-"""`structseg pipeline`: fits and predictions that build on each other, each in its own process, and run only once."""
+"""Runs the stages of a pipeline with one seed, each in its own process, and skips finished ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from structseg.pipelines.stages import RUN_ID, Pipeline, Stage, pipeline_folder
 from structseg.provenance import commit
 
 _SPLIT = ("--data.predict_split", "train")  # unless a stage sets another
-_SEEDS_A_ROUND = 100  # each round is trained with its own random numbers
+_SEEDS_A_ROUND = 100  # added to the seed in each round, so that every round has its own random numbers
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Session:
 
     Attributes:
         pipeline: the stages.
-        seed: of every stage; in round N of several, 100 N more.
+        seed: of every stage; plus 100 N in round N.
         runs_dir: folder of all runs.
-        more: arguments that every fit and test gets.
-        last: the stage to stop at: it and what it builds on; None = all of them.
+        more: further arguments of every fit and test.
+        last: run only this stage and those that it depends on; None: all stages.
+        stages: the stages to run, in order.
     """
 
     pipeline: Pipeline
@@ -62,11 +63,11 @@ class Session:
 
     @property
     def folder(self) -> Path:
-        """Where the stages live."""
+        """The folder of all stages."""
         return pipeline_folder(self.pipeline.path, self.seed, self.runs_dir)
 
     def checkpoint(self, stage: str) -> Path:
-        """The best checkpoint of a stage, or where it will be."""
+        """The best checkpoint of a stage, or its future path."""
         record = read_record(self.folder / stage)
         return checkpoint_of(self.folder / stage, RUN_ID if record is None else record.run)
 
@@ -74,11 +75,11 @@ class Session:
         return checkpoint_of(self.folder / stage, RUN_ID) if stage in pending else self.checkpoint(stage)
 
     def args(self, stage: Stage, pending: Sequence[str] = ()) -> list[str]:
-        """What follows `structseg` to run a stage.
+        """The arguments of `structseg` that run a stage.
 
         Args:
             stage: the stage.
-            pending: stages that will run before it; the ids of their runs are not known yet.
+            pending: earlier stages that have to run first, so that the ids of their runs are unknown.
         """
         paths = {
             place: str(self.folder / place if place in stage.makers else self._best(place, pending))
@@ -93,7 +94,7 @@ class Session:
         return ["predict", *base, *_SPLIT, *own, *self.more, *where, *self._seeded(stage)]
 
     def test_args(self, stage: Stage, test: str, checkpoint: Path) -> list[str]:
-        """What follows `structseg` to do one of a stage's tests."""
+        """The arguments of `structseg` that run one of a stage's tests."""
         return ["test", "--ckpt_path", str(checkpoint), *self.more, *stage.tests[test], *self._seeded(stage)]
 
     def _seed(self, stage: Stage) -> int:
@@ -103,12 +104,12 @@ class Session:
         return ["--seed_everything", str(self._seed(stage))]
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        """The resolved configuration of each stage, with `STAGE.ckpt` for a checkpoint, and names for artefacts.
+        """The resolved configuration of each stage, with `STAGE.ckpt` for checkpoints and names for artefacts.
 
         Raises:
             ValueError: a stage's arguments, or those of one of its tests, are refused; the message names it.
         """
-        resolved = lru_cache(None)(lambda *args: resolved_config(args))  # rounds differ in places and seeds alone
+        resolved = lru_cache(None)(lambda *args: resolved_config(args))  # rounds differ only in paths and seeds
         found = {}
         for stage in self.stages:
             last = [Path(place).name for place in stage.places]
@@ -137,7 +138,7 @@ class Session:
     def statuses(
         self, configs: Mapping[str, Mapping[str, Any]]
     ) -> Iterator[tuple[Stage, StageStatus, tuple[str, ...]]]:
-        """Whether each stage has to run, and the earlier stages that have to.
+        """The status of each stage, with the earlier stages that have to run.
 
         Args:
             configs: the result of `configs()`.
@@ -149,35 +150,35 @@ class Session:
             pending += (stage.name,) if status.fit else ()
 
     def refuse_overwriting(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Makes sure that no finished prediction would be replaced by one of another configuration.
-
-        Each run of a fit has its own folder; predictions share one.
+        """Refuses to replace finished predictions by those of another configuration, as they have the same folder.
 
         Args:
             configs: the result of `configs()`.
 
         Raises:
-            ValueError: one would; the message says what is configured otherwise.
+            ValueError: a prediction would be replaced; the message has the differences.
         """
-        others: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for stage in self.stages:
             record = read_record(self.folder / stage.name)
             if record is None:
                 continue
             own = Inputs.of(configs[stage.name], record.inputs.checkpoints).changes(record.inputs)
-            why = f"{stage.name}: {own}" if own else next((others[name] for name in stage.needs if name in others), "")
+            why = (
+                f"{stage.name}: {own}" if own else next((reasons[name] for name in stage.needs if name in reasons), "")
+            )
             if why:
-                others[stage.name] = why
+                reasons[stage.name] = why
             if why and stage.predicts is not None:
                 raise ValueError(
-                    f"{self.folder / stage.name} is finished, by another configuration ({why}); nothing was run. "
-                    "structseg pipeline --anew replaces it and what builds on it; else take another --runs_dir"
+                    f"{self.folder / stage.name} was made with another configuration ({why}); nothing was run. "
+                    "structseg pipeline --anew replaces it and the stages that depend on it; or give another --runs_dir"
                 )
 
     def survey(
         self, configs: Mapping[str, Mapping[str, Any]] | None = None
     ) -> Iterator[tuple[Stage, StageStatus, list[list[str]]]]:
-        """What would be done for each stage, with the arguments of its commands.
+        """The status of each stage, with the arguments of the commands that would run.
 
         Args:
             configs: the result of `configs()`; None calls it.
@@ -189,20 +190,20 @@ class Session:
             yield stage, status, commands
 
     def run(self, tests: bool = True, anew: bool = False) -> dict[str, Record]:
-        """Runs the stages that are not finished, one after the other.
+        """Runs the unfinished stages one after the other.
 
         Args:
-            tests: whether to score the stages too.
-            anew: replace finished predictions of another configuration.
+            tests: whether to test the stages too.
+            anew: whether to replace finished predictions of another configuration.
 
         Returns:
-            What each stage left, finished before or now.
+            The records of all stages.
 
         Raises:
-            ValueError: a stage's arguments are refused, there are such predictions, or the CRF that makes relation
-                labels is not installed; nothing was run.
-            RuntimeError: a stage failed, or another process is at work in the same folder.
-            OSError: the rounds that are left to run do not fit on the disk; nothing was run.
+            ValueError: a stage's arguments are refused, there are predictions of another configuration, or the CRF for
+                relation labels is not installed; nothing was run.
+            RuntimeError: a stage failed, or another process uses the folder.
+            OSError: the disk is too small for the remaining rounds; nothing was run.
         """
         configs = self.configs()
         if any(Path(made).name == "relation_labels" for stage in self.stages for made in stage.makes):
@@ -225,7 +226,7 @@ class Session:
 
     def _finished(self, stage: Stage) -> Record:
         record = read_record(self.folder / stage.name)
-        assert record is not None  # it has just been read to say that the stage is finished
+        assert record is not None  # `status` has just read it
         return record
 
     def _run_stage(self, stage: Stage, config: Mapping[str, Any], lock: IO[str]) -> Record:
@@ -234,7 +235,12 @@ class Session:
         before = _written(self.folder / stage.name)
         args, own = self.args(stage), inputs.fingerprint[:8]
         if stage.predicts is None and read_record(self.folder / stage.name) is None:
-            args += ["--resume", "auto", "--run_id", own]  # continues a killed run; a finished stage gets a new run
+            args += [
+                "--resume",
+                "auto",
+                "--run_id",
+                own,
+            ]  # continues an interrupted run; a finished stage gets a new run
         seconds = round(run_structseg(f"stage {stage.name}", args, lock.fileno()), 1)
         scores: dict[str, Scored] = {}
         if stage.predicts is None:
@@ -242,13 +248,13 @@ class Session:
         else:
             run, (scored, notices) = "", self._predictions(stage)
             scores[""] = Scored((), scored, 0.0)
-        left = digest(outputs(stage, self.folder, run))
-        record = Record(inputs, run, left, seconds, head, dirty, scores, notices)
+        checksum = digest(outputs(stage, self.folder, run))
+        record = Record(inputs, run, checksum, seconds, head, dirty, scores, notices)
         record.write(self.folder / stage.name)
         return record
 
     def _new_run(self, stage: Stage, before: Mapping[Path, int], own: str) -> tuple[str, tuple[str, ...]]:
-        """The id of the run that a fit left, and its notices; `own` is the id of a run that was already complete."""
+        """The id of the run that a fit has written, or `own` where that was complete already; and its notices."""
         folder = self.folder / stage.name
         new = [path for path, when in _written(folder).items() if before.get(path) != when]
         new = new or [path for path in [checkpoint_of(folder, own)] if path.is_file()]
@@ -258,14 +264,14 @@ class Session:
         return best.parent.parent.name, tuple(read_card(best).get("notices", ()))
 
     def _predictions(self, stage: Stage) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Scores and notices in the folders that a prediction left."""
-        left = outputs(stage, self.folder, "")
-        missing = [path for path in left if not path.exists()]
+        """The scores and notices in the output folders of a prediction."""
+        made = outputs(stage, self.folder, "")
+        missing = [path for path in made if not path.exists()]
         if missing:
             raise RuntimeError(f"stage {stage.name} left no {missing[0]}, which the stages after it need")
-        manifests = [ArtefactManifest.read(path) for path in left if path.is_dir()]
-        scores = {key: value for about in manifests for key, value in about.scores.items()}
-        return scores, tuple(dict.fromkeys(notice for about in manifests for notice in about.notices))
+        manifests = [ArtefactManifest.read(path) for path in made if path.is_dir()]
+        scores = {key: value for manifest in manifests for key, value in manifest.scores.items()}
+        return scores, tuple(dict.fromkeys(notice for manifest in manifests for notice in manifest.notices))
 
     def _test(self, stage: Stage, test: str, record: Record, lock: IO[str]) -> Scored:
         path = checkpoint_of(self.folder / stage.name, record.run)
@@ -277,18 +283,18 @@ class Session:
             raise RuntimeError(
                 f"the test of stage {stage.name} left no figures in {log}; do not change --trainer.logger"
             )
-        noticed = path.parent.parent / NOTICES_NAME
-        notices = tuple(noticed.read_text().splitlines()) if noticed.is_file() else ()
+        file = path.parent.parent / NOTICES_NAME
+        notices = tuple(file.read_text().splitlines()) if file.is_file() else ()
         return Scored(stage.tests[test], figures[-1], round(seconds, 1), notices)
 
 
 def _written(folder: Path) -> dict[Path, int]:
-    """The best checkpoint of each run, and when it was written."""
+    """The best checkpoint of each run, with its modification time in ns."""
     return {path: path.stat().st_mtime_ns for path in folder.glob(str(checkpoint_of(Path(), "*")))}
 
 
 def _test_figures(log: Path) -> list[dict[str, float]]:
-    """What each test of a run logged, by its name without `test/`."""
+    """The values that each test of a run logged, by name without `test/`."""
     if not log.is_file():
         return []
     with log.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""A stage's settings and inputs in a pipeline's file, as arguments of `structseg fit`."""
+"""Turns the settings and inputs of a stage in a pipeline's file into arguments of `structseg fit`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from structseg.pipelines.stages import BEFORE
 
 SETTINGS = ("model", "data", "trainer", "checkpoint", "pictures")
-# What a stage may take by its name: the option that takes it, and what a prediction makes.
+# The inputs that a stage may name: the option that takes the input, and the output of a prediction that it is.
 INPUTS = {
     "cams": ("--data.cams", "cams"),
     "relation_labels": ("--data.masks", "relation_labels"),
@@ -21,7 +21,7 @@ INPUTS = {
 
 
 def arguments(content: Mapping[str, Any], before: Collection[str]) -> list[str]:
-    """Inputs and settings as arguments of `structseg fit`; `before` is what the earlier stages of a round leave."""
+    """Inputs and settings as arguments of `structseg fit`; `before` has the outputs of earlier stages of the round."""
     args: list[str] = []
     for name in content.get("inputs", ()):
         option, made = INPUTS[name]
@@ -32,7 +32,7 @@ def arguments(content: Mapping[str, Any], before: Collection[str]) -> list[str]:
 
 
 def _options(name: str, value: Any) -> list[str]:
-    """`model` and `{stage: parts}` as `--model.stage parts`; lists and the like as JSON."""
+    """`model` and `{stage: parts}` as `--model.stage parts`; values other than strings as JSON."""
     if not isinstance(value, dict):
         return [f"--{name}", value if isinstance(value, str) else json.dumps(value, default=str)]
     args = [f"--{name}", str(value["class_path"])] if "class_path" in value else []
@@ -43,17 +43,17 @@ def _options(name: str, value: Any) -> list[str]:
 
 
 def places_before(stage: str, stages: Mapping[Any, Any]) -> list[str]:
-    """What the stages before one leave."""
+    """The outputs of the stages before one."""
     names = list(stages)[: list(stages).index(stage)]
     return [place for name in names for place in (name, *made_by(stages[name]))]
 
 
 def made_by(content: Any) -> list[str]:
-    """What a prediction says it makes; empty for a fit."""
+    """The outputs that a prediction lists; empty for a fit."""
     makes = content.get("makes", []) if isinstance(content, dict) else []
     return makes if is_text_list(makes) else []
 
 
 def is_text_list(value: Any) -> bool:
-    """Whether it is a list of texts."""
+    """Whether a value is a list of strings."""
     return isinstance(value, list) and all(isinstance(text, str) for text in value)

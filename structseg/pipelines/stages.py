@@ -1,4 +1,4 @@
-"""The stages of a pipeline: fits, predictions by their checkpoints, and rounds of them."""
+"""The stages of a pipeline: fits and predictions, which may be repeated in rounds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from structseg.messages import nearest
 
-RUN_ID = "RUN_ID"  # stands for the id of a run that does not exist yet
-BEFORE = "before."  # {before.NAME}: of the round before
+RUN_ID = "RUN_ID"  # placeholder for the id of a future run
+BEFORE = "before."  # {before.NAME}: of the previous round
 PLACE = re.compile(r"\{([\w./-]+)\}")
 _ROUND = re.compile(r"round_(\d+)(?:_([\w-]+))?")
 
 
 def round_and_arm(folder: str) -> tuple[int, str] | None:
-    """Number and arm of a round by the name of its folder, `round_0` or `round_1_sum`; None for another folder."""
+    """Number and arm of a round from its folder's name, such as `round_0` or `round_1_sum`; None for another folder."""
     found = _ROUND.fullmatch(folder)
     return (int(found[1]), found[2] or "") if found else None
 
@@ -26,14 +26,14 @@ class Stage:
     """A fit, or a prediction by the checkpoint of a fit.
 
     Attributes:
-        name: of the stage; its folder is `name` in that of the pipeline.
-        configs: the configurations that its arguments come on top of, the later over the earlier.
-        args: what `structseg fit` gets besides; `{stage}` is the best checkpoint of that stage, `{made}` what a
-            prediction has made.
-        tests: further arguments of `structseg test` by the name of the test; "" = one without a name.
-        predicts: the fit whose checkpoint predicts; None = this is a fit itself.
-        makes: what a prediction leaves, by path in the folder of the pipeline; the first is `name`.
-        makers: the stage that makes it, for each place that the arguments name.
+        name: of the stage, and of its folder in that of the pipeline.
+        configs: its configurations, of which later ones override earlier ones.
+        args: further arguments of `structseg fit`; `{stage}` stands for the best checkpoint of a stage, `{output}` for
+            an output of a prediction.
+        tests: further arguments of `structseg test` by the name of the test; "" is a test without a name.
+        predicts: the fit whose checkpoint predicts; None for a fit.
+        makes: outputs of a prediction, as paths in the folder of the pipeline; the first is `name`.
+        makers: for each output of a prediction the stage that makes it.
         round: number of the round, 0 without rounds.
     """
 
@@ -48,31 +48,31 @@ class Stage:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """What the arguments name in braces."""
+        """The names in braces in the arguments."""
         return tuple(dict.fromkeys(name for arg in self.args for name in PLACE.findall(arg)))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The stages whose checkpoints or artefacts this one takes."""
+        """The stages whose checkpoints or outputs this one uses."""
         predicts = () if self.predicts is None else (self.predicts,)
         return tuple(dict.fromkeys((*predicts, *(self.makers.get(place, place) for place in self.places))))
 
     def args_with(self, paths: Mapping[str, str]) -> list[str]:
-        """The arguments with the paths that stand for the places which they name."""
+        """The arguments with the names in braces replaced by paths."""
         return [PLACE.sub(lambda place: paths[place[1]], arg) for arg in self.args]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A file of stages.
+    """The stages in a pipeline's file.
 
     Attributes:
         path: the file.
         stages: by name, in the order in which they run.
         table: metrics to compare, as `structseg test` logs them, without `test/`.
-        rounds: folders of the rounds and the names of their stages.
-        round_megabytes: what a round takes on disk, about; 0 = nobody said.
-        round_minutes: what a round takes on 2 CPU cores, about; 0 = nobody said.
+        rounds: for the folder of each round the names of its stages.
+        round_megabytes: approximate disk space of a round; 0: unknown.
+        round_minutes: approximate time of a round on 2 CPU cores; 0: unknown.
     """
 
     path: Path
@@ -83,9 +83,9 @@ class Pipeline:
     round_minutes: float = 0.0
 
     def needed(self, last: str | None) -> list[Stage]:
-        """A stage and all that it builds on, in the order in which they run; None = every stage.
+        """A stage and all that it depends on, in the order in which they run; for None every stage.
 
-        The rounds before that of the stage are whole, so that each has its report.
+        Includes all stages of earlier rounds, so that each of these has a report.
 
         Raises:
             ValueError: there is no such stage; the message has the nearest name.
@@ -109,14 +109,14 @@ class Pipeline:
         return [f"round_{n}_{arm}" if n and arm else f"round_{n}" for n in range(number)]
 
     def of_arm(self, arm: str | None, last: str | None = None) -> Pipeline:
-        """Without the other arms.
+        """The pipeline with only one of its arms.
 
         Args:
-            arm: its name, or `all` for every one; None: it has to be given where there are more than two.
+            arm: its name, or `all` for every arm; required where there are more than two.
             last: the stage to stop at, which names its arm itself.
 
         Raises:
-            ValueError: there is no such arm (the message has the nearest), or one of many has to be chosen.
+            ValueError: there is no such arm (the message has the nearest), or an arm has to be chosen.
         """
         arm_of = {folder: (round_and_arm(folder) or (0, ""))[1] for folder in self.rounds}
         arms = list(dict.fromkeys(filter(None, arm_of.values())))
@@ -135,7 +135,7 @@ class Pipeline:
         return replace(self, rounds=rounds, stages=stages)
 
     def size(self, last: str | None = None) -> str:
-        """How many stages there are up to one of them, and how long they take, in words."""
+        """A text with the number of stages up to `last` and their approximate time."""
         stages = self.needed(last)
         rounds = {stage.name.partition("/")[0] for stage in stages} if self.rounds else set()
         known = bool(self.round_minutes and rounds)
@@ -144,24 +144,24 @@ class Pipeline:
 
 
 def pipeline_folder(path: Path, seed: int, runs_dir: Path) -> Path:
-    """Where the stages of a pipeline file live: `RUNS/FOLDER_FILE/SEED`, as files of several methods share a name."""
+    """The folder of a pipeline's stages: `RUNS/FOLDER_FILE/SEED`, as files of several methods have the same name."""
     return runs_dir / f"{path.resolve().parent.name}_{path.stem}" / str(seed)
 
 
 def unroll(
     stages: Mapping[str, Stage], rounds: int, arms: Mapping[str, Mapping[str, Sequence[str]]]
 ) -> dict[str, tuple[Stage, ...]]:
-    """The stages of `round_0`, which all arms share, and of `round_1` to `round_ROUNDS` of each arm.
+    """The stages of all rounds: of `round_0`, which all arms share, and of the later rounds of each arm.
 
-    With 0 rounds, arms that have names differ from round 0 on: `round_0_ARM`.
+    With 0 rounds, named arms differ from round 0 on: `round_0_ARM`.
 
     Args:
         stages: of one round.
-        rounds: how many follow on round 0.
+        rounds: number of rounds after round 0.
         arms: further arguments of stages in those rounds, `ARM: {STAGE: arguments}`; the arm "" has no name.
 
     Returns:
-        By folder: `round_0`, `round_1_ARM`, ...; each stage is named `FOLDER/STAGE`.
+        The stages by folder, `round_0`, `round_1_ARM`, ...; each stage is named `FOLDER/STAGE`.
     """
     of_arms = {arm: [replace(s, args=_with(s, stages, more)) for s in stages.values()] for arm, more in arms.items()}
     if not rounds and set(arms) != {""}:
@@ -178,7 +178,7 @@ def unroll(
 
 
 def _with(stage: Stage, stages: Mapping[str, Stage], more: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """A stage's arguments with those of an arm; what a prediction says of itself stays behind what is its fit's."""
+    """A stage's arguments with those of an arm; those of a prediction itself come after those of its fit."""
     shared = stage.args if stage.predicts is None else stages[stage.predicts].args
     return (*shared, *more.get(stage.predicts or "", ()), *stage.args[len(shared) :], *more.get(stage.name, ()))
 

@@ -1,4 +1,4 @@
-"""The claims about the methods: `experiments/results/claims.yaml`, and what the runs say of each."""
+"""The claims about the methods, `experiments/results/claims.yaml`, and their verdicts by the runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from structseg.results.inference import FEWEST, Paired, paired
 from structseg.results.manifest import Row
 from structseg.yaml_files import load_yaml
 
-CLAIMS = "claims.yaml"  # beside the manifest
+CLAIMS = "claims.yaml"  # next to the manifest
 RULE = (
     "The difference is the row minus its control, paired by seed: its mean and 95 % t interval over n seeds, or the "
     f"differences alone with fewer than {FEWEST}. A claim holds where the interval lies wholly on the claimed side of "
@@ -25,21 +25,21 @@ RULE = (
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: that a row is better than its control, than a figure, or no worse.
+    """A claim that a row is better than its control or than a figure, or not worse.
 
     Attributes:
-        claim: in a few words.
+        claim: a few words.
         row: the row that should be better.
-        metric: path of the metric; the row keeps it.
+        metric: path of a metric that the row keeps.
         better: whether `more` or `less` of it is better.
-        published: what was published, in a few words.
+        published: the published figure, in a few words.
         control: the row that it is compared with.
         target: the figure that it should reach, instead of a control.
-        control_metric: path of the control's metric, where it has another.
+        control_metric: path of the control's metric, if it differs.
         row_less: a row that is subtracted from the row first, for a difference of differences; it needs a control.
         control_less: a row that is subtracted from the control first.
-        allowed_loss: so much worse still counts as level; of a claim that nothing is lost.
-        smallest_gain: a gain below it does not matter; an interval wholly below it decides against the claim.
+        allowed_loss: for a claim that nothing is lost, the loss that is tolerated.
+        smallest_gain: the smallest gain that matters; an interval wholly below it decides against the claim.
     """
 
     claim: str
@@ -68,7 +68,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Found:
-    """What the runs say of a claim."""
+    """A claim with the method and the runs that it is judged by."""
 
     claim: Claim
     method: str
@@ -76,12 +76,12 @@ class Found:
 
     @property
     def verdict(self) -> str:
-        """Three words at most."""
+        """`holds`, `does not hold` or `not decided`."""
         return self.claim.verdict(self.paired)
 
     @property
     def by_seed(self) -> tuple[str, str, str]:
-        """What is subtracted from what, the differences of the seeds, and what they say together."""
+        """Three texts: the rows that are compared, the difference of each seed, and the mean with its interval."""
         claim = self.claim
         row = f"({claim.row} - {claim.row_less})" if claim.row_less else claim.row
         control = f"({claim.control} - {claim.control_less})" if claim.control_less else claim.control
@@ -93,7 +93,7 @@ class Found:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The texts of a line: claim, published, ours, difference, n, verdict."""
+        """The cells of a line under `HEADER`."""
         values = list(self.paired.values.values())
         ours = f"{statistics.fmean(values):.3f}" if values else "-"
         return self.claim.claim, self.claim.published, ours, self.paired.text(), str(len(values)), self.verdict
@@ -103,10 +103,10 @@ HEADER = ("claim", "published", "ours", "difference to its control", "n", "verdi
 
 
 def load_claims(path: Path, rows: Mapping[str, Row]) -> list[Claim]:
-    """The claims in the order of the file; none where there is no file.
+    """Reads the claims in the order of the file; empty where there is no file.
 
     Raises:
-        ValueError: the file is not of this form; the message has all its faults.
+        ValueError: the file has faults; the message lists all of them.
     """
     if not path.is_file():
         return []
@@ -130,11 +130,11 @@ def _faults(item: Any, rows: Mapping[str, Row]) -> Iterable[str]:
         number = "float" in str(field.type)
         wanted = (int, float) if number else str
         if key in item and (not isinstance(item[key], wanted) or isinstance(item[key], bool)):
-            yield f"{key} is {item[key]!r}, not a {'number' if number else 'text'}"
+            yield f"{key} is {item[key]!r}, not a {'number' if number else 'string'}"
     if item.get("better", "more") not in ("more", "less"):
         yield f"better is {item['better']!r}, not more or less"
     if ("control" in item) == ("target" in item):
-        yield "it needs a control or a target, and not both"
+        yield "it needs either a control or a target"
     keys = {"row": "metric", "row_less": "metric", "control": "control_metric", "control_less": "control_metric"}
     for key, metric in keys.items():
         name, path = item.get(key), item.get(metric) or item.get("metric")
@@ -145,21 +145,23 @@ def _faults(item: Any, rows: Mapping[str, Row]) -> Iterable[str]:
 
 
 def judge(claims: Sequence[Claim], rows: Mapping[str, Row], runs: Sequence[Run]) -> list[Found]:
-    """What the runs say of each claim, the claims of a method together."""
+    """Judges each claim by the runs; the claims of a method come together."""
     found = []
     for claim in claims:
-        other = claim.control_metric or claim.metric
+        control_metric = claim.control_metric or claim.metric
         row = _less(runs, rows, claim.row, claim.row_less, claim.metric)
         control = (
-            claim.target if claim.target is not None else _less(runs, rows, claim.control, claim.control_less, other)
+            claim.target
+            if claim.target is not None
+            else _less(runs, rows, claim.control, claim.control_less, control_metric)
         )
-        found.append(Found(claim, rows[claim.row].method, paired(row, control, claim.metric, other)))
+        found.append(Found(claim, rows[claim.row].method, paired(row, control, claim.metric, control_metric)))
     methods = list(dict.fromkeys(item.method for item in found))
     return sorted(found, key=lambda item: methods.index(item.method))
 
 
 def _less(runs: Sequence[Run], rows: Mapping[str, Row], row: str, less: str, metric: str) -> list[Run]:
-    """The runs of a row, those of another subtracted seed by seed."""
+    """The runs of a row, minus those of the row `less` by seed."""
     own = runs_of(rows[row], runs)
     if not less:
         return own
@@ -169,5 +171,5 @@ def _less(runs: Sequence[Run], rows: Mapping[str, Row], row: str, less: str, met
 
 
 def runs_of(row: Row, runs: Iterable[Run]) -> list[Run]:
-    """Those of a row's seeds."""
+    """The runs of a row with one of its seeds."""
     return [run for run in runs if run.row == row.name and run.seed in row.seeds]

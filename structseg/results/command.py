@@ -1,4 +1,4 @@
-"""`structseg results`: what was claimed and measured, and the runs behind it."""
+"""`structseg results`: prints claims and measured rows, compares rows, measures them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from structseg.results.manifest import (
 from structseg.results.run_rows import Job, Place, run_jobs
 from structseg.results.table import claims_table, details, method_table, page, readme_lines, rows_of_method, stale_seeds
 
-# Options that are of use only with another.
+# Options that have an effect only with one of these.
 _ONLY_WITH: dict[str, tuple[str, ...]] = {
     "again": ("run",),
     "across": ("compare",),
@@ -42,31 +42,33 @@ _ONLY_WITH: dict[str, tuple[str, ...]] = {
     "data_root": ("run", "missing"),
 }
 _MODES = ("details", "missing", "run", "compare", "write")
-_MARKS = ("<!-- structseg results --write -->", "<!-- end -->")  # around what it writes into a page
+_MARKS = ("<!-- structseg results --write -->", "<!-- end -->")  # around the generated part of a page
 
 
 def make_parser() -> PlainParser:
     """The options of `structseg results`."""
     parser = PlainParser(
         "results",
-        description="Prints what is claimed of each method and what was measured of it, or the rows of one method. "
-        "Compares rows, and measures them.",
+        description="Prints the claims about each method with their verdicts, or the rows of one method; compares rows "
+        "and measures them.",
     )
     parser.add_argument("method", nargs="?", metavar="METHOD", help="claims and rows of this method: conta")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--details", metavar="ROW", help="all that is kept of a row, each seed")
-    what.add_argument("--missing", action="store_true", help="rows not yet measured, and the commands to do it by hand")
+    what.add_argument("--details", metavar="ROW", help="all kept metrics of a row, by seed")
+    what.add_argument(
+        "--missing", action="store_true", help="rows not yet measured, with the commands that measure them"
+    )
     what.add_argument("--run", nargs="+", metavar="ROW", help=f"measure rows, or `{MISSING_ROWS}` for all of them")
     what.add_argument("--compare", nargs=2, metavar="ROW", help="the second row minus the first, by seed")
     what.add_argument("--write", action="store_true", help="write the tables and plots of README and docs/results.md")
     parser.add_argument("--across", action="store_true", help="compare seeds of different processors too")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds")
-    parser.add_argument("--again", action="store_true", help="measure again what is measured")
-    parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="what to train on; default: cpu")
+    parser.add_argument("--again", action="store_true", help="measure rows again")
+    parser.add_argument("--device", choices=tuple(MINUTES_KEYS), help="device to train on; default: cpu")
     parser.add_argument("--data_root", metavar="FOLDER", help="holds the data folders; default: STRUCTSEG_DATA")
-    parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="of all runs; default: runs")
-    parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="of runs.csv; default: the manifest's")
+    parser.add_argument("--runs_dir", type=Path, metavar="FOLDER", help="folder of all runs; default: runs")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="file that lists the rows")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="folder of runs.csv; default: the manifest's")
     return parser
 
 
@@ -98,7 +100,7 @@ def main(args: list[str]) -> None:
     elif given.run:
         jobs = choose_jobs(rows, runs, given.run, given.seeds, again=given.again)
         if not jobs:
-            print("everything is measured; --again measures it again")
+            print("every row is measured; --again measures them again")
         failed = run_jobs(jobs, Place(device, data_root, runs_dir, given.manifest, folder))
         if failed:
             fail(f"results: failed: {', '.join(map(str, failed))}")
@@ -128,15 +130,17 @@ def _write(tables: str, pictures: Mapping[str, str], first: str) -> None:
 
 
 def with_block(page: str, text: str) -> str:
-    """A page with a text between the two marks.
+    """The page with the text between its two marks replaced.
 
     Raises:
-        ValueError: the marks are not there.
+        ValueError: the page has no such marks.
     """
     head, begins, rest = page.partition(_MARKS[0])
     _, ends, tail = rest.partition(_MARKS[1])
     if not (begins and ends):
-        raise ValueError(f"the page has no {_MARKS[0]} with {_MARKS[1]} after it; put them where the tables belong")
+        raise ValueError(
+            f"the page has no {_MARKS[0]} with {_MARKS[1]} after it; put them around the place of the tables"
+        )
     return f"{head}{begins}\n{text}\n{ends}{tail}"
 
 
@@ -151,13 +155,13 @@ def choose_jobs(
 
     Args:
         rows: of the manifest.
-        runs: what is measured; one with other settings than its row has now does not count.
+        runs: the measured ones; a run whose settings differ from those of its row does not count.
         names: rows, or `missing` for all.
-        seeds: only these; None = all of each row.
-        again: include what is measured.
+        seeds: only these; None: all of each row.
+        again: whether to include measured seeds.
 
     Raises:
-        ValueError: no such row, or none of the rows has a seed that was asked for.
+        ValueError: no such row, or a seed that none of the rows has.
     """
     named = rows if MISSING_ROWS in names else {name: find_row(rows, name) for name in names}
     chosen = [Job(row, seed) for name, row in rows.items() if name in named for seed in row.seeds]
@@ -189,6 +193,8 @@ def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, 
         for command in (fit, *args_to_score(row, checkpoint, job.seed, device).values()):
             print("    structseg " + " ".join(arg if arg.startswith("$") else shlex.quote(arg) for arg in command))
     if jobs:
-        print("RUN_ID is the folder that fit names. `structseg results --run ROW` does it all, and keeps the result.")
+        print(
+            "RUN_ID is the run folder that fit prints. `structseg results --run ROW` does all this and keeps the result."
+        )
     else:
         print("every row is measured")

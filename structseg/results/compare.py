@@ -1,4 +1,4 @@
-"""Two rows: differences paired by seed, and how sure one seed's difference is over images."""
+"""Compares two rows: differences paired by seed, and a bootstrap over the images of one seed."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from structseg.tables import TextTable
 RESAMPLES = 10_000
 PIXELS = ("tp", "fp", "fn")
 _SEED = 0
-_CHUNK = 500  # resamples at once: bounds the memory
-_SHARED = "round_0."  # metrics of what the arms of a pipeline share
+_CHUNK = 500  # resamples at once, to limit the memory
+_SHARED = "round_0."  # start of the metrics that the arms of a pipeline share
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the N images of one test scored in one run.
+    """The scores of the N images of one test in one run.
 
     Attributes:
         names: of the images, sorted.
-        pixels: (3, N) true positives, false positives and false negatives by class.
-        values: (N,) of the other scores; nan where an image has none.
+        pixels: for each class (3, N) true positives, false positives and false negatives.
+        values: (N,) values of each other score; nan where an image has none.
     """
 
     names: tuple[str, ...]
@@ -43,10 +43,10 @@ class Images:
 
     @classmethod
     def of(cls, columns: Mapping[str, Sequence[str]], path: Path) -> Images:
-        """From a file's columns.
+        """From the columns of a file.
 
         Raises:
-            ValueError: an image stands twice, or a cell is no number.
+            ValueError: an image is listed twice, or a cell is not a number.
         """
         names = columns.get("name", ())
         if len(set(names)) < len(names):
@@ -62,10 +62,10 @@ class Images:
         return cls(tuple(sorted(names)), pixels, {key: cell for key, cell in cells.items() if "/" not in key})
 
     def scores(self, weights: Floats) -> dict[str, Floats]:
-        """Every score of the data set with images counted as often as the weights (R, N) say; (R,) each.
+        """Every score of the data set, (R,) each, with images counted by the weights (R, N).
 
-        `miou` and `iou/CLASS` are from summed pixels, a class without any being nan and left out of the mean; the
-        others are means over the images that have one.
+        `miou` and `iou/CLASS` come from summed pixels; a class without pixels is nan and left out of the mean. The
+        other scores are means over the images that have one.
         """
         iou = {}
         for name, pixels in self.pixels.items():
@@ -87,34 +87,35 @@ def compare_rows(
     seeds: Sequence[int] | None = None,
     across: bool = False,
 ) -> list[TextTable]:
-    """The second row minus the first: by seed, over seeds, and over the images of one seed where they are kept.
+    """The second row minus the first: by seed, over seeds, and over the images of one seed if their scores are kept.
 
     Args:
         first: a row.
-        second: another.
-        runs: what is measured.
-        folder: of the results, with the images' scores.
-        seeds: only these; None = all that both have.
-        across: also compare what was measured on different processors.
+        second: another row.
+        runs: the measured runs.
+        folder: of the results, with the scores of images.
+        seeds: only these; None: all that both have.
+        across: whether to compare runs of different processors.
 
     Raises:
         ValueError: no seed or metric in common, different processors, or scores of different images.
     """
-    mine, others = (
+    by_seed = [
         {run.seed: run for run in runs_of(row, runs) if seeds is None or run.seed in seeds} for row in (first, second)
-    )
-    common = sorted(mine.keys() & others.keys())
+    ]
+    common = sorted(by_seed[0].keys() & by_seed[1].keys())
     if not common:
-        said = [", ".join(map(str, sorted(found))) or "nothing" for found in (mine, others)]
+        measured = [", ".join(map(str, sorted(row))) or "nothing" for row in by_seed]
         raise ValueError(
-            f"no seed of both rows is measured ({first.name}: {said[0]}; {second.name}: {said[1]}); run them first"
+            f"no seed of both rows is measured ({first.name}: {measured[0]}; {second.name}: {measured[1]}); run one"
         )
-    apart = [seed for seed in common if mine[seed].processor != others[seed].processor]
-    if apart and not across:
-        one, other = mine[apart[0]], others[apart[0]]
+    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in common]
+    differing = [(one, other) for one, other in pairs if one.processor != other.processor]
+    if differing and not across:
+        one, other = differing[0]
         raise ValueError(
-            f"{one} was measured on {one.processor}, {other} on {other.processor}, and processors alone move figures; "
-            f"measure both on one, leave seeds out with --seeds, or compare them all the same with --across"
+            f"{one} was measured on {one.processor}, {other} on {other.processor}, and processors change figures; "
+            f"measure both on one, leave out seeds with --seeds, or compare them anyway with --across"
         )
     metrics = [key for key in second.kept if key in first.kept]
     if first.scored_on != second.scored_on or not metrics:
@@ -122,12 +123,12 @@ def compare_rows(
             f"{first.name} is scored on {first.scored_on} by {first.headline}, {second.name} on {second.scored_on} by "
             f"{second.headline}; compare rows that share a test"
         )
-    notes = [f"ACROSS PROCESSORS, seed {', '.join(map(str, apart))}: the difference is not of the rows alone."] * bool(
-        apart
-    )
-    pairs = [(mine[seed], others[seed]) for seed in common]
+    notes = []
+    if differing:
+        numbers = ", ".join(str(one.seed) for one, _ in differing)
+        notes = [f"ACROSS PROCESSORS, seed {numbers}: the difference is not only that of the rows."]
     images = _over_images(pairs, folder)
-    notes += ["No scores of images are kept for a seed of both: no interval over images."] * (not images)
+    notes += ["No interval over images: no seed has the images' scores of both rows."] * (not images)
     tables = [_by_seed(pairs, metrics[0], notes + _remarks(first, second, pairs))]
     if len(metrics) > 1:
         tables.append(_over_seeds(pairs, metrics[1:]))
@@ -146,12 +147,12 @@ def _by_seed(pairs: Sequence[tuple[Run, Run]], metric: str, notes: Sequence[str]
         means = [statistics.fmean(values.values()) for values in (found.controls, found.values)]
         lines.append(("mean", f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[1] - means[0]:+.4f}", ""))
     interval = found.interval
-    said = f"No interval of fewer than {FEWEST} seeds."
+    note = f"No interval with fewer than {FEWEST} seeds."
     if interval:
-        said = f"95 % t interval over the {len(found.values)} seeds: {interval[0]:+.4f} to {interval[1]:+.4f}."
+        note = f"95 % t interval over the {len(found.values)} seeds: {interval[0]:+.4f} to {interval[1]:+.4f}."
     header = ("", pairs[0][0].row, pairs[0][1].row, "difference", "processor")
     return TextTable(
-        header, lines, title=f"{metric}: {pairs[0][1].row} minus {pairs[0][0].row}, by seed", notes=[said, *notes]
+        header, lines, title=f"{metric}: {pairs[0][1].row} minus {pairs[0][0].row}, by seed", notes=[note, *notes]
     )
 
 
@@ -164,12 +165,12 @@ def _over_seeds(pairs: Sequence[tuple[Run, Run]], metrics: Sequence[str]) -> Tex
             lines.append((metric, *means, found.text(4), str(len(found.values))))
     header = ("metric", pairs[0][0].row, pairs[0][1].row, "difference", "n")
     return TextTable(
-        header, lines, title="other metrics: means over seeds, the difference with its t interval from three on"
+        header, lines, title="other metrics: means over seeds, the difference with its t interval from three seeds on"
     )
 
 
 def _over_images(pairs: Sequence[tuple[Run, Run]], folder: Path) -> list[TextTable]:
-    """Of the first seed whose images' scores are kept of both."""
+    """Bootstrap tables of the first seed for which the images' scores of both rows are kept."""
     for one, other in pairs:
         paths = [images_path(folder, run.row, run.seed) for run in (one, other)]
         if all(path.is_file() for path in paths):
@@ -185,14 +186,19 @@ def _over_images(pairs: Sequence[tuple[Run, Run]], folder: Path) -> list[TextTab
 
 
 def compare_images(first: tuple[str, Images], second: tuple[str, Images], where: str) -> TextTable:
-    """The second test minus the first, image by image; each with its name.
+    """The second test minus the first, paired by image, with a bootstrap interval.
+
+    Args:
+        first: name and image scores of a test.
+        second: of another test.
+        where: for the title.
 
     Raises:
-        ValueError: scores of different images, labels or classes.
+        ValueError: the scores are of different images, labels or classes.
     """
     _check_paired(first, second)
     title = f"image bootstrap {where}: {len(first[1].names)} images"
-    note = f"{RESAMPLES:,} resamples of images; how trainings with other seeds differ is not in the interval."
+    note = f"{RESAMPLES:,} resamples of images; the interval does not include the differences between seeds."
     header = ("score", first[0], second[0], "difference", "95 % interval over images")
     return TextTable(header, _bootstrap(first[1], second[1]), title=title, notes=[note])
 
@@ -204,33 +210,33 @@ def _bootstrap(first: Images, second: Images) -> list[tuple[str, str, str, str, 
     for start in range(0, RESAMPLES, _CHUNK):
         resamples = min(_CHUNK, RESAMPLES - start)
         weights = random.multinomial(count, np.full(count, 1 / count), resamples).astype(float)
-        one, other = first.scores(weights), second.scores(weights)
-        for score in (score for score in one if score in other):
-            parts.setdefault(score, []).append(other[score] - one[score])
+        scores = [images.scores(weights) for images in (first, second)]
+        for score in (score for score in scores[0] if score in scores[1]):
+            parts.setdefault(score, []).append(scores[1][score] - scores[0][score])
     whole = [images.scores(np.ones((1, count))) for images in (first, second)]
     lines = []
     for score, differences in parts.items():
         spread = np.concatenate(differences)
         known = spread[np.isfinite(spread)]
         low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (math.nan, math.nan)
-        mine, others = (float(scores[score][0]) for scores in whole)
-        lines.append((score, f"{mine:.4f}", f"{others:.4f}", f"{others - mine:+.4f}", f"{low:+.4f} to {high:+.4f}"))
+        one, other = (float(scores[score][0]) for scores in whole)
+        lines.append((score, f"{one:.4f}", f"{other:.4f}", f"{other - one:+.4f}", f"{low:+.4f} to {high:+.4f}"))
     return lines
 
 
 def _remarks(first: Row, second: Row, pairs: Sequence[tuple[Run, Run]]) -> list[str]:
-    """How the rows differ apart from what they compare."""
-    after = [round_and_arm((row.stage or "").partition("/")[0]) for row in (first, second)]
+    """Notes on differences between the rows that are not compared."""
+    rounds = [round_and_arm((row.stage or "").partition("/")[0]) for row in (first, second)]
     remarks = []
-    if after[0] and after[1] and after[0][0] != after[1][0]:
-        remarks.append(f"{first.name} is tested after round {after[0][0]}, {second.name} after round {after[1][0]}.")
+    if rounds[0] and rounds[1] and rounds[0][0] != rounds[1][0]:
+        remarks.append(f"{first.name} is tested after round {rounds[0][0]}, {second.name} after round {rounds[1][0]}.")
     shares = first.source == second.source and not any(
         (row.stage or "").startswith(f"{_SHARED[:-1]}_") for row in (first, second)
     )
     for one, other in pairs if shares else ():
         shared = [key for key in one.metrics.keys() & other.metrics.keys() if key.startswith(_SHARED)]
         if any(one.value(key) != other.value(key) for key in shared):
-            remarks.append(f"{other} began with another round 0 than {one}: other settings, code or hardware.")
+            remarks.append(f"{other} and {one} have different rounds 0: other settings, code or hardware.")
     return remarks
 
 
@@ -241,14 +247,14 @@ def _check_paired(first: tuple[str, Images], second: tuple[str, Images]) -> None
             f"{one} has the classes {', '.join(images.pixels)}, {other} {', '.join(others.pixels)}; compare rows of "
             f"one label space"
         )
-    only = [sorted(set(images.names) - set(others.names)), sorted(set(others.names) - set(images.names))]
-    if any(only):
-        said = ", ".join(
-            f"{len(names)} in {row} alone{f' ({names[0]}, …)' if names else ''}"
-            for row, names in zip((one, other), only, strict=True)
+    unpaired = [sorted(set(images.names) - set(others.names)), sorted(set(others.names) - set(images.names))]
+    if any(unpaired):
+        counts = ", ".join(
+            f"{len(names)} only in {row}{f' ({names[0]}, …)' if names else ''}"
+            for row, names in zip((one, other), unpaired, strict=True)
         )
-        raise ValueError(f"{one} and {other} were not scored on the same images: {said}; nothing can be paired")
-    for name, pixels in images.pixels.items():  # hits and misses are the truth's pixels
+        raise ValueError(f"{one} and {other} were not scored on the same images: {counts}; nothing can be paired")
+    for name, pixels in images.pixels.items():  # true positives and false negatives are the pixels of the label
         differ = pixels[0] + pixels[2] != others.pixels[name][0] + others.pixels[name][2]
         if differ.any():
             raise ValueError(
@@ -258,5 +264,5 @@ def _check_paired(first: tuple[str, Images], second: tuple[str, Images]) -> None
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """Nan where the divisor is 0."""
+    """The quotient; nan where the divisor is 0."""
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)

@@ -1,4 +1,4 @@
-"""A dot a seed: the headline metrics of rows as a small SVG."""
+"""Plots the headline metrics of rows as a small SVG, with a dot for each seed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _COLOURS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b")
 
 
 def dot_plot(rows: Iterable[Row], runs: Sequence[Run]) -> str:
-    """A panel for each headline metric, a line for each measured row, a dot for each seed, a tick at the mean.
+    """An SVG: a panel for each headline metric, a line for each measured row, a dot for each seed, a tick at the mean.
 
-    A colour is a processor; what is measured on different ones is not compared.
+    The colours tell processors apart, as runs of different ones are not comparable.
     """
     measured = [(row, own) for row in rows if (own := [run for run in runs_of(row, runs) if _finite(row, run)])]
     processors = sorted({run.processor for _, own in measured for run in own})
@@ -48,9 +48,9 @@ def dot_plot(rows: Iterable[Row], runs: Sequence[Run]) -> str:
             parts.append(f'<path d="M{x(mean):.1f} {top - 6}v12" stroke="#333"/>')
             for run in own:
                 value = run.value(row.headline)
-                said = escape(f"{run}: {value:.4f}, {run.processor}")
+                label = escape(f"{run}: {value:.4f}, {run.processor}")
                 dot = f'cx="{x(value):.1f}" cy="{top}" r="3.5" fill="{colours[run.processor]}" fill-opacity=".75"'
-                parts.append(f"<circle {dot}><title>{said}</title></circle>")
+                parts.append(f"<circle {dot}><title>{label}</title></circle>")
         top = bottom + 16
     for name, colour in colours.items():
         top += 15
@@ -62,7 +62,7 @@ def dot_plot(rows: Iterable[Row], runs: Sequence[Run]) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Some four to nine round numbers between two."""
+    """About four to nine round numbers from `low` to `high`."""
     step = 10 ** math.floor(math.log10((high - low) / 3))
     step *= max(factor for factor in (1, 2, 5) if factor * step <= (high - low) / 3)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -1,4 +1,4 @@
-"""What was measured: `runs.csv`, `metrics.csv` and the scores of images, their only reader and writer."""
+"""The only reader and writer of the measured results: `runs.csv`, `metrics.csv` and the scores of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from structseg.messages import nearest
 
 RUNS, METRICS, IMAGES = "runs.csv", "metrics.csv", "images"
 _METRICS = ("row", "seed", "metric", "value")
-_PATIENCE = 60.0  # seconds that a writer waits for another
+_PATIENCE = 60.0  # seconds that a writer waits for another one
 
 T = TypeVar("T")
 Tables = Mapping[str, Sequence[Sequence[str]]]
@@ -28,15 +28,15 @@ class Run:
 
     Attributes:
         row: name of the row.
-        seed: its seed.
-        commit: of the repository; `-dirty` at its end where the code held changes that it does not have.
-        date: of the beginning, ISO 8601.
+        seed: of the run.
+        commit: of the repository; ends with `-dirty` where there were uncommitted changes.
+        date: of its start, ISO 8601.
         hardware: the processor and its cores, or the GPU.
         threads: of torch on the processor; 0 on a GPU.
-        minutes: of the fit and all tests together, with all stages that a pipeline's stage builds on.
-        recipe: hash of the row's settings at the time: `Recipes`.
-        train_images: images that it was trained on.
-        test_images: images that it was scored on.
+        minutes: of the fit and all tests, with all stages that a pipeline's stage depends on.
+        recipe: hash of the row's settings: `Recipes`.
+        train_images: number of images that it was trained on.
+        test_images: number of images that it was scored on.
         metrics: values by path: `128.all.miou`.
     """
 
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def processor(self) -> str:
-        """What it ran on; figures of different ones are not compared."""
+        """The hardware with its number of threads; runs of different processors are not compared."""
         return f"{self.hardware}, {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else self.hardware
 
     def value(self, metric: str) -> float:
@@ -78,18 +78,18 @@ _KINDS: Mapping[str, Callable[[str], Any]] = {"minutes": float} | dict.fromkeys(
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every measured run of a folder, by row and seed; nothing where nothing is measured.
+    """All measured runs of a folder, sorted by row and seed.
 
-    Figures without their run were left by a writer that was killed, and are not read.
+    Figures without a run, which a killed writer leaves, are ignored.
 
     Raises:
-        ValueError: a file is damaged or half-written, or a run has no figures; the message names the line.
+        ValueError: a file is damaged or incomplete, or a run has no figures; the message names the line.
     """
     metrics: dict[tuple[str, int], dict[str, float]] = {}
     for where, (row, seed, metric, value) in _lines(folder / METRICS, _METRICS):
         own = metrics.setdefault((row, _cell(int, seed, f"{where}: seed")), {})
         if metric in own:
-            raise ValueError(f"{where}: {metric} of {row} seed {seed} stands twice; remove one of them")
+            raise ValueError(f"{where}: {metric} of {row} seed {seed} is there twice; remove one of them")
         own[metric] = _cell(float, value, f"{where}: value")
     runs: dict[tuple[str, int], Run] = {}
     for where, cells in _lines(folder / RUNS, _COLUMNS):
@@ -99,7 +99,7 @@ def read_runs(folder: Path) -> list[Run]:
         }
         key = (typed["row"], typed["seed"])
         if key in runs:
-            raise ValueError(f"{where}: {runs[key]} stands twice; remove one of them")
+            raise ValueError(f"{where}: {runs[key]} is there twice; remove one of them")
         if key not in metrics:
             raise ValueError(f"{where}: {METRICS} has no figure of {key[0]} seed {key[1]}; measure it again")
         runs[key] = Run(**typed, metrics=metrics[key])
@@ -107,25 +107,25 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def write_run(folder: Path, run: Run, images: Tables | None = None) -> None:
-    """Adds a run to a folder, or puts it in the place of the one that was there.
+    """Adds a run to a folder, or replaces the earlier one of the same row and seed.
 
-    The images' scores come first and the line of `runs.csv` last: a writer that is killed leaves no half of a run.
+    The images' scores are written first and the line of `runs.csv` last, so that a killed writer leaves no partial run.
 
     Args:
         folder: of the results.
-        run: what was measured.
-        images: what the images scored in each test, header first, as `ImageScores` writes it; None keeps none.
+        run: the measured run.
+        images: scores of the images in each test, header first, as `ImageScores` writes them; None keeps none.
 
     Raises:
         RuntimeError: another process has been writing there for a minute.
-        ValueError: the files that are there are damaged.
+        ValueError: the existing files are damaged.
     """
     with exclusive_lock(folder, _PATIENCE):
-        for left in (*folder.glob(".*.part"), *(folder / IMAGES).glob(".*.part")):
-            left.unlink()
-        others = {(known.row, known.seed): known for known in read_runs(folder)}
-        others[run.row, run.seed] = run
-        runs = [others[key] for key in sorted(others)]
+        for part in (*folder.glob(".*.part"), *(folder / IMAGES).glob(".*.part")):
+            part.unlink()
+        by_key = {(known.row, known.seed): known for known in read_runs(folder)}
+        by_key[run.row, run.seed] = run
+        runs = [by_key[key] for key in sorted(by_key)]
         path = images_path(folder, run.row, run.seed)
         if images:
             write_whole(path, _packed(images))
@@ -139,12 +139,12 @@ def write_run(folder: Path, run: Run, images: Tables | None = None) -> None:
 
 
 def images_path(folder: Path, row: str, seed: int) -> Path:
-    """Where the scores of a run's images are, if they are kept."""
+    """The file of the scores of a run's images, which may not exist."""
     return folder / IMAGES / f"{row}.{seed}.csv.xz"
 
 
 def read_images(path: Path) -> dict[str, dict[str, list[str]]]:
-    """What the images of each test scored: cells by column, `name` among them; "" is a test without a name.
+    """The scores of the images by test and column, with the column `name`; "" is a test without a name.
 
     Raises:
         ValueError: the file is damaged.
@@ -161,7 +161,7 @@ def read_images(path: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _packed(images: Tables) -> bytes:
-    """A line a column, whose neighbours are alike: a third of the size of a line an image."""
+    """The tables, compressed: a line for each column, a third of the size of a line for each image."""
     lines = [(test, *column) for test, table in images.items() for column in zip(*table, strict=True)]
     return lzma.compress(_text((), lines), preset=9)
 
@@ -173,18 +173,18 @@ def _text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> bytes:
 
 
 def _lines(path: Path, columns: Sequence[str]) -> Iterable[tuple[str, list[str]]]:
-    """The lines below the header, each with where it stands."""
+    """The lines below the header, each with its position for messages."""
     if not path.is_file():
         return
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text; restore it") from None
+        raise ValueError(f"{path} is not UTF-8 text; restore it") from None
     header, *lines = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
     if tuple(header) != tuple(columns):
         raise ValueError(f"{path} has the columns {','.join(header)}; expected {','.join(columns)}; restore it")
     if not text.endswith("\n"):
-        raise ValueError(f"{path} ends within a line, as half a file does; restore it")
+        raise ValueError(f"{path} ends within a line, so it is incomplete; restore it")
     for number, cells in enumerate(lines, 2):
         if len(cells) != len(columns):
             raise ValueError(f"{path}, line {number}: {len(cells)} values, expected {len(columns)}; restore it")

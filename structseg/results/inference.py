@@ -1,4 +1,4 @@
-"""What differences say: the seed is the unit, a difference is paired by seed, an interval needs three seeds."""
+"""Statistics of differences: paired by seed, with a t interval over seeds from three seeds on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FEWEST = 3  # seeds that an interval needs
 
 @dataclass(frozen=True)
 class Paired:
-    """Values of two rows, or of a row and a figure that it should reach, by seed.
+    """The values of a row and of its control, or of a figure that it should reach, by seed.
 
     Attributes:
         values: of the row, by seed.
         controls: of its control, with the same seeds.
-        left_out: seeds that both have, but measured on different processors.
+        left_out: seeds of both that were measured on different processors.
     """
 
     values: Mapping[int, float]
@@ -33,11 +33,11 @@ class Paired:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % t interval of the mean difference over seeds; None of fewer than three."""
+        """95 % t interval of the mean difference over seeds; None for fewer than three."""
         return t_interval(list(self.differences.values()))
 
     def text(self, digits: int = 3) -> str:
-        """The mean difference and its interval; the differences themselves where there are one or two."""
+        """The mean difference with its interval; for one or two seeds the differences."""
         values, interval = list(self.differences.values()), self.interval
         if interval is None:
             return ", ".join(f"{value:+.{digits}f}" for value in values) or "-"
@@ -45,10 +45,10 @@ class Paired:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of independent values by Student's t; None of fewer than three, or where one is nan."""
+    """95 % interval of the mean of independent values by Student's t; None for fewer than three, or with a nan."""
     if len(values) < FEWEST or not all(map(math.isfinite, values)):
         return None
-    from scipy.special import stdtrit  # the quantile alone: scipy.stats takes half a second to load
+    from scipy.special import stdtrit  # scipy.stats takes half a second to load
 
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = float(stdtrit(len(values) - 1, 0.975)) * error
@@ -65,20 +65,20 @@ def paired(
         control: the control's runs, or one figure for all seeds.
         metric: path of the metric.
         control_metric: that of the control, where it has another.
-        across: also pair seeds that were measured on different processors.
+        across: whether to pair seeds that were measured on different processors.
 
     Returns:
-        What the seeds say that have the metric in both.
+        The values of the seeds that have the metric in both.
     """
-    mine = {run.seed: run for run in row if metric in run.metrics}
+    runs = {run.seed: run for run in row if metric in run.metrics}
     if isinstance(control, float | int):
-        return Paired({seed: run.value(metric) for seed, run in mine.items()}, dict.fromkeys(mine, float(control)))
-    others = {run.seed: run for run in control if (control_metric or metric) in run.metrics}
-    common = sorted(mine.keys() & others.keys())
-    apart = () if across else tuple(seed for seed in common if mine[seed].processor != others[seed].processor)
-    seeds = [seed for seed in common if seed not in apart]
+        return Paired({seed: run.value(metric) for seed, run in runs.items()}, dict.fromkeys(runs, float(control)))
+    controls = {run.seed: run for run in control if (control_metric or metric) in run.metrics}
+    common = sorted(runs.keys() & controls.keys())
+    left_out = () if across else tuple(seed for seed in common if runs[seed].processor != controls[seed].processor)
+    seeds = [seed for seed in common if seed not in left_out]
     return Paired(
-        {seed: mine[seed].value(metric) for seed in seeds},
-        {seed: others[seed].value(control_metric or metric) for seed in seeds},
-        apart,
+        {seed: runs[seed].value(metric) for seed in seeds},
+        {seed: controls[seed].value(control_metric or metric) for seed in seeds},
+        left_out,
     )

@@ -18,6 +18,7 @@ from structseg.files import ROOT, experiments_folder
 from structseg.messages import nearest
 from structseg.options.config_files import load_config
 from structseg.pipelines.file import load_pipeline
+from structseg.pipelines.settings import is_text_list
 from structseg.pipelines.stages import Pipeline
 from structseg.provenance import Device
 from structseg.yaml_files import load_yaml
@@ -25,34 +26,34 @@ from structseg.yaml_files import load_yaml
 Split = Literal["val", "test"]
 
 MANIFEST = experiments_folder() / "results" / "manifest.yaml"
-_TOP = experiments_folder().parent  # where the paths of the manifest start
-SYNTHETIC = "synthetic"  # stands for data that are drawn, not read
-MISSING_ROWS = "missing"  # stands for every row that is not measured
+_TOP = experiments_folder().parent  # the paths of the manifest are relative to it
+SYNTHETIC = "synthetic"  # for data that are drawn, not read
+MISSING_ROWS = "missing"  # for all rows that are not measured
 MINUTES_KEYS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the results: an experiment to measure with some seeds.
+    """A row of the results: an experiment to measure with one or more seeds.
 
     Attributes:
         name: of the row and its files: letters, digits and underscores.
         what: one sentence that describes it.
         config: YAML of the experiment, relative to the repository; None where a pipeline trains the row.
-        data: folder of the data below the data root; `synthetic` for data that are made.
+        data: folder of the data below the data root; `synthetic` for drawn data.
         headline: path of the metric that tables show: `miou`, `clean.miou`, `round_1.pseudo_masks.pseudo_miou`.
-        minutes: rough time of one seed, fit and test together, with all stages that a pipeline's stage builds on, on 2
-            `cpu` cores and on a `gpu`; None = not there.
+        minutes: approximate time of one seed, fit and tests, with all stages that a pipeline's stage depends on, on 2
+            `cpu` cores and on a `gpu`; None: not run there.
         seeds: one run each.
         overrides: further arguments of `structseg fit`; none for a pipeline, whose rows share their stages.
-        also: further metrics that are kept; what is in neither is not.
-        tests: further arguments of `structseg test` for each test of the same checkpoint, whose metrics go by its name:
-            `128.miou`. Empty = one test without a name.
-        scored_on: `test`, or `val` for a row that helps to choose settings: `structseg validate` scores it.
+        also: further metrics that are kept.
+        tests: further arguments of `structseg test` for each test of the same checkpoint; its name begins its metrics:
+            `128.miou`. Empty: one test without a name.
+        scored_on: `test`, or `val` for a row that serves to choose settings and is scored by `structseg validate`.
         pipeline: YAML of the pipeline that trains the row, relative to the repository, if any.
         stage: the stage of the pipeline that the row scores.
-        data_option: the option that takes the folder of the data.
-        decides: what the row decides, and which outcome decides it either way: a sentence from before it was run.
+        data_option: the option for the folder of the data.
+        decides: the question that the row decides, and by which outcome; written before it is run.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Row:
 
     @property
     def method(self) -> str:
-        """The folder of the source: `conta`."""
+        """The folder of the source, such as `conta`."""
         return Path(self.source).parent.name or "other"
 
     @property
@@ -83,7 +84,7 @@ class Row:
 
     @property
     def headline_test(self) -> str:
-        """The test that the headline is of, whose images' scores are kept; "" = the only one."""
+        """The test of the headline, whose images' scores are kept; "" for the only test."""
         name = self.headline.partition(".")[0]
         return name if name in self.tests else ""
 
@@ -99,11 +100,11 @@ class Row:
 
 
 def load_manifest(path: Path = MANIFEST, stages: bool = True) -> dict[str, Row]:
-    """The rows by name, in the order of the file.
+    """Reads the rows by name, in the order of the file.
 
     Args:
         path: the manifest.
-        stages: whether to check that the pipelines have the stages of the rows, for which each of them is read.
+        stages: whether to read the pipelines and check that they have the stages of the rows.
 
     Raises:
         FileNotFoundError: no such file.
@@ -146,15 +147,15 @@ def _faults(name: str, content: Any) -> Iterable[str]:
     yield from (f"no {key}" for key in needed if key not in (*content, "config"))
     for key in ("what", "config", "pipeline", "stage", "data", "data_option", "headline", "decides"):
         if key in content and not (isinstance(content[key], str) and content[key]):
-            yield f"{key} is {content[key]!r}, not a text"
+            yield f"{key} is {content[key]!r}, not a string"
     yield from _source_faults(content)
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(map(_whole, seeds)) or len(set(seeds)) < len(seeds):
         yield f"seeds are {seeds!r}, not a list of different whole numbers from 0"
     for key in ("overrides", "also"):
         texts = content.get(key, [])
-        if not _texts(texts):
-            yield f"{key} are {texts!r}, not a list of texts"
+        if not is_text_list(texts):
+            yield f"{key} are {texts!r}, not a list of strings"
     yield from _test_faults(content)
     minutes = content.get("minutes", {})
     if not isinstance(minutes, dict) or not all(v is None or (_number(v) and v > 0) for v in minutes.values()):
@@ -166,11 +167,11 @@ def _faults(name: str, content: Any) -> Iterable[str]:
 
 def _source_faults(content: dict[str, Any]) -> Iterable[str]:
     if ("config" in content) == ("pipeline" in content):
-        yield "config and pipeline; a row has one of them" if "config" in content else "no config, and no pipeline"
+        yield "both config and pipeline; a row has one of them" if "config" in content else "no config, and no pipeline"
     if ("stage" in content) != ("pipeline" in content):
         yield "pipeline and stage belong together; one is missing"
     if "pipeline" in content and content.get("overrides"):
-        yield "overrides; the arguments of a pipeline's stage belong in its file, as rows share stages"
+        yield "overrides; settings of a pipeline's stages belong in its file, as rows share stages"
     if isinstance(content.get("config"), str) and not (_TOP / content["config"]).is_file():
         yield f"no file {content['config']}"
 
@@ -190,20 +191,18 @@ def _test_faults(content: dict[str, Any]) -> Iterable[str]:
     if "tests" not in content:
         return
     tests = content["tests"]
-    if not isinstance(tests, dict) or not tests or not all(map(_texts, tests.values())):
-        yield f"tests are {tests!r}, not a list of texts for each name"
+    if not isinstance(tests, dict) or not tests or not all(map(is_text_list, tests.values())):
+        yield f"tests are {tests!r}, not a list of strings for each name"
         return
     wrong = [name for name in tests if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name)]
-    yield from (f"the test name {name!r} is not a text of letters, digits, underscores and hyphens" for name in wrong)
-    also = content["also"] if _texts(content.get("also")) else []
+    yield from (
+        f"the test name {name!r} has other characters than letters, digits, underscores and hyphens" for name in wrong
+    )
+    also = content["also"] if is_text_list(content.get("also")) else []
     for metric in () if wrong else (content.get("headline"), *also):
         of_round = isinstance(metric, str) and metric.startswith("round_") and "pipeline" in content
         if isinstance(metric, str) and not of_round and metric.split(".")[0] not in tests:
             yield f"metric {metric} belongs to no test; say which: {', '.join(f'{name}.{metric}' for name in tests)}"
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _whole(value: Any) -> bool:
@@ -227,7 +226,7 @@ def find_row(rows: Mapping[str, Row], name: str) -> Row:
 
 
 def find_data_root(given: str | None) -> Path | None:
-    """The folder that holds the data folders: as given, `STRUCTSEG_DATA`, or `../shared/data` beside the repository."""
+    """The folder of the data folders: as given, `STRUCTSEG_DATA`, or `../shared/data` next to the repository."""
     named = given or os.environ.get("STRUCTSEG_DATA")
     beside = ROOT.parent / "shared" / "data"
     return Path(named).expanduser().resolve() if named else beside if beside.is_dir() else None
@@ -254,7 +253,7 @@ def data_folder(row: Row, data_root: Path | None) -> Path | None:
 
 
 class Recipes:
-    """Hashes of the settings of rows; each file is read once."""
+    """Computes hashes of the settings of rows, reading each file once."""
 
     def __init__(self) -> None:
         self._config = lru_cache(None)(load_config)
@@ -263,7 +262,7 @@ class Recipes:
     def of(self, row: Row) -> str:
         """A hash of the settings of a row's training and tests: 16 hexadecimal digits.
 
-        It leaves out arms and stages that the row does not build on, the seed, the data's folder and the device.
+        Leaves out arms and stages that the row does not depend on, the seed, the folder of the data and the device.
 
         Raises:
             FileNotFoundError: one of its files does not exist.
@@ -280,14 +279,14 @@ class Recipes:
 
 
 def args_to_fit(row: Row, seed: int, device: Device, data: str | None, source: str, runs_dir: str) -> list[str]:
-    """What follows `structseg` to train a row.
+    """The arguments of `structseg` that train a row.
 
     Args:
         row: the row.
         seed: one of its seeds.
-        device: what to train on.
+        device: to train on.
         data: folder of the data; None for drawn data.
-        source: the row's YAML, as the caller reaches it.
+        source: path of the row's YAML.
         runs_dir: folder of all runs.
     """
     if row.stage is not None:
@@ -303,7 +302,7 @@ def args_of_stages(row: Row, device: Device, data: str | None) -> list[str]:
 
 
 def args_to_score(row: Row, checkpoint: str, seed: int, device: Device) -> dict[str, list[str]]:
-    """What follows `structseg` to score a run's checkpoint, by the name of the row's test; "" = one without a name."""
+    """The arguments of `structseg` that score a checkpoint, by the name of the test; "" is a test without a name."""
     command = "test" if row.scored_on == "test" else "validate"
     args = [command, "--ckpt_path", checkpoint, "--seed_everything", str(seed)]
     return {name: [*args, *more, *_on(device)] for name, more in (row.tests or {"": ()}).items()}

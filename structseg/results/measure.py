@@ -37,20 +37,20 @@ from structseg.results.manifest import (
     load_manifest,
 )
 
-_OF_ROUNDS = (".pseudo_masks", ".segmenter")  # stages of rounds whose images' scores are kept
+_OF_ROUNDS = (".pseudo_masks", ".segmenter")  # stages whose images' scores are kept
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left, and what the result keeps of it.
+    """The outcome of a training.
 
     Attributes:
         checkpoint: the best one.
-        train_images: how many it saw.
-        seconds: of the training, with all stages that it builds on.
-        dirty: whether one of those was trained with changes that were not committed.
-        rounds: scores of the stages of each round, `round_1`: `pseudo_masks`, where a pipeline has rounds.
-        images: what each image scored there, as `ImageScores` writes it, by `round_1.pseudo_masks`.
+        train_images: number of training images.
+        seconds: of the training, with all stages that it depends on.
+        dirty: whether one of these was trained with uncommitted changes.
+        rounds: for a pipeline with rounds the scores by round and stage: `round_1`, `pseudo_masks`.
+        images: the scores of each image there, as `ImageScores` writes them, by `round_1.pseudo_masks`.
     """
 
     checkpoint: Path
@@ -62,12 +62,12 @@ class Trained:
 
 
 def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_dir: str, results: Path) -> Run:
-    """Trains and tests, and writes what the row keeps at the very end.
+    """Trains and tests a row, then writes what the row keeps.
 
     Args:
         row: the row.
         seed: one of its seeds.
-        device: what to train on.
+        device: to train on.
         data_root: folder that holds the row's data folder.
         runs_dir: folder of all runs.
         results: folder of the results.
@@ -83,17 +83,17 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
     trained = train(row, seed, device, None if data is None else str(data), runs_dir)
 
     split = row.scored_on
-    left = images_file(trained.checkpoint.parent.parent, split)
+    image_scores = images_file(trained.checkpoint.parent.parent, split)
     metrics: dict[str, Any] = {}
     images: dict[str, list[list[str]]] = {}
     start = time.perf_counter()
     for test, args in args_to_score(row, str(trained.checkpoint), seed, device).items():
-        left.unlink(missing_ok=True)  # scores of the test before must not be taken for this one's
+        image_scores.unlink(missing_ok=True)  # those of an earlier test
         scored = _finished(run(args), "test")
         logged = {key: float(value) for key, value in scored.trainer.callback_metrics.items()}
         metrics[test] = nest_metrics(logged, split)
-        if left.is_file():  # a classifier's test has tags, no masks
-            images[test] = read_table(left)
+        if image_scores.is_file():  # the test of a classifier writes none
+            images[test] = read_table(image_scores)
     processor, _, threads = hardware(device).removesuffix(" threads").rpartition(", ")
     measured = Run(
         row=row.name,
@@ -113,25 +113,24 @@ def measure(row: Row, seed: int, device: Device, data_root: Path | None, runs_di
 
 
 def kept_metrics(row: Row, metrics: Mapping[str, float]) -> dict[str, float]:
-    """What the row keeps of its metrics; of those that it lacks, the headline is an error and the others a line.
+    """The metrics that the row keeps; prints a line for each that is missing.
 
     Raises:
-        ValueError: there is no such headline; the message has the nearest path.
+        ValueError: the headline is missing; the message has the nearest path.
     """
     for key in (key for key in row.kept if key not in metrics):
-        said = f"row {row.name}: its test has no metric {key}{nearest(key, metrics)}; change the manifest"
+        message = f"row {row.name}: its test has no metric {key}{nearest(key, metrics)}; change the manifest"
         if key == row.headline:
-            raise ValueError(said)
-        print(said)
+            raise ValueError(message)
+        print(message)
     return {key: metrics[key] for key in row.kept if key in metrics}
 
 
 def kept_images(row: Row, seed: int, tables: Mapping[str, list[list[str]]]) -> dict[str, list[list[str]]]:
-    """What the row keeps of its images' scores: of the headline's test, and the rounds' pseudo-masks and segmenters.
+    """The image scores that the row keeps: of the headline's test, and of the rounds' pseudo-masks and segmenters.
 
-    Of the row's first seed alone: an interval over images is of one training anyway, and they are most of the size.
-
-    Pixel counts of each class, and the component error and boundary F1 where the row keeps those of the data set.
+    Only for the first seed, as an interval over images is within one training, and to save space: pixel counts of each
+    class, and the component error and boundary F1 where the row keeps those of the data set.
     """
     if seed != row.seeds[0]:
         return {}
@@ -152,13 +151,13 @@ def _train(row: Row, seed: int, device: Device, data: str | None, runs_dir: str)
 
 
 def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_dir: str) -> Trained:
-    """Runs the row's stage and those that it builds on; rows of a pipeline share the finished ones."""
+    """Runs the row's stage and those that it depends on; rows of a pipeline share finished stages."""
     more = tuple(args_of_stages(row, device, data))
     session = Session(load_pipeline(row.path), seed, Path(runs_dir), more, row.stage)
     records = session.run(tests=bool(session.pipeline.rounds), anew=True)
     rounds, scored = _rounds(session, records, str(row.stage))
     stage = session.pipeline.stages[str(row.stage)]
-    best = session.checkpoint(stage.predicts or stage.name)  # of a prediction, the checkpoint that made it is tested
+    best = session.checkpoint(stage.predicts or stage.name)  # for a prediction its fit is tested
     images: Any = make_datamodule(yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())).dataset("train")
     seconds = sum(record.seconds for record in records.values())
     return Trained(best, len(images), seconds, any(record.dirty for record in records.values()), rounds, scored)
@@ -167,9 +166,9 @@ def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_di
 def _rounds(
     session: Session, records: Mapping[str, Record], last: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[list[str]]]]:
-    """The scores of each round and its images', under names without the arm: rows of two arms compare.
+    """The scores of each round and of its images, by names without the arm, so that rows of two arms can be compared.
 
-    The images of the last stage are those of the row's own test, which is scored anew.
+    The images of the last stage are left out, as the row's own test scores them again.
     """
     scores: dict[str, dict[str, Any]] = {}
     images: dict[str, list[list[str]]] = {}
@@ -180,7 +179,7 @@ def _rounds(
         if done:
             stages = round_report(folder, done)["stages"]
             scores[name] = {stage: report["scores"] for stage, report in stages.items() if report["scores"]}
-        for stage in done if number or arm else ():  # the arms share a round 0 without one
+        for stage in done if number or arm else ():  # a round 0 without an arm is shared by all arms
             of_test = images_file(session.checkpoint(stage).parent.parent, "test") if stage != last else None
             for table in filter(None, (session.folder / stage / IMAGES, of_test)):
                 if table.is_file():
@@ -189,14 +188,14 @@ def _rounds(
 
 
 def _finished(cli: StructsegCLI, what: str) -> StructsegCLI:
-    """Refuses an interrupted run, which returns like a finished one and must not be scored."""
+    """The run; raises for an interrupted one, which returns like a finished run."""
     if cli.trainer.interrupted or not cli.trainer.state.finished:
         raise RuntimeError(f"the {what} was interrupted; nothing is written")
     return cli
 
 
 def main() -> None:
-    """Entry point of the process that `structseg results --run` starts for each seed."""
+    """Entry point of the process that `structseg results --run` starts for a row and seed."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("row")
     parser.add_argument("seed", type=int)

@@ -1,4 +1,4 @@
-"""`structseg report`: a run, or rows of the results, as one page that needs nothing else."""
+"""`structseg report`: a run, or rows of the results, as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DAMAGE = (OSError, ValueError, TypeError, LookupError, SyntaxError, yaml.YAMLEr
 
 @dataclass
 class Table:
-    """A table of texts; numbers are aligned and sorted as numbers."""
+    """A table of strings; the page aligns and sorts numbers as numbers."""
 
     title: str
     header: Sequence[str]
@@ -41,7 +41,7 @@ class Table:
 
 @dataclass
 class Picture:
-    """A picture as a `data:` address, with its caption."""
+    """A picture as a `data:` URL, with its caption."""
 
     caption: str
     address: str
@@ -49,17 +49,17 @@ class Picture:
 
 @dataclass
 class Page:
-    """What `report.html` shows, in this order.
+    """The content of `report.html`, in this order.
 
     Attributes:
         title: of the page.
         facts: names and values.
-        notes: what is missing, and why.
-        tables: before the pictures.
-        plots: SVG.
-        pictures: wide ones.
-        worst: the worst images.
-        images: what each image scored, if it is known.
+        notes: on missing parts.
+        tables: shown before the pictures.
+        plots: as SVG.
+        pictures: wide pictures.
+        worst: pictures of the worst images.
+        images: scores of each image, if they are known.
     """
 
     title: str
@@ -72,16 +72,16 @@ class Page:
     images: Table | None = None
 
     def html(self) -> str:
-        """One file that asks for no other."""
-        import jinja2  # a help does without
+        """The page as self-contained HTML."""
+        import jinja2  # not needed by the help
 
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
-        made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        return made.get_template("report.html").render(page=self)
+        environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        return environment.get_template("report.html").render(page=self)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What goes wrong in a part of the page is a note."""
+        """Turns an error in a part of the page into a note."""
         try:
             yield
         except FileNotFoundError:
@@ -91,7 +91,7 @@ class Page:
 
 
 def make_parser() -> PlainParser:
-    """The parser of the subcommand."""
+    """The options of `structseg report`."""
     parser = PlainParser(
         "report",
         ["runs/fasseg_v2/ID", "lfw_light_ce lfw_light_labels -o labels.html"],
@@ -99,7 +99,7 @@ def make_parser() -> PlainParser:
     )
     parser.add_argument("targets", nargs="+", metavar="ROW", help="rows of the results; or the folder of one run")
     parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
-    parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="names the rows")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, metavar="FILE", help="file that lists the rows")
     return parser
 
 
@@ -108,17 +108,17 @@ def main(args: list[str]) -> None:
     given = make_parser().parse_args(args)
     runs = [path for path in map(_run_of, given.targets) if path is not None]
     if runs and len(given.targets) > 1:
-        raise UsageError(f"report: {runs[0]} is a run; give one run alone, or rows of the results")
+        raise UsageError(f"report: {runs[0]} is a run; give only one run, or rows of the results")
     page = of_run(runs[0]) if runs else of_rows(given.targets, given.manifest)
     write_whole(given.out, page.html().encode())
     print(given.out)
 
 
 def _run_of(target: str) -> Path | None:
-    """The folder of the run that a path means; None where it is a name of a row.
+    """The folder of the run at a path; None for the name of a row.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: the path has no run.
     """
     path = Path(target)
     if path.suffix == ".ckpt" or path.name == "checkpoints":
@@ -133,8 +133,8 @@ def _run_of(target: str) -> Path | None:
 
 
 def of_run(folder: Path) -> Page:
-    """The page of a run: what there is of it."""
-    # These load torch, which rows do without.
+    """The page of a run, finished or not."""
+    # These load torch, which the page of rows does not need.
     from structseg.command.configs import differences
     from structseg.command.run_folder import NOTICES_NAME, START_NAME
     from structseg.lightning_modules.callbacks.image_scores import (
@@ -150,7 +150,7 @@ def of_run(folder: Path) -> Page:
     page = Page(f"{folder.parent.name}/{folder.name}")
     if not (folder / FINISHED).is_file():
         page.notes.append("This run is still going: the page shows what there is." if is_locked(folder) else
-                          "The fit has not come to its end, or was not one of this command.")  # fmt: skip
+                          "The fit is not finished, or was not made by this command.")  # fmt: skip
     with page.part(START_NAME):
         page.facts += [(key, str(value)) for key, value in json.loads(_text(folder / START_NAME)).items()]
     with page.part(CONFIG_NAME):
@@ -233,19 +233,19 @@ def _text(path: Path) -> str:
 
 
 def _pictures(paths: Sequence[Path], captions: Sequence[str]) -> list[Picture]:
-    """Those that are there and whole.
+    """The pictures at those of the paths that exist.
 
     Raises:
-        OSError, SyntaxError: one is damaged.
+        OSError, SyntaxError: a picture is damaged.
     """
     from PIL import Image
 
-    found = []
+    pictures = []
     for path, caption in zip(paths, captions, strict=True):
         if path.is_file():
             with Image.open(path) as image:
                 kind = image.format
                 image.load()
             data = base64.b64encode(path.read_bytes()).decode()
-            found.append(Picture(caption, f"data:image/{str(kind).lower()};base64,{data}"))
-    return found
+            pictures.append(Picture(caption, f"data:image/{str(kind).lower()};base64,{data}"))
+    return pictures

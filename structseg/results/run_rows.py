@@ -1,4 +1,4 @@
-"""Runs rows of the results table, one process each."""
+"""Measures rows of the results, each seed in its own process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from structseg.command.processes import GRACE_SECONDS, child_environment, termin
 from structseg.provenance import Device, hardware
 from structseg.results.manifest import Row, data_folder
 
-LOG_LINES = 12  # shown of a run that failed
+LOG_LINES = 12  # lines that are shown of a failed run's log
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Place:
-    """Where jobs run and what they leave.
+    """Where jobs run and write their results.
 
     Attributes:
-        device: what to train on.
+        device: to train on.
         data_root: folder that holds the data folders.
         runs_dir: folder of all runs; logs go to its `results/`.
-        manifest: the file that names the rows.
+        manifest: the file that lists the rows.
         results: folder of the results.
     """
 
@@ -50,13 +50,13 @@ class Place:
 
 
 def run_jobs(jobs: Sequence[Job], place: Place) -> list[Job]:
-    """Runs the jobs one after the other; a failing one does not stop the rest.
+    """Runs the jobs one after the other; a failed job does not stop the others.
 
     Returns:
         The jobs that failed.
 
     Raises:
-        FileNotFoundError: a row's data are not there; nothing was run.
+        FileNotFoundError: the data of a row are missing; nothing was run.
         ValueError: no such device on this machine; nothing was run.
     """
     for job in jobs:
@@ -67,14 +67,14 @@ def run_jobs(jobs: Sequence[Job], place: Place) -> list[Job]:
 
 
 def measure_command(job: Job, place: Place) -> list[str]:
-    """The process of one job."""
+    """The command line of a job's process."""
     command = [sys.executable, "-m", "structseg.results.measure", job.row.name, str(job.seed), "--device", place.device]
     command += ["--manifest", str(place.manifest), "--results", str(place.results), "--runs_dir", str(place.runs_dir)]
     return command + ([] if place.data_root is None else ["--data_root", str(place.data_root)])
 
 
 def _run(job: Job, place: Place) -> bool:
-    """Whether the job went well; what went wrong is printed."""
+    """Runs a job and prints its outcome; whether it succeeded."""
     log = place.runs_dir / "results" / f"{job}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{job}: running (log: {log})", flush=True)
@@ -98,7 +98,7 @@ def _run(job: Job, place: Place) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks the process and all that it started to end, then ends them."""
+    """Interrupts the process and its children, then kills them."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)

@@ -64,7 +64,7 @@ def _read(folder: Path, root: Path) -> OwnRun:
         content = yaml.safe_load((folder / CONFIG_NAME).read_text())
     except (OSError, yaml.YAMLError):
         content = None
-    settings = _settings(content)
+    settings = _settings(content) if isinstance(content, Mapping) else {}
     rows = []
     if (folder / "metrics.csv").is_file():
         with (folder / "metrics.csv").open(newline="") as file:
@@ -78,7 +78,7 @@ def _read(folder: Path, root: Path) -> OwnRun:
     return OwnRun(folder, str(folder.relative_to(root)), settings, state, max(epochs, default=0), best)
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a configuration by the options that set them."""
     values = {key: value for key, value in flatten(config).items() if value != {}}
     options = {re.sub(r"\.(init_args|class_path)\b", "", key): value for key, value in values.items()}

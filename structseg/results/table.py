@@ -1,4 +1,4 @@
-"""The tables of the results: claims, the rows of a method, all of a row; for the terminal and as `docs/results.md`."""
+"""Tables of the results: claims, the rows of a method, one row; for the terminal and for `docs/results.md`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from structseg.tables import TextTable
 
 WIDTH = 100  # columns of the tables in a terminal
 STALE = "† measured with settings that have changed since; `structseg results --run ROW` measures it again"
-DIRTY = "* measured with changes that were not committed"
-_CLAIM_WIDTH = 33  # leaves room for the other columns of the claims
+DIRTY = "* measured with uncommitted changes"
+_CLAIM_WIDTH = 33  # leaves room for the other columns
 _COLUMNS = ("row", "metric", "mean", "range", "n", "minutes")
 BY_SEED = ("claim", "what is compared", "by seed", "together", "verdict")
 _NAMES = {
@@ -30,12 +30,12 @@ _MORE = "n seeds; 95 % t interval. `structseg results METHOD` has the rows, `--d
 
 
 def method_name(method: str) -> str:
-    """How the method of a folder is written."""
+    """The name of a method, given its folder."""
     return _NAMES.get(method, method)
 
 
 def claims_table(found: Sequence[Found]) -> str:
-    """The claims of each method, for a terminal."""
+    """The claims of all methods, for a terminal."""
     lines: list[tuple[str, ...]] = []
     for method in dict.fromkeys(item.method for item in found):
         lines.append((method_name(method),))
@@ -47,7 +47,7 @@ def claims_table(found: Sequence[Found]) -> str:
 
 
 def method_table(rows: Mapping[str, Row], runs: Sequence[Run], found: Sequence[Found]) -> str:
-    """The claims of a method, seed by seed, and its rows, for a terminal."""
+    """The claims of a method with the differences by seed, and its rows, for a terminal."""
     table, notes, missing = _rows_table(rows, runs)
     notes += [f"not measured yet (`structseg results --missing`): {', '.join(missing)}"] * bool(missing)
     lines = []
@@ -59,7 +59,7 @@ def method_table(rows: Mapping[str, Row], runs: Sequence[Run], found: Sequence[F
 
 
 def details(row: Row, runs: Sequence[Run]) -> TextTable:
-    """All that is kept of a row, a column for each seed.
+    """All kept values of a row, a column for each seed.
 
     Raises:
         ValueError: no seed of the row is measured.
@@ -74,13 +74,13 @@ def details(row: Row, runs: Sequence[Run]) -> TextTable:
         lines.append((key, *(number(value, 4) for value in values), number(_mean(known), 4)))
     for key in ("commit", "date", "hardware", "threads", "minutes", "recipe", "train_images", "test_images"):
         lines.append((key, *(str(getattr(run, key))[: 24 if key == "hardware" else 10] for run in own), ""))
-    said = f"{row.name}: {row.what}" + (f" Decides: {row.decides}" if row.decides else "")
+    text = f"{row.name}: {row.what}" + (f" Decides: {row.decides}" if row.decides else "")
     header = ("metric", *(f"seed {run.seed}" for run in own), "mean")
-    return TextTable(header, lines, title="\n".join(textwrap.wrap(said, WIDTH)))
+    return TextTable(header, lines, title="\n".join(textwrap.wrap(text, WIDTH)))
 
 
 def page(rows: Mapping[str, Row], runs: Sequence[Run], found: Sequence[Found]) -> tuple[str, dict[str, str]]:
-    """The generated part of `docs/results.md`, and the SVG of each method by its name."""
+    """The generated part of `docs/results.md`, and an SVG for each method."""
     lines = [(method_name(item.method), *item.cells) for item in found]
     parts = [TextTable(("method", *HEADER), lines, 3, notes=[RULE, *_apart(found)]).markdown()]
     pictures = {}
@@ -96,7 +96,7 @@ def page(rows: Mapping[str, Row], runs: Sequence[Run], found: Sequence[Found]) -
 
 
 def readme_lines(found: Sequence[Found]) -> str:
-    """The first claim of each method in a line."""
+    """The README's table: the first claim of each method."""
     firsts = {item.method: item for item in reversed(found)}
     lines = []
     for method in reversed(firsts):
@@ -106,7 +106,7 @@ def readme_lines(found: Sequence[Found]) -> str:
 
 
 def rows_of_method(rows: Mapping[str, Row], method: str) -> dict[str, Row]:
-    """The rows of a method, by the name of its folder: `stn_icnn`, `STN-iCNN`.
+    """The rows of a method, given as `stn_icnn` or `STN-iCNN`.
 
     Raises:
         ValueError: there is no such method; the message has the nearest name.
@@ -123,10 +123,10 @@ def rows_of_method(rows: Mapping[str, Row], method: str) -> dict[str, Row]:
 
 
 def stale_seeds(row: Row, runs: Iterable[Run], recipes: Recipes) -> set[int]:
-    """Seeds of a row that were measured with other settings than it has now."""
+    """Seeds of a row that were measured with other settings than the row has now."""
     measured = {run.seed: run.recipe for run in runs_of(row, runs)}
-    now = recipes.of(row) if measured else ""  # it reads files
-    return {seed for seed, then in measured.items() if then != now}
+    current = recipes.of(row) if measured else ""  # avoids reading files
+    return {seed for seed, recipe in measured.items() if recipe != current}
 
 
 def _rows_table(rows: Mapping[str, Row], runs: Sequence[Run]) -> tuple[TextTable, list[str], list[str]]:
@@ -149,7 +149,7 @@ def _rows_table(rows: Mapping[str, Row], runs: Sequence[Run]) -> tuple[TextTable
 
 
 def _apart(found: Iterable[Found]) -> list[str]:
-    """The seeds that no claim could use."""
+    """A note on the rows with seeds that were left out."""
     names = {f"{item.claim.row} and {item.claim.control}" for item in found if item.paired.left_out}
     return [f"Seeds left out, measured on different processors: {', '.join(sorted(names))}."] if names else []
 
@@ -163,5 +163,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A figure of a table; a dash for nan."""
+    """A number for a table; a dash for nan."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -224,7 +224,7 @@ class TestRefused:
     def test_a_pipeline_of_many_arms_or_with_a_test_after_it(self, here):
         with pytest.raises(ValueError, match=r"arms \(none, sum, .* choose one, such as --arm none"):
             main(["conta/voc_photos", "--dry-run"])
-        with pytest.raises(ValueError, match="--then test is for one fit"):
+        with pytest.raises(ValueError, match="--then test is for a single fit"):
             main(["stepwise.yaml", "--then", "test"])
 
 

@@ -82,7 +82,9 @@ def test_keys_of_a_configuration_are_options_too(tmp_path):
         refused("model: {loss: {class_path: ConsensusLoss}}")
         == "model.loss is next to class_path; move it below model.init_args"
     )
-    assert "init_args.loss.alpha stands" in refused("model: {init_args: {loss: {class_path: ConsensusLoss, alpha: 1}}}")
+    assert "init_args.loss.alpha is next" in refused(
+        "model: {init_args: {loss: {class_path: ConsensusLoss, alpha: 1}}}"
+    )
     (tmp_path / "d.yaml").write_text("model: {loss: 3}")
     with pytest.raises(UsageError, match=r"model has no class_path \(loss\); expected class_path: NAME"):
         check_names("fit", ["--config", str(tmp_path / "d.yaml")])

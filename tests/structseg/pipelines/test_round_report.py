@@ -123,9 +123,9 @@ class TestFile:
             ({"arms": {"sum": {"classifier": {"model": {"x": "{labels}"}}}}}, r"{labels}: no earlier stage makes it; is {before.labels} meant\?"),
             ({"arms": {"sum": {"cams": {"data": {"x": "{cams}"}}}}}, "{cams}: no earlier stage makes it"),
             ({"round_megabytes": -1}, "round_megabytes is -1, not a number from 0"),
-            ({"stages": {"a": {"model": {"x": "{before.b}"}}, "b": {}}, "arms": {}}, r"{before.b}: round 0 has none before"),
+            ({"stages": {"a": {"model": {"x": "{before.b}"}}, "b": {}}, "arms": {}}, r"{before.b}: round 0 has no previous round"),
             ({"stages": {"a": {"makes": ["x"]}}, "arms": {}}, "makes goes with predict"),
-            ({"stages": {"a": {}, "b": {"predict": "c", "makes": ["b"]}}, "arms": {}}, "predict is 'c', which is no fit that"),
+            ({"stages": {"a": {}, "b": {"predict": "c", "makes": ["b"]}}, "arms": {}}, "predict is 'c', which is not an earlier fit"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["c"]}}, "arms": {}}, r"makes is \['c'\], not a list of the"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b"], "test": {}}}, "arms": {}}, "test belongs to a fit"),
             ({"stages": {"a": {}, "b": {"predict": "a", "makes": ["b", "a"]}}, "arms": {}}, "a is made by another stage"),
@@ -246,7 +246,7 @@ class TestRunning:
         before = masks.read_text()
         ran.clear()
         other = session(last="round_0/segmenter", data={"size": 9})
-        message = r"round_0/cams is finished, by another configuration \(round_0/cams: args .*--anew replaces it"
+        message = r"round_0/cams was made with another configuration \(round_0/cams: args .*--anew replaces it"
         with pytest.raises(ValueError, match=message):
             other.run(tests=False)
         with pytest.raises(ValueError, match=message):
@@ -255,7 +255,7 @@ class TestRunning:
         ran.fail = "stage round_0/cams"
         with pytest.raises(RuntimeError):
             other.run(tests=False, anew=True)
-        with pytest.raises(ValueError, match=r"round_0/cams is finished, by another configuration \(round_0/cams: "):
+        with pytest.raises(ValueError, match=r"round_0/cams was made with another configuration \(round_0/cams: "):
             other.run(tests=False)
         ran.fail = None
         other.run(tests=False, anew=True)
@@ -320,7 +320,7 @@ class TestRunning:
         main(given)
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith("without --dry-run: ")
-        assert "round_0/cams is finished, by another configuration" in last
+        assert "round_0/cams was made with another configuration" in last
         main([*given, "--anew"])
         assert "without --dry-run" not in capsys.readouterr().out
 

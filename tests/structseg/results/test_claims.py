@@ -104,8 +104,8 @@ def test_faults_of_the_file_come_at_once(tmp_path):
         ({"better": "most"}, "better is 'most', not more or less"),
         ({"metric": "clean.miu"}, r"a does not keep clean.miu \(did you mean clean.miou\?\)"),
         ({"control_metric": "y"}, "b does not keep y"),
-        ({"target": 1.0}, "it needs a control or a target, and not both"),
-        ({"published": 0.91}, "published is 0.91, not a text"),
+        ({"target": 1.0}, "it needs either a control or a target"),
+        ({"published": 0.91}, "published is 0.91, not a string"),
         ({"allowed_loss": "x"}, "allowed_loss is 'x', not a number"),
         ({"contrl": "b"}, r"unknown key contrl \(did you mean control\?\)"),
     ):

@@ -47,7 +47,7 @@ class TestBySeed:
             "95 % t interval over the 3 seeds: -0.3128 to +0.4461." in by_seed.notes
         )  # 0.0667 ± 4.303 x 0.1528 / sqrt(3)
         assert others.lines == [("x", "6.0000", "6.6667", "+0.6667 (-3.1279 to +4.4612)", "3")]
-        assert "No scores of images are kept for a seed of both: no interval over images." in by_seed.notes
+        assert "No interval over images: no seed has the images' scores of both rows." in by_seed.notes
 
     def test_one_or_two_seeds_have_no_interval(self, tmp_path):
         for seed in (0, 1):
@@ -58,7 +58,7 @@ class TestBySeed:
         (one,) = tables(tmp_path, seeds=[1])
         assert [line[0] for line in one.lines] == ["seed 1"]
         for table in (one, two):
-            assert table.notes[0] == "No interval of fewer than 3 seeds."
+            assert table.notes[0] == "No interval with fewer than 3 seeds."
 
     def test_another_processor_is_refused_or_said(self, tmp_path):
         for seed, name in ((0, "EPYC, 2 cores"), (1, "Xeon, 2 cores")):
@@ -68,7 +68,7 @@ class TestBySeed:
             ValueError, match=r"a seed 1 was measured on EPYC, 2 cores, 2 threads, b seed 1 on Xeon"
         ) as error:
             tables(tmp_path)
-        assert re.search("--seeds, or compare them all the same with --across", str(error.value))
+        assert re.search("--seeds, or compare them anyway with --across", str(error.value))
         assert len(tables(tmp_path, seeds=[0])[0].lines) == 1
         (across,) = tables(tmp_path, across=True)
         assert [line[4] for line in across.lines[:2]] == [
@@ -83,7 +83,7 @@ class TestBySeed:
         kept = {"also": ["round_0.cams.cam_miou"]}
         for name, start in (("a", 0.3), ("b", 0.4), ("c", 0.3)):
             measured(tmp_path, name, metrics={"clean.miou": 0.5, "round_0.cams.cam_miou": start})
-        note = "b seed 0 began with another round 0 than a seed 0: other settings, code or hardware."
+        note = "b seed 0 and a seed 0 have different rounds 0: other settings, code or hardware."
         assert note in tables(tmp_path, row(**kept), row("b", **kept))[0].notes
         for second in (row("c", **kept), row("b", stage="round_0_x/cams", **kept)):  # arms from round 0 on share none
             assert not [said for said in tables(tmp_path, row(**kept), second)[0].notes if "began" in said]
@@ -152,9 +152,9 @@ class TestOverImages:
         [
             (
                 [image("x"), image("z"), image("w")],
-                r"same images: 1 in a alone \(y, …\), 2 in b alone \(w, …\)",
+                r"same images: 1 only in a \(y, …\), 2 only in b \(w, …\)",
             ),
-            ([image("x")], r"1 in a alone \(y, …\), 0 in b alone; nothing"),
+            ([image("x")], r"1 only in a \(y, …\), 0 only in b; nothing"),
             ([image("x"), image("x", error=3)], r"b\.0\.csv\.xz holds x twice"),
             ([image("x"), image("y", fn=(11, 10))], r"on other labels: 1 images \(y, …\) differ in background"),
             ([image("x"), image("y", tp=("?", 1))], r"b\.0\.csv\.xz is damaged"),
@@ -205,4 +205,4 @@ def test_the_command(tmp_path, capsys):
         command.main(["--compare", "a", "c", *where])
     images_path(tmp_path, "b", 0).unlink()
     command.main(["--compare", "a", "b", *where])
-    assert "no interval over images" in capsys.readouterr().out
+    assert "No interval over images" in capsys.readouterr().out

@@ -51,19 +51,19 @@ def test_images(tmp_path):
     ("name", "change", "message"),
     [
         (RUNS, lambda text: text.replace("row,seed", "seed,row"), "runs.csv has the columns seed,row"),
-        (RUNS, lambda text: text[:-3], "runs.csv ends within a line, as half a file does"),
+        (RUNS, lambda text: text[:-3], "runs.csv ends within a line, so it is incomplete"),
         (RUNS, lambda text: text + "b,1\n", "runs.csv, line 3: 2 values, expected 10"),
         (RUNS, lambda text: text.replace("a,0", "a,zero"), "runs.csv, line 2: seed is 'zero', not a number"),
-        (RUNS, lambda text: text + text.splitlines(True)[1], "runs.csv, line 3: a seed 0 stands twice"),
+        (RUNS, lambda text: text + text.splitlines(True)[1], "runs.csv, line 3: a seed 0 is there twice"),
         (
             RUNS,
             lambda text: text + text.splitlines(True)[1].replace("a,0", "a,1"),
             "metrics.csv has no figure of a seed 1",
         ),
-        (RUNS, lambda _: b"\xff\xfe", "runs.csv is no text"),
+        (RUNS, lambda _: b"\xff\xfe", "runs.csv is not UTF-8 text"),
         (RUNS, lambda _: "", "runs.csv has the columns ; expected row,seed"),
         (METRICS, lambda text: text.replace("0.5", "half"), "metrics.csv, line 2: value is 'half', not a number"),
-        (METRICS, lambda text: text + text.splitlines(True)[1], "line 3: clean.miou of a seed 0 stands twice"),
+        (METRICS, lambda text: text + text.splitlines(True)[1], "line 3: clean.miou of a seed 0 is there twice"),
         (METRICS, lambda text: text[:25], "metrics.csv ends within a line"),
     ],
 )

@@ -102,7 +102,7 @@ def test_a_run_that_is_still_going(made, tmp_path):
     assert "There is no images_test.csv.gz yet." in text
     assert "Curves" in text
     text = page(folder / "checkpoints" / "best.ckpt", out=tmp_path / "r.html")
-    assert "The fit has not come to its end" in text
+    assert "The fit is not finished" in text
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_is_no_run_is_refused_in_a_line(made, tmp_path, monkeypatch):
             FileNotFoundError,
             r"no run in runs/nowhere \(no experiment.yaml\); give runs/EXPERIMENT/ID",
         ),
-        ([made[0], "lfw_light_ce"], UsageError, r"is a run; give one run alone"),
+        ([made[0], "lfw_light_ce"], UsageError, r"is a run; give only one run"),
         (["lfw_lite_ce"], ValueError, r"no row lfw_lite_ce in the manifest \(did you mean lfw_light_ce\?\)"),
     ):
         with pytest.raises(kind, match=message) as error:

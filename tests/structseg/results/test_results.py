@@ -93,19 +93,19 @@ class TestManifest:
             ({"seeds": [True]}, "seeds are"),
             ({"overrides": "--x 1"}, "overrides are '--x 1'"),
             ({"overrides": ["--x", 1]}, "overrides are"),
-            ({"decides": 3}, "decides is 3, not a text"),
+            ({"decides": 3}, "decides is 3, not a string"),
             ({"minutes": {"cpus": 1}}, r"unknown key minutes.cpus \(did you mean cpu\?\)"),
             ({"minutes": {"cpu": 0}}, "minutes are"),
             ({"what": ""}, "what is ''"),
-            ({"pipeline": "p.yaml", "stage": "a"}, "row a: config and pipeline; a row has one of them"),
+            ({"pipeline": "p.yaml", "stage": "a"}, "row a: both config and pipeline; a row has one of them"),
             ({"stage": "a"}, "row a: pipeline and stage belong together; one is missing"),
             ({"scored_on": "train"}, "scored_on is 'train', not val or test"),
-            ({"tests": {}}, "tests are {}, not a list of texts for each name"),
+            ({"tests": {}}, "tests are {}, not a list of strings for each name"),
             ({"tests": ["--x"]}, r"tests are \['--x'\], not a list"),
             ({"tests": {"a": "--x"}}, "tests are {'a': '--x'}"),
             ({"tests": {"a": ["--x", 1]}}, "tests are {'a': "),
-            ({"tests": {128: []}}, "the test name 128 is not a text of letters"),
-            ({"tests": {"a.b": []}}, "the test name 'a.b' is not a text of letters"),
+            ({"tests": {128: []}}, "the test name 128 has other characters than letters"),
+            ({"tests": {"a.b": []}}, "the test name 'a.b' has other characters than letters"),
             (
                 {"tests": {"128": [], "250": []}},
                 "clean.miou belongs to no test; say which: 128.clean.miou, 250.clean.m",
@@ -132,11 +132,11 @@ class TestManifest:
         found = load_manifest(manifest(tmp_path, yaml.safe_dump({"a": content})))["a"]
         assert args_to_fit(found, 3, "cuda", "d", "p.yaml", "runs")[9:11] == ["--data.layouts", "d"]
         for changes, message in [
-            ({"data_option": 3}, "data_option is 3, not a text"),
+            ({"data_option": 3}, "data_option is 3, not a string"),
             ({"stage": "part"}, r"has no stage part \(did you mean parts\?\)"),
             ({"pipeline": "none.yaml"}, "no pipeline at .*none.yaml"),
-            ({"pipeline": ""}, "pipeline is '', not a text"),
-            ({"overrides": ["--x", "1"]}, "overrides; the arguments of a pipeline's stage belong in its file"),
+            ({"pipeline": ""}, "pipeline is '', not a string"),
+            ({"overrides": ["--x", "1"]}, "overrides; settings of a pipeline's stages belong in its file"),
         ]:
             with pytest.raises(ValueError, match=f"row a: .*{message}"):
                 load_manifest(manifest(tmp_path, yaml.safe_dump({"a": {**content, **changes}})))

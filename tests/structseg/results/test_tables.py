@@ -135,7 +135,7 @@ def test_rows_of_a_method(monkeypatch):
     assert "not measured yet (`structseg results --missing`): a1, a2" in method_table(rows_of_method(ROWS, "a"), [], [])
     dirty = method_table(own, [run("b1", 0, commit="c-dirty")], [])
     assert "\nb1* " in dirty
-    assert "* measured with changes that were not committed" in dirty
+    assert "* measured with uncommitted changes" in dirty
     for method, message in [
         ("c", "no method c in the manifest; there are b, a"),
         ("b1", "b1 is a row, not a method; `structseg results --details b1` has its figures"),
@@ -177,7 +177,7 @@ def test_a_dot_for_each_seed():
 def test_a_block_of_a_page():
     text = "a\n<!-- structseg results --write -->\nold\n<!-- end -->\nb\n"
     assert with_block(text, "new") == text.replace("old", "new")
-    with pytest.raises(ValueError, match="put them where the tables belong"):
+    with pytest.raises(ValueError, match="put them around the place of the tables"):
         with_block("a", "new")
 
 
