@@ -219,7 +219,7 @@ def test_background_alone_is_said(tmp_path: Path, predict: Any, capsys: Any) -> 
         else:
             (tmp_path / "kept.png").rename(tmp_path / "in/a.png")
         predict("a.ckpt", "in", segmenter=Nothing())
-        assert ("only background found in all of them" in capsys.readouterr().out) is said
+        assert ("all of them only background" in capsys.readouterr().out) is said
 
 
 def test_names_of_any_bytes_and_length(tmp_path: Path, predict: Any, capsys: Any) -> None:
