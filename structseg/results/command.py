@@ -193,8 +193,6 @@ def _print_missing(jobs: Sequence[Job], device: Device, data_root: Path | None, 
         for command in (fit, *args_to_score(row, checkpoint, job.seed, device).values()):
             print("    structseg " + " ".join(arg if arg.startswith("$") else shlex.quote(arg) for arg in command))
     if jobs:
-        print(
-            "RUN_ID is the run folder that fit prints. `structseg results --run ROW` does all this and keeps the result."
-        )
+        print("RUN_ID is the folder that fit prints. `structseg results --run ROW` does all this and keeps the result.")
     else:
         print("every row is measured")
