@@ -65,7 +65,7 @@ def make_parser() -> PlainParser:
     )
     words = "a file, a run's folder or hf://ORG/NAME; then images, folders, a video or camera:0"
     parser.add_argument("words", nargs="+", metavar="CHECKPOINT", help=words)
-    out = "label images, overlays and summary.csv go there; default: predictions"
+    out = "label images, overlays, their legend and summary.csv go there; default: predictions"
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="FOLDER", help=out)
     device = "cpu, cuda, cuda:1, mps, or auto: a GPU where there is one; default: auto"
     parser.add_argument("--device", default="auto", metavar="DEVICE", help=device)

@@ -19,10 +19,12 @@ from PIL import Image
 
 from structseg.api import Prediction
 from structseg.datamodules.label_spaces import LabelSpace
+from structseg.lightning_modules.drawing.label_sheets import legend
 from structseg.prediction.overlay_video import OverlayVideo
 
-SUMMARY = "summary.csv"
+SUMMARY, LEGEND = "summary.csv", "overlay_legend.png"
 _ENDS = (".png", "_overlay.png")
+_LEGEND_WIDTH = 480  # pixels
 _LONGEST = 255 - max(map(len, _ENDS))  # bytes of a file name without its end, at most
 
 
@@ -39,9 +41,10 @@ class PredictionWriter:
     """Writes the predictions of images or of a video into a folder; to be used in a `with` block.
 
     An image `sub/a.jpg` gives `OUT/sub/a.png` (class indices with the palette) and `OUT/sub/a_overlay.png`, of its own
-    size; a video or camera gives one `OUT/STEM_overlay.mp4`. `OUT/summary.csv`, of the last run only, has a row for
-    each image or frame, sorted by name: the share of each class, 0..1, and its pixels; and a row with the reason for
-    each file that was passed over. Files are written atomically; those made before an error or Ctrl-C are kept.
+    size; a video or camera gives one `OUT/STEM_overlay.mp4`. `OUT/overlay_legend.png` names the colours.
+    `OUT/summary.csv`, of the last run only, has a row for each image or frame, sorted by name: the share of each class,
+    0..1, and its pixels; and a row with the reason for each file that was passed over. Files are written atomically;
+    those made before an error or Ctrl-C are kept.
 
     Args:
         out: the folder, made with the first file.
@@ -70,6 +73,8 @@ class PredictionWriter:
         if self.rows:
             with written_whole(self.out / SUMMARY) as beside:
                 write_areas(beside, sorted(set(self.rows)), self.label_space, self.passed_over)
+            with written_whole(self.out / LEGEND) as beside:
+                legend(range(len(self.label_space)), self.label_space, _LEGEND_WIDTH).save(beside, "PNG")
 
     def add(self, name: str, prediction: Prediction) -> None:
         """Writes the prediction of an image, or of the next frame.
@@ -129,7 +134,7 @@ def output_stems(names: Sequence[str]) -> dict[str, str]:
     stems = {name: _short(PurePosixPath(name).with_suffix("")) for name in names}
     while True:
         # The file systems of Windows and macOS ignore case.
-        files = Counter((stem + end).casefold() for stem in stems.values() for end in _ENDS)
+        files = Counter((stem + end).casefold() for stem in stems.values() for end in _ENDS) + Counter([LEGEND])
         whole = {name: _short(PurePosixPath(name)) for name in names}
         clashing = {
             name: whole[name]

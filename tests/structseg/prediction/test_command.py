@@ -103,7 +103,9 @@ def summary(out: Path) -> list[dict[str, str]]:
 
 
 def files(out: Path) -> list[str]:
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    """All but the legend, which every run leaves."""
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return [name for name in found if name != "overlay_legend.png"]
 
 
 @pytest.mark.parametrize("size", [(7, 5), (1, 1), (2, 1), (400, 300), (300, 401)])
@@ -427,3 +429,11 @@ def test_an_interrupted_video_is_playable(tmp_path: Path) -> None:
     found, _, _ = read_back(tmp_path / "clip_overlay.mp4")
     assert len(found) == len(summary(tmp_path)) == 6
     assert files(tmp_path) == ["clip_overlay.mp4", "summary.csv"]
+
+
+def test_the_legend_names_the_colours_and_replaces_no_mask(tmp_path, predict):
+    for name in ("a.png", "overlay_legend.jpg"):
+        save(tmp_path / "in" / name, (8, 8))
+    predict("a.ckpt", "in", "--out", "out")
+    assert Image.open(tmp_path / "out" / "overlay_legend.png").size[0] == 480
+    assert Image.open(tmp_path / "out" / "overlay_legend.jpg.png").size == (8, 8)
