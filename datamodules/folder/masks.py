@@ -114,12 +114,20 @@ class MaskReader:
         return next(value for value in range(257) if self.greys.get(value) != value)
 
     def _looked_up(self, path: Path, pixels: NDArray[Any], table: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        classes = table.take(pixels)
+        """(H, W) values or (H, W, 3) colours by the table, once for each run of equal pixels: a mask has few."""
+        channels, flat = (3 if pixels.ndim == 3 else 1), pixels.ravel()
+        changes = np.flatnonzero(flat[channels:] != flat[:-channels]) // channels + 1
+        starts = np.concatenate([[0], changes[np.diff(changes, prepend=0) > 0]])
+        lengths = np.diff(starts, append=flat.size // channels)
+        values = (
+            flat.reshape(-1, channels)[starts].astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)[:channels]
+        )
+        classes = table.take(values)
         if not classes.all():
-            wrong = int(pixels[classes == 0][0])
+            wrong = int(values[classes == 0][0])
             colour = (wrong & 255, wrong >> 8 & 255, wrong >> 16)
-            self._refuse(path, colour if len(table) > 1 << 16 else wrong, int((pixels == wrong).sum()))
-        return (classes - 1).astype(np.uint8)
+            self._refuse(path, colour if channels == 3 else wrong, int(lengths[values == wrong].sum()))
+        return np.repeat((classes - 1).astype(np.uint8), lengths).reshape(pixels.shape[:2])
 
     def _either(
         self, path: Path, levels: NDArray[np.uint8], indices: NDArray[np.uint8], strict: bool
@@ -167,18 +175,12 @@ class MaskReader:
         return pixels if (table[used] == used).all() else table.take(pixels)
 
     def _coloured(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
-        if image.mode not in ("RGB", "RGBA", "RGBX"):
-            image = image.convert("RGB")
-        elif image.mode == "RGBA":
-            image = Image.merge("RGB", image.split()[:3])  # transparent pixels keep their colours
-        packed = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4").reshape(image.size[::-1]) & np.uint32(
-            0xFFFFFF
-        )
-        if not self.stated:
-            pixels = np.asarray(image)[..., :3]
-            if (pixels == pixels[..., :1]).all():
-                return self._grey(path, np.ascontiguousarray(pixels[..., 0]))
-        return self._looked_up(path, packed, self._colour_table)
+        if image.mode == "RGBA":
+            image = Image.merge("RGB", image.split()[:3])  # what is transparent keeps its colour
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        if not self.stated and (pixels == pixels[..., :1]).all():
+            return self._grey(path, np.ascontiguousarray(pixels[..., 0]))
+        return self._looked_up(path, pixels, self._colour_table)
 
     def _nearest(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
         kind = f"{path} is {image.format}, which does not keep values exactly"
