@@ -176,7 +176,7 @@ class MaskReader:
 
     def _coloured(self, path: Path, image: Image.Image) -> NDArray[np.uint8]:
         if image.mode == "RGBA":
-            image = Image.merge("RGB", image.split()[:3])  # what is transparent keeps its colour
+            image = Image.merge("RGB", image.split()[:3])  # transparent pixels keep their colours
         pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         if not self.stated and (pixels == pixels[..., :1]).all():
             return self._grey(path, np.ascontiguousarray(pixels[..., 0]))
