@@ -1,16 +1,16 @@
-"""Which classes and grounds come together: one number from independent (0) to always together (1).
+"""Co-occurrence of classes and grounds, by one number from independent (0) to always together (1).
 
-Classes 1 and 2, 3 and 4, ... of the label space are partners, and the two share a habitual ground. With strength s:
+Classes 1 and 2, 3 and 4, ... of the label space are partners and share a usual ground. With strength s:
 
-- a class is in 30 % of the images (`FREQUENCY`), whatever s;
+- a class is in 30 % of the images (`FREQUENCY`) for every s;
 - given that a class is in the image, its partner is with probability b + s (1 - b), and any other class with
   probability b, where b is `base_probability(s)`: 0.278 at s = 0, 0.120 at s = 1;
-- partners that are both in the image touch with probability s, and lie anywhere otherwise;
-- the ground that an object lies on is its habitual one with probability g + s (1 - g), and any other with
-  (1 - s) g, where g is 1 / the number of grounds; objects that touch lie on one ground, others choose anew.
+- partners that are both in the image touch with probability s, and are placed independently otherwise;
+- the ground of an object is its usual one with probability g + s (1 - g), and each other one with (1 - s) g, where g is
+  1 / the number of grounds; objects that touch share a ground.
 
-At s = 0 all of this is independent, but that no image is empty. b depends on s, because with a fixed b more confounding
-would also mean more objects an image: a class would be seen more often, and that gain mistaken for one of confounding.
+At s = 0 everything is independent, except that no image is empty. b depends on s because with a fixed b more
+confounding would also mean more objects per image, and more examples of a class could be mistaken for its effect.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _PAIRS = (len(SCENES) - 1) // 2
 
 
 def partner(kind: int) -> int:
-    """The partner (1, 2, ...) of a class: the one that it occurs with."""
+    """The partner of a class, both counted from 1."""
     return kind + 1 if kind % 2 else kind - 1
 
 
 def habitual_ground(kind: int) -> int:
-    """The index in `GROUNDS` where a class is at home; classes beyond the grounds share them in turn."""
+    """The index in `GROUNDS` of a class's usual ground; further classes use the grounds again in turn."""
     return (kind - 1) // 2 % len(GROUNDS)
 
 
 @cache
 def base_probability(strength: float) -> float:
-    """How likely a class is beside one that is not its partner: b, such that every class has its `FREQUENCY`.
+    """The probability b of a class given one that is not its partner, such that every class has its `FREQUENCY`.
 
     Raises:
         ValueError: a strength outside 0..1.
@@ -54,21 +54,21 @@ def base_probability(strength: float) -> float:
 
 
 def partner_probability(strength: float) -> float:
-    """How likely a class's partner is in an image that the class is in: b + s (1 - b)."""
+    """The probability of a class's partner in an image with the class: b + s (1 - b)."""
     base = base_probability(strength)
     return base + strength * (1.0 - base)
 
 
 def ground_probability(strength: float) -> float:
-    """How likely an object lies on its habitual ground: g + s (1 - g), g = 1 / number of grounds."""
+    """The probability of an object's usual ground: g + s (1 - g), g = 1 / number of grounds."""
     return 1.0 / len(GROUNDS) + strength * (1.0 - 1.0 / len(GROUNDS))
 
 
 def draw_classes(dice: Dice, strength: float, only: Collection[int] | None = None) -> list[int]:
-    """The classes of an image, ascending, at least one; with `only`, of these alone.
+    """Draws the classes of an image, ascending, at least one; with `only`, of these.
 
-    The two of a pair share one coin with probability `strength` and toss their own otherwise, so that their
-    correlation is the strength; pairs are independent. An empty image, and one with another class, is drawn again.
+    Partners are drawn together with probability `strength` and independently otherwise, so that their correlation is
+    the strength; pairs are independent. An image that is empty or has classes not in `only` is drawn again.
     """
     base = base_probability(strength)
     while True:
@@ -82,5 +82,5 @@ def draw_classes(dice: Dice, strength: float, only: Collection[int] | None = Non
 
 
 def draw_ground(dice: Dice, kind: int, strength: float) -> int:
-    """The ground, an index of `GROUNDS`, that an object of that class lies on."""
+    """Draws the ground, an index of `GROUNDS`, of an object of a class."""
     return habitual_ground(kind) if dice.chance(strength) else int(dice.uniform() * len(GROUNDS))

@@ -23,23 +23,23 @@ from structseg.datamodules.weak.datamodule import Read, WeaklySupervisedDataModu
 class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
     """Scenes drawn from a seed, with exact masks: training and validation confounded, test balanced (co_occurrence 0).
 
-    `datamodules.confounded_scenes.cooccurrence` defines the number. Tags are the classes that the true mask shows.
+    `datamodules.confounded_scenes.cooccurrence` defines co_occurrence. Tags are the classes in the true mask.
 
     Args:
         train: number of training images.
-        val: number of validation images; 0 holds none out.
+        val: number of validation images; 0: no validation.
         test: number of test images.
-        co_occurrence: how strongly classes occur with their partners and on their habitual grounds in training, 0
-            (independent) to 1 (always). With layouts the classes of an image are those of the layout, and this is the
-            strength of the ground with the class that has most pixels.
+        co_occurrence: strength with which classes occur with their partners and on their usual grounds in training, 0
+            (independent) to 1 (always). With layouts their classes are given, and only the ground of the class with
+            most pixels depends on it.
         label_space: `scenes`, or `scenes[fish,shell]` for some of its classes; with layouts `voc` or `voc[...]`. With
-            `unknown_classes: leave_out` scenes are drawn of these classes alone, as many as are asked for.
+            `unknown_classes: leave_out` scenes have these classes only.
         size: (H, W) in pixels that images are drawn at.
-        layouts: folder of VOC-style masks, whose shapes and places are painted with a texture a class; None draws
-            the suite's own shapes.
-        layout_lists: split to file with one name a line, from which its layouts are chosen by seed; a split without
-            one takes what `train` leaves over, and None shares out the folder.
-        seed: of the scenes, of the choice of layouts, and of whose context another image gets.
+        layouts: folder of VOC-style masks whose regions are painted with a texture for each class; None: the shapes of
+            `scenes`.
+        layout_lists: for each split a file with one name per line, from which its layouts are chosen by seed; a split
+            without one takes the rest of `train`'s. None: all splits draw from the folder.
+        seed: of the scenes, of the choice of layouts, and of `context_of`.
         **kwargs: settings of `WeaklySupervisedDataModule`.
 
     Raises:
@@ -121,7 +121,7 @@ class ConfoundedScenesDataModule(WeaklySupervisedDataModule):
         return Image.fromarray(picture.image), mask, tags
 
     def tags_of(self, name: str) -> frozenset[str]:
-        """The classes in an image's true mask, those that the label space lacks included."""
+        """The classes in an image's true mask, also those that the label space lacks."""
         if name not in self._tags:
             self._tags[name] = classes_in(self._truth(name), self.drawn_space)
         return self._tags[name]

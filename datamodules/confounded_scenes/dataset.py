@@ -1,4 +1,4 @@
-"""Made scenes by split and number: the same seed gives the same pixels in every process."""
+"""Drawn scenes by split and number: the same seed gives the same pixels in every process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ConfoundedScenes:
     Args:
         seed: of the scenes, 0 or more.
         size: (H, W) in pixels, each 32..1024.
-        only: the classes that scenes are drawn of; None: all.
+        only: the classes of the scenes; None: all.
 
     Raises:
         ValueError: a number out of its range.
@@ -31,13 +31,13 @@ class ConfoundedScenes:
         self.seed, self.size, self.only = seed, size, only
 
     def things(self, split: int, index: int, strength: float) -> list[Thing]:
-        """What a scene holds, from the back to the front."""
+        """The objects of a scene, from the back to the front."""
         base_probability(strength)
         side = min(self.size)
         return compose(self._dice(split, index, 0), strength, self.size[1] / side, self.size[0] / side, self.only)
 
     def render(self, split: int, index: int, strength: float) -> Picture:
-        """A scene's picture and mask; `strength` is how far classes and grounds come together, 0..1."""
+        """A scene's picture and mask; `strength` is the co-occurrence of classes and grounds, 0..1."""
         things = self.things(split, index, strength)
         dice = self._dice(split, index, 1)
         canvas = SceneCanvas(self.size)

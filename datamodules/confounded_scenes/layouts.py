@@ -18,7 +18,7 @@ from structseg.datamodules.drawing.dice import Dice
 from structseg.datamodules.images import read_mask, resize_mask
 from structseg.datamodules.label_spaces import VOC
 
-_REGIONS = 8  # of a class that wear coats of their own, the largest; the rest are painted in the last one's
+_REGIONS = 8  # of a class, the largest, with different coats; the others share the last one's
 _KEPT_BYTES = 128 << 20
 _VOID = VOC.ignore_index
 
@@ -26,18 +26,18 @@ _VOID = VOC.ignore_index
 def choose_layouts(
     folder: Path, counts: Mapping[Split, int], lists: Mapping[Split, Path] | None = None, seed: int = 0
 ) -> dict[Split, list[str]]:
-    """The layouts of each split: names without suffix, in an order by the seed; no two splits share one.
+    """Draws different layouts for each split: names without suffix.
 
     Args:
         folder: of VOC-style masks, `NAME.png`.
-        counts: how many layouts each split takes.
-        lists: a file for a split, one name a line; a split without one takes what the list of `train` leaves over,
-            and without any lists all draw from the whole folder.
+        counts: number of layouts of each split.
+        lists: for each split a file with one name per line; a split without one takes the rest of `train`'s. None: all
+            splits draw from the folder.
         seed: of the choice.
 
     Raises:
         FileNotFoundError: no such folder or list.
-        ValueError: fewer layouts than asked for, a listed one that is not there, or one in the lists of two splits.
+        ValueError: too few layouts, a listed one without file, or one in the lists of two splits.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; give --data.layouts a folder of VOC-style masks (NAME.png)")
@@ -76,10 +76,10 @@ def _shuffled(names: list[str], seed: int) -> list[str]:
 
 
 class PaintedLayouts:
-    """Label maps painted anew: one texture a class, a ground behind, exact masks with the void kept.
+    """Label maps painted with a texture for each class and a ground; the masks are exact and keep the void.
 
-    Classes occur together as in the layouts. `strength` is that of the ground with the class that has most pixels: its
-    habitual ground (`habitual_ground`) is there with `ground_probability(strength)`.
+    The classes of an image are those of the layout. The ground depends on the class with most pixels: it is its
+    `habitual_ground` with `ground_probability(strength)`.
 
     Args:
         folder: of VOC-style masks with indices 0..20 and 255.
@@ -92,7 +92,7 @@ class PaintedLayouts:
         self._layouts: dict[str, NDArray[np.uint8]] = {}
 
     def layout(self, name: str) -> NDArray[np.uint8]:
-        """(H, W) class indices of a layout at `size`, decoded once; raises as `samples.read_mask`."""
+        """(H, W) class indices of a layout at `size`, decoded once; raises as `images.read_mask`."""
         if name not in self._layouts:
             layout = resize_mask(read_mask(self.folder / f"{name}.png", len(VOC), VOC.name), self.size)
             if len(self._layouts) * layout.size >= _KEPT_BYTES:
@@ -101,7 +101,7 @@ class PaintedLayouts:
         return self._layouts[name]
 
     def render(self, name: str, strength: float) -> Picture:
-        """The painted layout; its picture follows from the seed and the name, whatever the split."""
+        """The painted layout; its picture depends on seed and name, not on the split."""
         base_probability(strength)
         layout = self.layout(name)
         dice = Dice(np.random.default_rng([self.seed, *name.encode()]))
@@ -117,7 +117,7 @@ class PaintedLayouts:
 
 
 def spread_over_void(layout: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W) indices without void: it takes a neighbour's class, from its rim inwards, and 0 deep inside."""
+    """(H, W) indices without void, whose pixels get a neighbour's class, from the rim inwards, and 0 further inside."""
     grown = layout.copy()
     first, last = np.s_[:-1], np.s_[1:]
     for _ in range(max(2, max(layout.shape) // 32)):
@@ -132,7 +132,7 @@ def spread_over_void(layout: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _paint_class(canvas: SceneCanvas, shape: NDArray[np.bool_], kind: int, dice: Dice) -> None:
-    """Paint the regions of a class, each in its own coat; a round third of it shows the full pattern."""
+    """Paints the regions of a class with different coats; a round third of each shows the full pattern."""
     regions, _ = ndimage.label(shape)
     areas = np.bincount(regions.ravel())
     areas[0] = 0
@@ -153,7 +153,7 @@ def _paint_region(
     rows, columns = np.nonzero(inside)
     radius = math.sqrt(len(rows) / math.pi) * canvas.pixel
     x, y = canvas.x[box[1]], canvas.y[box[0]]
-    # Of three of the region's points that nearest to its middle: inside, and not the same place each time.
+    # The nearest to the middle of three random points of the region: inside it, and varying.
     picks = [int(dice.uniform() * len(rows)) for _ in range(3)]
     middle = float(rows.mean()), float(columns.mean())
     at = min(picks, key=lambda i: (rows[i] - middle[0]) ** 2 + (columns[i] - middle[1]) ** 2)

@@ -1,4 +1,4 @@
-"""A scene: what is in it and where, and its picture with exact labels."""
+"""A scene: its objects and their places, and its picture with exact labels."""
 
 from __future__ import annotations
 
@@ -43,9 +43,14 @@ class Picture:
 def compose(
     dice: Dice, strength: float, width: float, height: float, only: Collection[int] | None = None
 ) -> list[Thing]:
-    """The things of a scene from the back to the front, of all classes or some.
+    """Draws the objects of a scene, from the back to the front.
 
-    Width and height are half the picture's, in its coordinates.
+    Args:
+        dice: the source of randomness.
+        strength: of the co-occurrence, 0..1.
+        width: half the picture's width, in its coordinates.
+        height: half the picture's height.
+        only: the classes to draw; None: all.
     """
     kinds = draw_classes(dice, strength, only)
     things: list[Thing] = []
@@ -71,12 +76,12 @@ def _radius(dice: Dice, count: int) -> float:
 
 
 def _clearance(x: float, y: float, radius: float, things: list[Thing]) -> float:
-    """The least distance to a thing, in sums of the two radii."""
+    """The least distance to an object, relative to the sum of both radii."""
     return min((math.hypot(x - t.x, y - t.y) / (radius + t.radius) for t in things), default=9.0)
 
 
 def _free_place(dice: Dice, things: list[Thing], radius: float, width: float, height: float) -> tuple[float, float]:
-    """The first of 24 places that is nearly free of others, or else the freest."""
+    """Draws up to 24 places and takes the first that is nearly free of other objects, or else the freest."""
     best, found = -1.0, (0.0, 0.0)
     for _ in range(24):
         x, y = dice.between(-1, 1) * (width - 0.75 * radius), dice.between(-1, 1) * (height - 0.75 * radius)
@@ -89,7 +94,7 @@ def _free_place(dice: Dice, things: list[Thing], radius: float, width: float, he
 
 
 def _place_beside(dice: Dice, things: list[Thing], radius: float, width: float, height: float) -> tuple[float, float]:
-    """A place that overlaps the last thing a little, within the picture and off the others."""
+    """Draws a place that slightly overlaps the last object, preferably inside the picture and off the others."""
     last, best, found = things[-1], -9.0, (0.0, 0.0)
     for _ in range(12):
         distance, angle = dice.between(0.62, 0.78) * (radius + last.radius), dice.between(0.0, 2 * math.pi)
@@ -102,7 +107,7 @@ def _place_beside(dice: Dice, things: list[Thing], radius: float, width: float, 
 
 
 class SceneCanvas(Grid):
-    """A picture in the making: (3, H, W) colours and (H, W) classes."""
+    """The picture being painted: (3, H, W) colours and (H, W) classes."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__(size)
@@ -114,7 +119,7 @@ class SceneCanvas(Grid):
         return between(self.y, y - reach, y + reach), between(self.x, x - reach, x + reach)
 
     def paint_grounds(self, things: list[Thing], dice: Dice) -> None:
-        """Every pixel gets the ground of the thing that is nearest, in wavy cells."""
+        """Paints each pixel with the ground of the nearest object, in wavy cells."""
         kinds = sorted({thing.ground for thing in things})
         looks = [np.random.default_rng(int(dice.uniform() * 2**32)) for _ in kinds]
         if len(kinds) == 1:
@@ -141,7 +146,7 @@ class SceneCanvas(Grid):
                 )
 
     def paint_thing(self, thing: Thing, dice: Dice) -> None:
-        """Put a thing on top, turned, mirrored and stretched at random."""
+        """Paints an object on top, turned, mirrored and stretched at random."""
         stretch = dice.between(0.88, 1.14)
         upright = Frame.upright((thing.x, thing.y), thing.radius)
         frame = upright.turned(0.0, 0.0, dice.near(0.0, 0.3), mirror=dice.sign()).child(
@@ -152,8 +157,8 @@ class SceneCanvas(Grid):
         u, v = patch.u, patch.v
         coat = Coat(thing.kind, dice)
         sharp = np.float32(thing.radius / self.pixel)
-        distance, telling = outline(thing.kind, u, v)
-        share = np.clip(0.5 - telling * sharp, 0.0, 1.0)
+        distance, distinctive = outline(thing.kind, u, v)
+        share = np.clip(0.5 - distinctive * sharp, 0.0, 1.0)
         cells = np.float32(3.2)
         colours = coat.colours(u * cells, v * cells, share)
         # A little rounder than flat: brighter towards the upper left, darker along the rim.
@@ -164,7 +169,7 @@ class SceneCanvas(Grid):
         self.mask[rows, columns][distance < 0] = thing.kind
 
     def finish(self, dice: Dice) -> Picture:
-        """Soft light over all, grain, 8 bits."""
+        """Adds light and grain, and returns the picture with 8 bits."""
         light = 0.8 + 0.4 * noise(self.x, self.y, dice.field(8, 8), dice.between(0.8, 1.6))
         light *= np.float32(dice.between(0.85, 1.1))
         grain = np.float32(dice.between(0.04, 0.12)) * (dice.field(*self.mask.shape) - np.float32(0.5))

@@ -1,4 +1,4 @@
-"""The outline of each class and of its telling part, as distances (negative inside) in the object's own frame."""
+"""The outline of each class and of its distinctive part, as distances (negative inside) in the object's frame."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from structseg.datamodules.drawing.geometry import Array, box, capsule, ellipse
 
 Shape = Callable[[Array, Array], tuple[Array, Array]]
-"""(h, w) coordinates u, v, both within about -1..1, v downwards -> distances to the outline and to the telling part."""
+"""Distances to the outline and to the distinctive part from u, v (h, w), within about -1..1, v downwards."""
 
 
 def outline(kind: int, u: Array, v: Array) -> tuple[Array, Array]:
-    """Distances (h, w) to the outline of class `kind` (1, 2, ...) and to its telling part."""
+    """Distances (h, w) to the outline of class `kind` (1, 2, ...) and to its distinctive part."""
     return _SHAPES[kind - 1](u, v)
 
 

@@ -1,6 +1,6 @@
-"""What things and grounds are painted with: patterns, colours, and their variation within a class.
+"""The textures of objects and grounds: patterns, colours, and their variation within a class.
 
-Only sums, products, comparisons, roots and floors are taken of arrays: numpy gives the same bits for these everywhere.
+Arrays use only sums, products, comparisons, roots and floors, which numpy computes alike on every platform.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GOLDEN = 0.6180339887
 
 
 def colour(hue: float, saturation: float, value: float) -> Array:
-    """(3,) RGB in 0..1 of a hue (its whole part is left out), saturation and value in 0..1."""
+    """(3,) RGB in 0..1 of a hue (modulo 1), saturation and value in 0..1."""
     ramps = (abs((hue + shift) % 1.0 * 6.0 - 3.0) - 1.0 for shift in (0.0, 2 / 3, 1 / 3))
     return np.array([value * (1.0 - saturation * (1.0 - min(max(ramp, 0.0), 1.0))) for ramp in ramps], np.float32)
 
@@ -35,7 +35,7 @@ def _wave(t: Array) -> Array:
 
 
 def _step(t: Array, width: float = 0.1) -> Array:
-    """1 where t is below 0, 0 where above, with a ramp of that width."""
+    """1 for t below 0, 0 above, with a ramp of that width."""
     return np.clip(0.5 - t * np.float32(1.0 / width), 0.0, 1.0)
 
 
@@ -67,10 +67,10 @@ def pattern(name: str, u: Array, v: Array) -> Array:
 
 
 class Coat:
-    """What one object wears: the telling part in the full pattern of its class, the rest plain with a trace of it.
+    """The texture of one object: its class's full pattern on the distinctive part, a trace of it on the rest.
 
-    Ten patterns and a hue for each class tell up to 20 classes apart; hue (by 54 degrees to either side),
-    brightness, contrast, direction and fineness vary from object to object, so that no single one of them is enough.
+    Ten patterns and a hue for each class distinguish up to 20 classes; hue (by 54 degrees to either side), brightness,
+    contrast, direction and scale vary between objects, so that no single one of them is enough.
 
     Args:
         kind: the class, 1 or more.
@@ -91,8 +91,8 @@ class Coat:
         self._cos, self._sin = math.cos(angle), math.sin(angle)
         self._shift = (dice.uniform(), dice.uniform())
 
-    def colours(self, u: Array, v: Array, telling: Array) -> Array:
-        """(3, h, w) colours: u, v count cells of the pattern, `telling` (h, w) in 0..1 is the telling part's share."""
+    def colours(self, u: Array, v: Array, distinctive: Array) -> Array:
+        """(3, h, w) colours; u, v in cells of the pattern, `distinctive` (h, w) in 0..1: share of that part."""
         u, v = u * np.float32(self.fineness), v * np.float32(self.fineness)
         p = u * np.float32(self._cos) - v * np.float32(self._sin) + np.float32(self._shift[0])
         q = u * np.float32(self._sin) + v * np.float32(self._cos) + np.float32(self._shift[1])
@@ -101,7 +101,7 @@ class Coat:
         value = pattern(self.pattern, p, q)
         plain = self.plain[:, None, None] * (np.float32(1.0 - self.trace) + np.float32(2 * self.trace) * value)
         full = self.dark[:, None, None] + value * (self.light - self.dark)[:, None, None]
-        return plain + telling * (full - plain)
+        return plain + distinctive * (full - plain)
 
 
 def ground(kind: int, x: Array, y: Array, dice: Dice) -> Array:

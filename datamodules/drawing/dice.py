@@ -1,4 +1,4 @@
-"""A supply of random numbers, drawn from one generator in one go, so that a thousand choices cost microseconds."""
+"""Random choices from numbers that a generator draws in blocks, which makes each choice fast."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Uniform numbers from a generator, handed out one by one.
+    """Random choices by uniform numbers.
 
     Args:
-        rng: the only source of randomness; it is read 512 numbers at a time.
+        rng: the only source of randomness; 512 numbers are drawn at a time.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -34,7 +34,7 @@ class Dice:
         return low + (high - low) * self.uniform()
 
     def near(self, mean: float, spread: float) -> float:
-        """A number about mean, at most 3 * spread away; the spread is nearly the standard deviation."""
+        """A number around `mean`, at most 3 * `spread` away; `spread` is nearly the standard deviation."""
         return mean + spread * 2.0 * (self.uniform() + self.uniform() + self.uniform() - 1.5)
 
     def chance(self, probability: float) -> bool:
@@ -59,7 +59,7 @@ class Dice:
         return name
 
     def colour(self, low: float = 0.0, high: float = 1.0, saturation: float = 0.5) -> Array:
-        """(3,) a colour: brightness in low..high, then each channel up to `saturation` darker."""
+        """(3,) a colour: brightness in low..high, each channel darker by a share of up to `saturation`."""
         value = self.between(low, high)
         return np.array([value * (1.0 - saturation * self.uniform()) for _ in range(3)], np.float32)
 

@@ -60,7 +60,7 @@ class Frame:
 
 
 def ellipse(u: Array, v: Array, a: float, b: float) -> Array:
-    """Near-exact distance to an axis-aligned ellipse with half axes a and b."""
+    """Approximate distance to an axis-aligned ellipse with half axes a and b."""
     p, q = u / a, v / b
     k = np.sqrt(p * p + q * q)
     p /= a
@@ -90,7 +90,7 @@ def _along(u: Array, v: Array, start: tuple[float, float], end: tuple[float, flo
 
 def smooth_min(a: Array, b: Array, radius: float) -> Array:
     """Union of two shapes, the seam rounded over `radius`."""
-    # The polynomial blend of Quilez: off by a quarter of the radius where the two are equal, exact elsewhere.
+    # Quilez's polynomial blend: differs from the minimum by a quarter of the radius where both are equal.
     near = np.maximum(np.float32(radius) - np.abs(a - b), 0.0)
     near *= near
     near *= np.float32(-0.25 / radius)

@@ -14,12 +14,12 @@ from structseg.datamodules.drawing.texture import noise
 class Grid:
     """The pixel centres of a grid laid over a picture.
 
-    A picture's coordinates run from -1 to 1 along its shorter side, 0 at the centre, y downwards, whatever the grid:
-    an image and a larger mask of the same picture are two grids over it.
+    A picture's coordinates run from -1 to 1 along its shorter side, 0 at the centre, y downwards, for every grid: an
+    image and a larger mask of the same picture are two grids over it.
 
     Args:
         size: (h, w) of the grid.
-        picture: (H, W) whose sides give the picture's shape; `size` where None.
+        picture: (H, W), the picture's aspect ratio; None: that of `size`.
 
     Attributes:
         x, y: (w,) and (h,) coordinates of the pixel centres.
@@ -34,7 +34,7 @@ class Grid:
         self.pixel = math.sqrt((width / w) * (height / h)) / half
 
     def patch(self, frame: Frame, bounds: tuple[float, float, float, float]) -> Patch:
-        """The pixels that a rectangle (left, top, right, bottom) of the frame may touch; none where it lies outside."""
+        """The pixels that a rectangle (left, top, right, bottom) of the frame may touch; empty if it is outside."""
         left, top, right, bottom = bounds
         corners = [frame.at(u, v) for u in (left, right) for v in (top, bottom)]
         margin = 2 * self.pixel
@@ -47,7 +47,7 @@ class Grid:
 
 
 def between(ordered: Array, low: float, high: float) -> slice:
-    """Where ascending values lie in low..high."""
+    """The slice of ascending values in low..high."""
     first, last = np.searchsorted(ordered, (low, high))
     return slice(int(first), int(last))
 
@@ -77,19 +77,19 @@ class Patch:
         self.pixel = grid.pixel / frame.scale
 
     def cover(self, distance: Array, feather: float = 1.0) -> Array:
-        """(h, w) share of each pixel in a shape, over an edge `feather` pixels wide; 0.5 where the distance is 0."""
+        """(h, w) share of each pixel that a shape covers, with an edge of `feather` pixels; 0.5 at distance 0."""
         share = distance * np.float32(-1.0 / (self.pixel * feather))
         share += np.float32(0.5)
         np.maximum(share, 0.0, out=share)
         return np.minimum(share, 1.0, out=share)
 
     def near(self, points: Sequence[tuple[float, float]], margin: float) -> tuple[slice, slice]:
-        """The rows and columns of this patch that lie within `margin` of local points' bounding box, and a few more."""
+        """The rows and columns of this patch within `margin` of the bounding box of local points, and a few more."""
         places = [self.frame.at(u, v) for u, v in points]
         margin = margin * self.scale
         x, y = [place[0] for place in places], [place[1] for place in places]
         return between(self.y, min(y) - margin, max(y) + margin), between(self.x, min(x) - margin, max(x) + margin)
 
     def noise(self, numbers: Array, frequency: float) -> Array:
-        """(h, w) smooth noise in 0..1 of `frequency` cells a local unit; `numbers` as `texture.noise` takes them."""
+        """(h, w) smooth noise in 0..1 with `frequency` cells per local unit; `numbers` as for `texture.noise`."""
         return noise(self.x, self.y, numbers, frequency / self.scale)

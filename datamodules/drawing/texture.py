@@ -8,7 +8,7 @@ from structseg.datamodules.drawing.geometry import Array
 
 
 def noise(canvas_x: Array, canvas_y: Array, numbers: Array, frequency: float) -> Array:
-    """(H, W) smooth noise in 0..1: `numbers` (n, n), n a power of two, lie on a grid, `frequency` cells a unit."""
+    """(H, W) smooth noise in 0..1, from `numbers` (n, n), n a power of two, on a grid of `frequency` cells per unit."""
     mask = len(numbers) - 1
     rows, row_share = _cells(canvas_y, frequency)
     columns, column_share = _cells(canvas_x, frequency)
@@ -29,11 +29,11 @@ def _cells(t: Array, frequency: float) -> tuple[np.ndarray, Array]:
 
 
 class Strands:
-    """Noise along a line, for threads that lie side by side.
+    """Noise along a line, for threads side by side.
 
     Args:
-        coarse: (n,) numbers in 0..1: the locks.
-        fine: (m,) numbers in 0..1, m a multiple of n: the threads.
+        coarse: (n,) numbers in 0..1, for the locks.
+        fine: (m,) numbers in 0..1, m a multiple of n, for the threads.
     """
 
     _ENTRIES = 2048

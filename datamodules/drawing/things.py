@@ -13,14 +13,14 @@ from structseg.datamodules.drawing.grid import Grid, Patch
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """An occluder, in the coordinates of its frame and thus at any size.
+    """An occluder in the coordinates of its frame, which can be drawn at any size.
 
     Attributes:
         frame: its place in the picture.
-        bounds: (left, top, right, bottom) in the frame that hold all of it.
-        parts: signed distances (h, w) to its parts, negative inside; it is their union.
-        paint: (colours (3, h, w) under a plain white light, opacity: a number or (h, w)) from the patch and the parts.
-            What one looks through, such as the lenses of glasses, is less than opaque and still part of it.
+        bounds: bounding box (left, top, right, bottom) in the frame.
+        parts: returns the signed distances (h, w) to its parts, negative inside.
+        paint: returns colours (3, h, w) in white light and the opacity, a number or (h, w), from patch and distances.
+            Transparent parts, such as lenses, belong to the occluder.
     """
 
     frame: Frame

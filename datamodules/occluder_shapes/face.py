@@ -1,4 +1,4 @@
-"""Where the parts of a face are, from its label."""
+"""The places of the parts of a face, from its label."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from structseg.datamodules.label_spaces import CELEBAMASK_HQ
 _EARS = ("l_ear", "r_ear")
 _ON_FACE = ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
 _ON_HEAD = (*_ON_FACE, *_EARS, "hair", "hat")
-_FINEST = 96  # pixels along the shorter side that are looked at: enough for eyes, and cheap
-_FEWEST = 12  # pixels of a face; fewer are a stray or nothing to cover
+_FINEST = 96  # the shorter side of the label in pixels: larger ones are subsampled, down to what eyes need
+_FEWEST = 12  # pixels of a face; fewer are an error of the label or too small to cover
 
 Point = tuple[float, float]
 
@@ -25,19 +25,19 @@ Point = tuple[float, float]
 class FacePlace:
     """A face in the coordinates of its own frame: the origin between the eyes, u along them to the picture's right.
 
-    The unit is the distance from the eyes to the mouth; v runs down the face. A face of usual shape has its eyes at
-    u = -0.5 and 0.5, its sides at about -1.05 and 1.05, its chin at 1.7 and its crown at -1.7.
+    The unit is the distance from the eyes to the mouth; v runs down the face. An average face has its eyes at u = -0.5
+    and 0.5, its sides at about -1.05 and 1.05, its chin at 1.7 and its crown at -1.7.
 
     Attributes:
         frame: in the picture's coordinates (`Grid`).
         eyes: (u, v) of the eyes, the picture's left one first.
-        nose, mouth: (u, v) of their middles.
+        nose, mouth: (u, v) of their centres.
         left, right: u of the face's sides, between the eyes and the mouth.
         chin: v of its lower end.
-        brow: u of the sides of the head above the eyes, hair included unless it stands far off.
-        top: v of the upper end of all, hair and hat included.
-        area: of the face.
-        worn: classes of CELEBAMASK_HQ that it wears before or on it: eye_g, hat.
+        brow: u of the sides of the head above the eyes, with hair close to it.
+        top: v of the upper end of the head, with hair and hat.
+        area: of the face, in squared units.
+        worn: classes of CELEBAMASK_HQ that it already wears: eye_g, hat.
     """
 
     frame: Frame
@@ -54,7 +54,7 @@ class FacePlace:
 
 
 class _Points:
-    """The pixels of a label, seen coarsely, by class."""
+    """The pixels of each class of a subsampled label."""
 
     def __init__(self, mask: NDArray[np.integer]) -> None:
         step = max(1, min(mask.shape) // _FINEST)
@@ -77,14 +77,14 @@ class _Points:
 def find_face(mask: NDArray[np.integer]) -> FacePlace | None:
     """The face in a label (H, W) of CELEBAMASK_HQ, values to 255; None if the label has no face.
 
-    Parts that are missing are put where a face of usual shape has them, by its other parts or by the box of its skin.
+    Missing parts are placed as in an average face, relative to the other parts or to the bounding box of the skin.
     """
     points = _Points(mask)
     x, y = points.of(*_ON_FACE)
     if x.size < _FEWEST:
         return None
     (low_x, high_x), (low_y, high_y) = np.percentile(x, (1, 99)), np.percentile(y, (1, 99))
-    # A cell more, so that no side is 0.
+    # One cell more, so that no side is 0.
     width, height = float(high_x - low_x) + math.sqrt(points.cell), float(high_y - low_y) + math.sqrt(points.cell)
     box_x, box_top = float(low_x + high_x) / 2, float(low_y)
     nose, mouth = points.middle("nose"), points.middle("mouth", "u_lip", "l_lip")
@@ -94,7 +94,7 @@ def find_face(mask: NDArray[np.integer]) -> FacePlace | None:
     if len(eyes) == 2:
         origin = ((eyes[0][0] + eyes[1][0]) / 2, (eyes[0][1] + eyes[1][1]) / 2)
     elif eyes:
-        # The other one lies beyond the nose, at most as far off as two eyes are in a face of this width.
+        # The other eye is beyond the nose, at most as far away as the eyes of a face of this width.
         away = (nose[0] if nose else box_x) - eyes[0][0]
         origin = (eyes[0][0] + min(max(away, -0.23 * width), 0.23 * width), eyes[0][1])
     elif glasses := points.middle("eye_g"):
@@ -116,7 +116,7 @@ def find_face(mask: NDArray[np.integer]) -> FacePlace | None:
 
 
 def _tilt(pair: list[Point], width: float) -> float:
-    """The angle of the line through a pair of parts; 0 where there is no pair, or where it is seen from the side."""
+    """The angle of the line through a pair of parts; 0 without a pair, or in a face seen from the side."""
     if len(pair) < 2:
         return 0.0
     (x0, y0), (x1, y1) = sorted(pair)
@@ -163,7 +163,7 @@ def _measure(points: _Points, frame: Frame, eyes: list[Point], nose: Point | Non
 
 
 def _sides(u: Array, v: Array, low: float, high: float) -> Point | None:
-    """The range of u among the points whose v lies between; None without such points, or where all are in one line."""
+    """The range of u of the points with v in low..high; None if there are too few or it is too narrow."""
     row = u[(v > low) & (v < high)]
     if not row.size:
         return None

@@ -1,4 +1,4 @@
-"""Hands before the face: palm or back, fingers spread, closed, curled or pointing, a wrist, at times a sleeve."""
+"""Hands in front of the face: palm or back, fingers spread, closed, curled or pointing, a wrist, some with a sleeve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RADII = (0.052, 0.054, 0.051, 0.044)
 _TONES = ((0.95, 0.79, 0.70), (0.80, 0.60, 0.47), (0.58, 0.40, 0.29), (0.33, 0.21, 0.15))
 
 _RESPONSE = np.array([0.8, 1.0, 1.1], np.float32)[:, None, None]
-_FAR = 0.15  # from a finger; nobody asks for its distance beyond
+_FAR = 0.15  # distance from a finger beyond which its exact value is not needed
 
 Point = tuple[float, float]
 
@@ -36,7 +36,7 @@ class Finger:
 
 
 def hand_tone(dice: Dice, skin: Array, same_skin: float) -> Array:
-    """(3,) colour of a hand: with that probability the face's own, else any skin's."""
+    """(3,) colour of a hand: the face's with probability `same_skin`, else any skin's."""
     if dice.chance(same_skin):
         return np.clip(skin * np.float32(dice.near(1.0, 0.05)), 0.05, 1.2)
     step = dice.uniform() * (len(_TONES) - 1.001)
@@ -111,7 +111,7 @@ def hand(face: FacePlace, dice: Dice, tone: Array) -> Thing:
 
 
 def _paint_back(u: Array, v: Array, light: Array, blush: Array) -> None:
-    """Knuckles and tendons, added to light and redness."""
+    """Adds knuckles and tendons to light and redness."""
     for knuckle in _KNUCKLES:
         dent = bump((u - np.float32(knuckle[0])) * 17.0, (v - np.float32(knuckle[1] + 0.02)) * 17.0)
         blush += 0.5 * dent
@@ -121,7 +121,7 @@ def _paint_back(u: Array, v: Array, light: Array, blush: Array) -> None:
 
 
 def _paint_palm(u: Array, v: Array, light: Array, blush: Array) -> None:
-    """The lines of the palm and the ball of the thumb."""
+    """Adds the lines of the palm and the ball of the thumb to light and redness."""
     round_thumb = np.abs(ellipse(u + 0.16, v - 0.12, 0.14, 0.23)) + 0.2 * np.maximum(-0.13 - u, 0.0)
     across = np.abs(v + 0.13 - 1.6 * np.square(u - 0.06)) + 0.2 * np.maximum(np.abs(u) - 0.12, 0.0)
     slanting = np.abs(v + 0.07 - 0.45 * (u + 0.1) - 0.8 * np.square(u)) + 0.2 * np.maximum(np.abs(u) - 0.1, 0.0)
@@ -139,7 +139,7 @@ def _paint_finger(
     blush: Array,
     nails: Array | None,
 ) -> None:
-    """Put a finger before what light, redness and nails show so far; it rises from the palm over its first part."""
+    """Paints a finger on top of light, redness and nails; its lower end blends into the palm."""
     root, joint, tip = finger.points
     u, v = patch.u[near], patch.v[near]
     s, t, length = _along(u, v, joint, tip)
@@ -172,7 +172,7 @@ def _strokes(finger: Finger) -> tuple[tuple[tuple[Point, Point], tuple[float, fl
 
 
 def _fingers(dice: Dice, pose: str) -> list[Finger]:
-    """The thumb, then four fingers from the index."""
+    """The thumb, then the four fingers from the index finger."""
     spread = {"open": dice.between(0.10, 0.2), "closed": dice.between(0.0, 0.03)}.get(pose, 0.03)
     lean, bend = dice.near(0.0, 0.06), dice.near(0.0, 0.06)
     # The thumb: its tip away from the fingers, or along the hand.

@@ -1,4 +1,4 @@
-"""What is held before the face: cups, microphones, phones."""
+"""Occluders that are held in front of the face: cups, microphones, phones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cup(face: FacePlace, dice: Dice) -> Thing:
 
 
 def microphone(face: FacePlace, dice: Dice) -> Thing:
-    """A microphone from below, its head before the mouth or the chin."""
+    """A microphone from below, its head in front of the mouth or the chin."""
     side = dice.sign()
     frame = face.frame.turned(
         face.mouth[0] + dice.near(0.0, 0.1), face.mouth[1] + dice.between(0.15, 0.5), -side * dice.between(0.0, 0.8)
@@ -67,7 +67,7 @@ def microphone(face: FacePlace, dice: Dice) -> Thing:
 
 
 def phone(face: FacePlace, dice: Dice) -> Thing:
-    """A phone before the face, or at its side as in a call."""
+    """A phone in front of the face, or at its side as in a call."""
     side = dice.sign()
     if dice.chance(0.5):
         at = (0.9 * (face.right if side > 0 else face.left), dice.between(0.1, 0.5))

@@ -1,4 +1,4 @@
-"""How a face is lit and photographed, so that what is pasted before it looks as if it had been there."""
+"""The light and grain of a photographed face, so that pasted occluders match it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Light:
         mask: (h, w) labels of CELEBAMASK_HQ, of any size.
 
     Attributes:
-        colour: (3,) what white becomes in it: exposure and cast.
+        colour: (3,) colour of a white surface: exposure and cast.
         skin: (3,) mean colour of the face's skin.
-        noise: deviation of its grain, at most 0.03.
-        soft: deviation in pixels of its blur, 0..2: 0 where its edges are sharp.
+        noise: standard deviation of the grain, at most 0.03.
+        soft: standard deviation of the blur in pixels, 0 (sharp edges) to 2.
     """
 
     def __init__(self, image: Array, mask: NDArray[np.integer]) -> None:
@@ -45,19 +45,19 @@ class Light:
         self.colour: Array = np.clip(cast, 0.85, 1.15) * np.float32(np.clip(high / 0.9, 0.25, 1.1))
         self._field = _field(dim, skin)
         self.noise, steepest = _grain(luma)
-        # A step of that height, blurred by sigma, is at its steepest 0.4 * height / sigma a pixel; few edges in a
-        # picture have all its contrast, so that a sharp one passes for 1.3 pixels.
+        # The steepest slope of a step blurred by sigma is 0.4 * height / sigma per pixel. Few edges have the picture's
+        # whole contrast, so that sharp ones come out as 1.3 pixels.
         self.soft = float(np.clip(0.4 * (high - low) / max(steepest, 1e-3) - 1.3, 0.0, 2.0))
 
     def shade(self, patch: Patch, grid: Grid) -> Array:
-        """(h, w) brightness of the skin thereabouts over its mean, without its features: 0.5..1.5."""
+        """(h, w) smoothed brightness of the nearby skin relative to its mean, 0.5..1.5."""
         down = _weights(patch.y, grid.y, len(self._field))
         across = _weights(patch.x, grid.x, self._field.shape[1])
         return np.clip(down @ self._field @ across.T, 0.5, 1.5)
 
 
 def _field(dim: Array, skin: NDArray[np.bool_]) -> Array:
-    """(16, 16) brightness over that of the mean skin; away from the skin it returns to 1."""
+    """(16, 16) brightness relative to the mean skin; 1 away from the skin."""
     if not skin.any():
         return np.ones((_CELLS, _CELLS), np.float32)
     weight = skin.astype(np.float32)
@@ -71,18 +71,18 @@ def _field(dim: Array, skin: NDArray[np.bool_]) -> Array:
 
 
 def _weights(at: Array, ends: Array, cells: int) -> Array:
-    """(n, cells) of a linear interpolation between cells spread evenly from the grid's first pixel to its last."""
+    """(n, cells) weights of linear interpolation between cells from the grid's first pixel to the last."""
     place = (at - ends[0]) / max(float(ends[-1] - ends[0]), 1e-6) * (cells - 1)
     return np.maximum(1.0 - np.abs(place[:, None] - np.arange(cells, dtype=np.float32)), 0.0).astype(np.float32)
 
 
 def _grain(luma: Array) -> tuple[float, float]:
-    """The noise's deviation, and the steepest slope a pixel, of the middle of an image."""
+    """The standard deviation of the noise and the steepest slope per pixel in the middle of an image."""
     height, width = luma.shape
     top, left = max(0, (height - 128) // 2), max(0, (width - 128) // 2)
     part = luma[top : top + 128, left : left + 128]
-    # The second difference in both directions knows nothing of flat, sloping or one-way striped areas (Immerkaer 1996);
-    # its median knows little of edges. Its deviation is 6 times the noise's, its median 0.67 of that.
+    # The second difference in both directions is 0 on flat, sloping or striped areas (Immerkaer 1996), and its median
+    # is robust against edges. Its standard deviation is 6 times the noise's, its median 0.67 of that.
     second = np.diff(np.diff(part, 2, 0), 2, 1)
     noise = float(np.median(np.abs(second))) / (6 * 0.6745) if second.size else 0.0
     slope = np.abs(np.diff(part, axis=1))

@@ -1,4 +1,4 @@
-"""Shapes in one colour and patches of stuff: things of no size or place of their own."""
+"""Occluders of any size and place: shapes of one colour, and patches of textured material."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shape(face: FacePlace, dice: Dice, share: float) -> Thing:
 
 
 def patch_of_stuff(face: FacePlace, dice: Dice, share: float) -> Thing:
-    """A piece of striped, checked, speckled, woven or wooden stuff; its area is `share` of the face's."""
+    """A piece of striped, checked, speckled, woven or wooden material; its area is `share` of the face's."""
     distance, reach = _outline(dice)
     kind = dice.choose(("stripes", "checks", "speckles", "cloth", "wood"))
     colours = texture(kind, dice, 1.0)
@@ -48,7 +48,7 @@ def _place(
     reach: float,
     paint: Callable[[Patch, list[Array]], tuple[Array, Array | float]],
 ) -> Thing:
-    """Somewhere on the face, turned anyhow, such that one unit of area is `share` of the face."""
+    """Places a shape of area 1 at random on the face, turned and scaled to `share` of the face's area."""
     u = dice.between(face.left, face.right)
     v = dice.between(-0.7, face.chin)
     frame = face.frame.turned(u, v, dice.between(-math.pi, math.pi), math.sqrt(share * face.area))
@@ -56,7 +56,7 @@ def _place(
 
 
 def _outline(dice: Dice) -> tuple[Callable[[Array, Array], Array], float]:
-    """The distance to a shape whose area is about 1, and how far from its middle it reaches."""
+    """The distance to a shape of area about 1, and its largest radius."""
     kind = dice.choose(("box", "ellipse", "polygon", "bar", "blob"))
     if kind == "box":
         a = 0.5 * dice.between(1.0, 1.5)
@@ -91,14 +91,14 @@ def _outline(dice: Dice) -> tuple[Callable[[Array, Array], Array], float]:
         for order, height, phase in waves:
             radius += np.float32(0.55 * height) * np.cos(order * angle + np.float32(phase))
             slope -= np.float32(0.55 * height * order) * np.sin(order * angle + np.float32(phase))
-        # Along the ray, times the cosine between ray and normal: the distance to first order.
+        # The distance along the ray times the cosine between ray and normal: exact to first order.
         return (np.hypot(u, v) - radius) / np.sqrt(1.0 + np.square(slope / radius))
 
     return blob, 0.55 * (1.0 + sum(height for _, height, _ in waves))
 
 
 def texture(kind: str, dice: Dice, scale: float) -> Texture:
-    """Colours (3, h, w) of stuff, from a patch: stripes, checks, speckles, cloth or wood; `scale` widens its grain."""
+    """A function from a patch to colours (3, h, w) of stripes, checks, speckles, cloth or wood, enlarged by `scale`."""
     first, second = dice.colour(0.1, 1.0, 0.8), dice.colour(0.05, 1.0, 0.8)
     numbers = dice.field(32, 32)
     frequency = dice.between(14.0, 40.0) / scale
@@ -106,7 +106,7 @@ def texture(kind: str, dice: Dice, scale: float) -> Texture:
     along, across = np.float32(math.cos(angle)), np.float32(math.sin(angle))
 
     def wave(t: Array, sharpness: float) -> Array:
-        """0..1, the harder the edges, the higher the sharpness."""
+        """A wave in 0..1, with harder edges for a higher sharpness."""
         return np.clip(0.5 + np.float32(sharpness) * np.sin(t), 0.0, 1.0)
 
     def stripes(patch: Patch) -> Array:

@@ -1,4 +1,4 @@
-"""What a face wears: glasses, hats, masks, scarves; placed on its eyes, head and mouth."""
+"""Occluders that a face wears: glasses, hats, masks and scarves."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def mask(face: FacePlace, dice: Dice) -> Thing:
 
 
 def scarf(face: FacePlace, dice: Dice) -> Thing:
-    """A scarf over the chin and all below it, at times up to the nose."""
+    """A scarf over the chin and everything below, sometimes up to the nose."""
     stuff = texture(dice.choose(("cloth", "cloth", "stripes", "checks")), dice, 2.0)
     numbers = dice.field(32, 32)
     middle, half = (face.left + face.right) / 2, (face.right - face.left) / 2

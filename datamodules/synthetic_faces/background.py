@@ -1,4 +1,4 @@
-"""Backgrounds: what stands behind the head."""
+"""Backgrounds behind the head."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def paint_background(canvas: FaceCanvas, kind: str, dice: Dice) -> None:
 
 
 def _paint_outdoors(canvas: FaceCanvas, dice: Dice, ramp: np.ndarray) -> None:
-    """Sky over leaves, the border ragged."""
+    """Sky over leaves with a ragged border."""
     sky = dice.mix((0.55, 0.72, 0.92), (0.88, 0.90, 0.93))[:, None, None]
     leaves = dice.mix((0.16, 0.30, 0.12), (0.42, 0.45, 0.20))[:, None, None]
     leaf = dice.between(4.0, 8.0)

@@ -42,10 +42,9 @@ class FacePatch(Patch):
         opacity: float = 1.0,
         occludes: bool = False,
     ) -> None:
-        """Put a shape on top: colour (3,) or (3, h, w), under the head's light if `lit`.
+        """Paints a shape on top: colour (3,) or (3, h, w), under the head's light if `lit`.
 
-        `label` names the class of its pixels (None: they keep theirs); `occludes` marks them as a thing before the
-        face.
+        `label` is the class of its pixels (None: unchanged); `occludes` marks them as an occluder.
         """
         alpha = self.cover(distance)
         if opacity != 1.0:
@@ -83,7 +82,7 @@ class FacePatch(Patch):
         return colours
 
     def skin_relight(self, factor: Array) -> None:
-        """Multiply the colours by (h, w) the way that skin answers to light."""
+        """Multiplies the colours by (h, w), in each channel as strongly as light acts on skin."""
         response = (factor - 1.0) * _SKIN_RESPONSE
         response += 1.0
         self.image *= response
@@ -102,7 +101,7 @@ class FaceCanvas(Grid):
         self.occluder: NDArray[np.bool_] = np.zeros((height, width), np.bool_)
 
     def area(self, frame: Frame, left: float, top: float, right: float, bottom: float) -> FacePatch:
-        """The pixels that a rectangle of the frame may touch; none where it lies outside."""
+        """The pixels that a rectangle of the frame may touch; empty if it is outside."""
         corners = [frame.at(u, v) for u in (left, right) for v in (top, bottom)]
         xs, ys = [c[0] for c in corners], [c[1] for c in corners]
         return FacePatch(self, frame, self._range(ys, len(self.y)), self._range(xs, len(self.x)))

@@ -16,7 +16,7 @@ _WHITE = np.array([0.93, 0.93, 0.94], np.float32)
 
 
 def paint_clothes(canvas: FaceCanvas, rig: Rig, numbers: Array) -> None:
-    """The garment over the shoulders, its neckline, and a collar, lapels and tie where it has them."""
+    """Paints the garment over the shoulders, its neckline, and, depending on it, collar, lapels and tie."""
     body = rig.face.body
     patch = canvas.area(rig.body, -3.0, 0.7, 3.0, 3.2)
     u, v = patch.u - np.float32(body.shift), patch.v

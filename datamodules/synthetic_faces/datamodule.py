@@ -1,4 +1,4 @@
-"""SyntheticFaces as a datamodule: nothing to download, every image made from the seed."""
+"""SyntheticFaces as a datamodule: every image is drawn from the seed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class SyntheticFacesDataModule(FaceDataModule):
         val: number of validation images.
         test: number of test images.
         label_space: any space that CelebAMask-HQ's classes map to, such as fasseg, parts, occlusion or stn.
-        size: (H, W) in pixels that faces are drawn at, where there are no originals.
+        size: (H, W) in pixels that faces are drawn at without originals.
         **kwargs: settings of `FaceDataModule` and `SegmentationDataModule`.
 
     Raises:
-        ValueError: a count below 1, a label space that CelebAMask-HQ does not map to, occluders in another than
-            occlusion, or settings that do not go together; these are all named.
+        ValueError: a count below 1, a label space that CelebAMask-HQ does not map to, occluders in another space than
+            occlusion, or settings that do not go together, all named.
     """
 
     def __init__(

@@ -17,22 +17,21 @@ from structseg.datamodules.wrappers.full_size import Originals
 
 
 class SyntheticFacesDataset(DecodedDataset):
-    """`count` faces, rendered when asked for: the same seed gives the same pixels in every process and worker.
+    """`count` faces, rendered on access: the same seed gives the same pixels in every process and worker.
 
     A sample is `image` (3, H, W) float32 in 0..1, `mask` (H, W) int64, `name` str; with originals also `original`
-    (3, h, w) in 0..1, of which `image` is made, and `mask` is (h, w).
+    (3, h, w) in 0..1, from which `image` is resized, and `mask` is (h, w).
 
     Args:
-        count: how many faces, at least 1.
+        count: number of faces, at least 1.
         seed: of the data set, at least 0.
         size: (H, W) in pixels, each 32..1024.
-        label_space: any space that CELEBAMASK_HQ maps to; one with a class `occluder` also gets the hands and things
-            before the face, which the others call background.
-        split: number of the split; two splits share no sample.
-        occluder: index that hands and things before the face get in the mask; default: that of the class `occluder`,
-            or of the background in a space without that class.
-        original_size: (h, w), each 32..1024, that faces are drawn at and given as `original`; None gives only `image`.
-        memory_bytes: how many of the originals to keep in memory: drawn once, they are read many times.
+        label_space: any space that CELEBAMASK_HQ maps to.
+        split: number of the split; splits have different samples.
+        occluder: index of hands and other occluders in the mask; default: that of the class `occluder`, or of the
+            background in a space without that class.
+        original_size: (h, w), each 32..1024, that faces are drawn at and given as `original`; None: no originals.
+        memory_bytes: memory for originals, which are slow to draw.
 
     Raises:
         ValueError: a number out of its range, or no map to the label space.

@@ -1,4 +1,4 @@
-"""Hair: the mass behind the neck, the bun, and the hair before the face, all with strands."""
+"""Hair with strands: behind the neck, as a bun, and in front of the face."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from structseg.datamodules.synthetic_faces.head import DEPTH, Rig
 
 
 class HairPainter:
-    """Paints one head's hair in two goes: `behind` the neck, then `before` the face.
+    """Paints the hair of a head in two steps: `behind` the neck, then `before` the face.
 
     Args:
         rig: the head.
-        rng: numbers for strands and jagged edges.
+        rng: source of randomness of strands and jagged edges.
     """
 
     def __init__(self, rig: Rig, rng: np.random.Generator) -> None:
@@ -31,7 +31,7 @@ class HairPainter:
         self._cap = Outline(self._half, rig.face.head.crown + hair.top, lower, (2.25, 2.25), (2.0, 2.6))
 
     def behind(self, canvas: FaceCanvas) -> None:
-        """The hair that lies behind neck, ears and shoulders."""
+        """Paints the hair behind neck, ears and shoulders."""
         hair = self._hair
         if hair.bun_size:
             self._paint_bun(canvas)
@@ -42,7 +42,7 @@ class HairPainter:
         self._paint(canvas, patch, distance, 0.62)
 
     def before(self, canvas: FaceCanvas) -> None:
-        """The hair on the head and beside the face, with the shadow that it throws on the skin."""
+        """Paints the hair on the head and beside the face, with its shadow on the skin."""
         hair, rig = self._hair, self._rig
         if hair.kind == "bald":
             return
@@ -67,7 +67,7 @@ class HairPainter:
         self._paint(canvas, patch, distance, 1.0)
 
     def _below(self, patch: FacePatch, falls: bool) -> Array:
-        """Distance to the hair's lower end before the face: a sideburn, or a lock swept back over the ear."""
+        """Distance to the lower end of the hair in front of the face: a sideburn, or a lock tucked behind the ear."""
         hair = self._hair
         inwards = np.float32(self._half) - np.abs(patch.u - np.float32(self._middle))
         below = patch.v - np.float32(hair.end)
@@ -81,7 +81,7 @@ class HairPainter:
         return np.where((patch.u > self._middle) == hair.tucked[1], swept, below)
 
     def _fall(self, patch: FacePatch) -> Array:
-        """Distance to the hair that hangs: a curtain that widens downwards and waves."""
+        """Distance to hanging hair: a wavy curtain that widens downwards."""
         hair = self._hair
         v = patch.v
         wave = np.float32(hair.wave) * np.sin(v * np.float32(2 * math.pi / hair.wave_length) + np.float32(hair.phase))
@@ -93,7 +93,7 @@ class HairPainter:
         return smooth_max((np.abs(side) - wide) * 0.95, ends, 0.12)
 
     def _window(self, patch: FacePatch) -> Array:
-        """Distance to the opening in which the face shows: hairline above, a curtain's edge on each side."""
+        """Distance to the opening around the face: the hairline above, an edge of hair on each side."""
         hair, rig = self._hair, self._rig
         u, v = patch.u, patch.v
         part, _ = rig.place(hair.part, 0.0, DEPTH["hairline"])

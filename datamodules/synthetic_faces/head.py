@@ -1,4 +1,4 @@
-"""The head: where its parts lie under a pose, its light, and its skin, ears, neck and beard."""
+"""The head: the places of its parts under a pose, its light, and its skin, ears, neck and beard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structseg.datamodules.drawing.texture import noise
 from structseg.datamodules.synthetic_faces.canvas import FaceCanvas, FacePatch
 from structseg.datamodules.synthetic_faces.parameters import Beard, Body, Face, Light
 
-# Depth of the parts before the head's axis, in head units; with the yaw it moves them sideways.
+# Depth of the parts in front of the head's axis, in head units, by which the yaw moves them sideways.
 DEPTH = {"eye": 0.58, "brow": 0.62, "nose": 0.66, "tip": 0.90, "mouth": 0.64, "hairline": 0.42, "ear": -0.08}
 
 
@@ -34,13 +34,13 @@ class Rig:
         self.outline = Outline(self.width, face.head.crown, self.chin, (2.3, 2.3), face.head.jaw)
 
     def place(self, u: float, v: float, depth: float) -> tuple[float, float]:
-        """Where a point of the upright, frontal head comes to lie in the head's frame."""
+        """The place in the head's frame of a point of the upright, frontal head."""
         pose = self.face.pose
         forth = depth * math.cos(pose.yaw) - u * self.turn
         return u * math.cos(pose.yaw) + depth * self.turn, v * math.cos(pose.pitch) + forth * self.nod
 
     def part(self, u: float, v: float, depth: float, tilt: float = 0.0, mirror: float = 1.0) -> Frame:
-        """The frame of a part that lies flat on the head at (u, v): foreshortened, tilted, mirrored if it is -1."""
+        """The frame of a part that is flat on the head at (u, v): foreshortened, tilted, mirrored if `mirror` is -1."""
         pu, pv = self.place(u, v, depth)
         aside = math.asin(max(-1.0, min(1.0, u * 1.1))) + self.yaw
         across = max(math.cos(aside), 0.15)
@@ -48,7 +48,7 @@ class Rig:
         return flat.turned(0.0, 0.0, tilt * mirror, mirror=mirror)
 
     def lean(self, v: Array) -> Array:
-        """How far aside the middle of the head's outline lies at height v: the chin follows the yaw, the crown not."""
+        """The sideways shift of the head's outline at height v: the chin follows the yaw, the crown does not."""
         low = np.maximum(v, 0.0)
         return np.float32(self.turn) * (0.05 + 0.15 * v + 0.20 * low * low * low)
 
@@ -58,7 +58,7 @@ class Rig:
 
 
 def cast_light(canvas: FaceCanvas, rig: Rig, light: Light) -> None:
-    """Fill the canvas's light on the head: an ellipsoid with brow, cheeks and chin under a key light and the sky."""
+    """Fills the canvas's light on the head: an ellipsoid under a key light and ambient light."""
     patch = canvas.whole(rig.head)
     x, y, z = light.direction
     p = (patch.u - np.float32(0.15 * rig.turn)) * np.float32(0.98)
@@ -177,7 +177,7 @@ def paint_ear(canvas: FaceCanvas, rig: Rig, side: float) -> None:
 
 
 def paint_beard(canvas: FaceCanvas, rig: Rig, beard: Beard, numbers: Array) -> None:
-    """Facial hair. CelebAMask-HQ's annotators leave beards in the skin, and so does the label."""
+    """Paints facial hair, which is labelled skin, as in CelebAMask-HQ."""
     face = rig.face
     patch = canvas.area(rig.head, -1.0, 0.0, 1.0, 1.3)
     u, v = patch.u - rig.lean(patch.v), patch.v

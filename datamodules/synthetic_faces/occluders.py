@@ -1,4 +1,4 @@
-"""Things before the face: hands, cups, phones, masks, microphones, blocks. They are background, and marked."""
+"""Occluders of drawn faces: hands, cups, phones, masks, microphones, blocks; labelled background and marked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from structseg.datamodules.synthetic_faces.parameters import Occluder
 
 
 def paint_occluder(canvas: FaceCanvas, rig: Rig, thing: Occluder, numbers: Array) -> None:
-    """Put the thing before everything painted so far."""
+    """Paints the occluder on top of everything painted so far."""
     if thing.kind == "mask":
         _paint_mask(canvas, rig, thing)
     elif thing.kind == "hand":
@@ -42,7 +42,7 @@ def _shadow(patch: FacePatch, distance: Array) -> None:
 
 
 def _paint_hand(canvas: FaceCanvas, rig: Rig, hand: Occluder) -> None:
-    """A hand that comes up from below: forearm, palm, four fingers and a thumb towards the face."""
+    """A hand from below: forearm, palm, four fingers and a thumb towards the face."""
     lean = -hand.side * (0.35 + 0.4 * max(0.0, 0.9 - hand.y)) + hand.angle
     frame = rig.body.turned(hand.x, hand.y, lean, 0.95 * hand.size, mirror=hand.side)
     patch = canvas.area(frame, -0.8, -0.85, 0.8, 2.8)

@@ -1,4 +1,4 @@
-"""Everything that is chosen at random about one picture, apart from its textures' numbers."""
+"""The random parameters of one picture, without the numbers of its textures."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ class Mouth:
 class Hair:
     """The style of the head's hair.
 
-    kind: bald, buzz, short, curly, bob, long or updo. `hairline` is its height on the forehead (negative: above the
-    eyes), `part` where it is parted, `fall` how steeply the fringe falls to either side of the part, `inner` how far
-    from the middle it starts at the temples, `drop` how far it lies outwards of that at the chin, `end` where it ends
-    below, `tucked` on which sides (the picture's left, right) it lies behind the ear.
+    kind: bald, buzz, short, curly, bob, long or updo. hairline: height on the forehead (negative: above the eyes).
+    part: place of the part. fall: slope of the fringe on either side of the part. inner: distance from the middle at
+    the temples. drop: additional distance at the chin. end: height of the lower end. tucked: whether it is behind the
+    ear on the picture's left and right.
     """
 
     kind: str
@@ -197,7 +197,7 @@ class Jewels:
 
 @dataclass(frozen=True)
 class Occluder:
-    """A thing before the face: hand, cup, phone, mask, microphone or block; x, y in head units."""
+    """An occluder: hand, cup, phone, mask, microphone or block; x, y in head units."""
 
     kind: str
     x: float
@@ -232,7 +232,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Face:
-    """All the choices of one picture."""
+    """All parameters of one picture."""
 
     pose: Pose
     head: Head

@@ -1,4 +1,4 @@
-"""A face from a seed: the layers in their order, then the camera."""
+"""Rendering a face from a seed: its layers from back to front, then the camera."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Rendering:
 
     Attributes:
         image: (H, W, 3) uint8.
-        label: (H, W) uint8, classes of CELEBAMASK_HQ. The geometry alone decides: a pixel has the class of the topmost
-            shape that covers its centre, whatever light, blur and noise do to the image. Beards are skin, lenses are
-            eye_g, as in CelebAMask-HQ; hands and other things before the face are background.
-        occluder: (H, W) bool, where a hand or another thing hides what lies behind.
+        label: (H, W) uint8, classes of CELEBAMASK_HQ: a pixel has the class of the topmost shape that covers its
+            centre; light, blur and noise do not change it. Beards are skin and lenses eye_g, as in CelebAMask-HQ; hands
+            and other occluders are background.
+        occluder: (H, W) bool, pixels of hands and other occluders.
     """
 
     image: NDArray[np.uint8]
@@ -56,7 +56,7 @@ def render_face(seed: int, index: int, size: tuple[int, int] = (128, 128), split
         seed: of the whole data set, at least 0.
         index: of the sample within its split, at least 0.
         size: (H, W), each 32..1024; the shorter side spans the scene, the longer one shows more of the background.
-        split: a number of the split, so that the samples of two splits never meet.
+        split: number of the split; splits have different samples.
 
     Raises:
         ValueError: a side is not within 32..1024.
@@ -73,7 +73,7 @@ def check_size(size: tuple[int, int]) -> None:
 
 
 def render(face: Face, texture: np.random.Generator, grain: np.random.Generator, size: tuple[int, int]) -> Rendering:
-    """Paint the face. `texture` feeds strands, cloth and background, `grain` the camera's noise alone."""
+    """Paints a face; `texture` is the randomness of strands, cloth and background, `grain` of the camera's noise."""
     canvas = FaceCanvas(size)
     rig = Rig(face)
     dice = Dice(texture)
@@ -86,7 +86,7 @@ def render(face: Face, texture: np.random.Generator, grain: np.random.Generator,
     paint_clothes(canvas, rig, numbers)
     if face.jewels.necklace != "none":
         paint_necklace(canvas, rig)
-    # The ear that the turn brings forward lies before the cheek, the other one behind it.
+    # The ear that the turn brings forward is in front of the cheek, the other one behind it.
     ears = [side for side in (-1.0, 1.0) if ear_shows(rig, side)]
     before = [side for side in ears if -side * rig.turn > 0.12]
     for side in ears:
@@ -118,7 +118,7 @@ def render(face: Face, texture: np.random.Generator, grain: np.random.Generator,
 
 
 def _photograph(canvas: FaceCanvas, light: Light, camera: Camera, grain: np.random.Generator) -> NDArray[np.uint8]:
-    """Tint, vignette, blur, contrast and noise; the labels know nothing of it."""
+    """Applies tint, vignette, blur, contrast and noise to the image, not to the labels."""
     image = canvas.image
     if camera.blur:
         sigma = camera.blur * 2.0 / canvas.pixel
@@ -127,7 +127,7 @@ def _photograph(canvas: FaceCanvas, light: Light, camera: Camera, grain: np.rand
     image = image * (fall * np.float32(camera.contrast))
     image *= (light.tint * np.float32(camera.exposure * 255.0))[:, None, None]
     image += np.float32(127.0 * (1.0 - camera.contrast))
-    # Highlights bend before they clip, as film does: slope a half above 85 %.
+    # Highlights are compressed before they clip, as on film: slope 0.5 above 85 %.
     np.minimum(image, image * 0.5 + np.float32(0.425 * 255.0), out=image)
     if camera.noise:
         image += _grain(grain, image.shape, camera.noise * 255.0)
@@ -137,7 +137,7 @@ def _photograph(canvas: FaceCanvas, light: Light, camera: Camera, grain: np.rand
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) -> Array:
-    # The difference of two uniform numbers has a triangular density: near enough to a normal one, and faster.
+    # The difference of two uniform numbers is nearly normal, and faster to draw.
     grain = rng.random(shape, dtype=np.float32)
     grain -= rng.random(shape, dtype=np.float32)
     grain *= np.float32(deviation * 6.0**0.5)

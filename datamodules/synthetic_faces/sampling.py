@@ -1,4 +1,4 @@
-"""How a picture's parameters are drawn: which faces there are, and how often."""
+"""Drawing a picture's parameters: the distribution of the faces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IRIS = (
 
 
 def sample_face(dice: Dice) -> p.Face:
-    """Draw all the choices of one picture."""
+    """Draws all parameters of one picture."""
     feminine = dice.uniform()
     age = max(dice.near(0.35, 0.22), 0.0)
     pose = p.Pose(

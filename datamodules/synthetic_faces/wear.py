@@ -1,4 +1,4 @@
-"""What a head wears: glasses, hats, earrings."""
+"""Glasses, hats and earrings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from structseg.datamodules.synthetic_faces.parameters import Glasses, Hat
 
 
 def paint_glasses(canvas: FaceCanvas, rig: Rig, glasses: Glasses) -> None:
-    """Glasses: the class covers rims, bridge, temples and lenses, as the annotators of CelebAMask-HQ draw it."""
+    """Paints glasses; the class covers rims, bridge, temples and lenses, as in CelebAMask-HQ."""
     face = rig.face
     depth = DEPTH["eye"] + 0.10
     ends = []
@@ -104,7 +104,7 @@ def paint_hat(canvas: FaceCanvas, rig: Rig, hat: Hat, numbers: Array) -> None:
 
 
 def paint_earring(canvas: FaceCanvas, rig: Rig, side: float) -> None:
-    """A stud, hoop or drop below the ear's lobe, where the ear itself can be seen."""
+    """Paints a stud, hoop or drop below the lobe of a visible ear."""
     face = rig.face
     jewels, head = face.jewels, face.head
     u, v = rig.place(side * (head.width + head.ear_out - 0.015), 0.12 + 0.25 * head.ear_size, DEPTH["ear"])
@@ -130,7 +130,7 @@ def paint_earring(canvas: FaceCanvas, rig: Rig, side: float) -> None:
 
 
 def ear_shows(rig: Rig, side: float) -> bool:
-    """Whether pose and hair leave the ear on that side (-1: the picture's left) in view."""
+    """Whether the ear on a side (-1: the picture's left) is visible, by pose and hair."""
     hair = rig.face.hair
     if hair.kind in ("long", "bob", "curly") and not hair.tucked[int(side > 0)]:
         return False

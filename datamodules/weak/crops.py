@@ -1,4 +1,4 @@
-"""Training crops: which part of an image a network sees, at which size, and where that part lies."""
+"""Training crops: their settings, and a crop with its size and place in the whole image."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from structseg.datamodules.checks import raise_problems
 
 
 class Crop(NamedTuple):
-    """A crop of a resized image by a window that may reach beyond it, mirrored or not.
+    """A window of a resized image, which may reach beyond it, mirrored or not.
 
     Attributes:
         window: (H, W) of the crop in pixels.
-        resized: (h, w) that the whole image is resized to, aspect kept up to a pixel.
-        top: row of the resized image that the window begins at; negative where it begins above the image.
-        left: column likewise.
+        resized: (h, w) that the whole image is resized to, with its aspect ratio kept up to a pixel.
+        top: row of the resized image at which the window begins; negative if that is above the image.
+        left: column at which the window begins; negative if that is left of the image.
         mirrored: whether the crop is flipped.
     """
 
@@ -32,7 +32,7 @@ class Crop(NamedTuple):
     mirrored: bool = False
 
     def affine(self) -> Tensor:
-        """(2, 3) float32: from the crop's normalised coordinates to the image's, as `F.affine_grid` takes it.
+        """(2, 3) float32: the map from the crop's normalised coordinates to the image's, for `F.affine_grid`.
 
         -1 and 1 are the outer edges of the outer pixels (`align_corners=False`).
         """
@@ -46,43 +46,41 @@ class Crop(NamedTuple):
         )
 
     def image(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """The crop of an RGB image, bilinear with antialiasing; `fill` is the colour beyond it."""
+        """The crop of an RGB image, bilinear with antialiasing; `fill` is the colour outside the image."""
         return self._apply(image, Image.Resampling.BILINEAR, fill)
 
     def mask(self, mask: NDArray[np.uint8], outside: int = 255) -> NDArray[np.uint8]:
-        """The crop of an index mask of the whole image, of any size, nearest filter; `outside` is beyond it."""
+        """The crop of an index mask of the whole image, of any size; `outside` is the value outside the image."""
         return np.asarray(self._apply(Image.fromarray(mask), Image.Resampling.NEAREST, outside))
 
     def _apply(self, image: Image.Image, filter_: Image.Resampling, fill: int | tuple[int, int, int]) -> Image.Image:
         (height, width), (h, w) = self.window, self.resized
         y0, y1 = max(0, -self.top), min(height, h - self.top)
         x0, x1 = max(0, -self.left), min(width, w - self.left)
-        # Only what is seen is resized. Products first: a box that ends at the image's edge must not exceed it.
+        # Resizes only what is inside the window. Products first: rounding must not push the box over the image's edge.
         box = (
             (self.left + x0) * image.width / w,
             (self.top + y0) * image.height / h,
             (self.left + x1) * image.width / w,
             (self.top + y1) * image.height / h,
         )
-        seen = image.resize((x1 - x0, y1 - y0), filter_, box=box)
-        if seen.size != (width, height):
-            whole = Image.new(image.mode, (width, height), fill)
-            whole.paste(seen, (x0, y0))
-            seen = whole
-        return seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else seen
+        crop = image.resize((x1 - x0, y1 - y0), filter_, box=box)
+        if crop.size != (width, height):
+            inside, crop = crop, Image.new(image.mode, (width, height), fill)
+            crop.paste(inside, (x0, y0))
+        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else crop
 
 
 @dataclass
 class CropSettings:
     """How training images are cropped. With neither range the whole image is resized to the window.
 
-    The image is resized, aspect kept, and a window of the datamodule's `size` is placed on it at random; where the
-    image is smaller, it is placed at random in the window, the rest is of the datamodule's mean colour and ignored in
-    masks.
+    The image is resized, keeping its aspect ratio, and a window of the datamodule's `size` is placed on it at random. A
+    smaller image is placed at random in the window; the rest gets the datamodule's mean colour and is ignored in masks.
 
     Attributes:
-        long_side: range that the longer side is drawn from, in pixels; IRNet: 320 to 640 for windows of 512.
-        scale: range that the factor of the image's own size is drawn from; DeepLab: 0.5 to 1.5 for windows of 321.
+        long_side: range of the longer side of the resized image in pixels; IRNet: 320 to 640 for windows of 512.
+        scale: range of the factor by which the image is resized; DeepLab: 0.5 to 1.5 for windows of 321.
         flip: probability that a crop is mirrored.
     """
 

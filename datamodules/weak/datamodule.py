@@ -1,4 +1,4 @@
-"""Data for weak supervision: image tags, and what the stages of a round hand to each other, in crops."""
+"""Data for weak supervision: cropped images with tags, and the files of earlier stages of a round."""
 
 from __future__ import annotations
 
@@ -35,41 +35,39 @@ _SHOWN = 5  # names that a warning gives
 
 
 class WeaklySupervisedDataModule(SegmentationDataModule):
-    """Images with tags, and masks that are true, made by an earlier stage, or none; a child reads them.
+    """Base for images with tags, with true masks, masks of an earlier stage, or no masks.
 
     Subclasses implement `entries`, and either `read` or all of `read_unmasked`, `tags_of` and `truth_of`. Names are
     unique over all splits.
 
-    Samples have `image`, `name`, `crop`, `tags` where they are known, `mask`, with `queries` also `context`, and in
-    predictions over a split `cams`. Training samples are crops, drawn from (seed, epoch, index) in the workers;
-    evaluation samples show the whole image, and have the true mask where the data have one. Those of a split are alike:
-    where some of its images have a true mask, that of the others is 255 everywhere; where some have no tags, none come
-    along, which is noticed.
+    Samples have `image`, `name`, `crop`, `tags` if known, `mask`, with `queries` also `context`, and in predictions
+    over a split `cams`. Training samples are crops, drawn from (seed, epoch, index) in the workers; evaluation samples
+    are whole images with their true masks. All samples of an evaluation split have the same keys: if only some images
+    have a true mask, the others get one that is 255 everywhere; if only some have tags, no sample has, with a notice.
 
     Args:
-        label_space: name of the space of the labels; `voc[cat,dog]` are the background and these classes.
-        batch_size: images a training batch, on each device.
-        masks: of training: None gives none, `truth` the data's own, else a folder of artefacts: relation_labels,
-            pseudo_masks or masks.
-        cams: folder of activation maps, which predictions over a split then have as `cams`.
-        queries: folder of the last round's class probabilities, which become `context`. Training images must have
-            theirs; a split of evaluation has all or goes without.
-        context_of: `own`; `another`: each image gets another's of its split (the placebo); `another_of_class`: each of
-            its tags' classes comes from another image that has it, the rest is background; `displaced`: its own, each
-            class shifted at random, round the edges. Fixed by `seed`.
-        predict_split: predict over a split of the data, in its evaluation form.
+        label_space: label space of masks and tags; `voc[cat,dog]`: the background and these classes.
+        batch_size: training images per batch on each device.
+        masks: training masks: None, `truth` for the true ones, or a folder of artefacts: relation_labels, pseudo_masks
+            or masks.
+        cams: folder of class activation maps, for predictions over a split.
+        queries: folder of the last round's class probabilities, which become `context`. All training images must have
+            them; for an evaluation split all or none.
+        context_of: the context of each image: its `own`; that of `another` image of its split (the placebo); with
+            `another_of_class`, for each of its classes that of another image with that class, the rest background;
+            `displaced`: its own with each class shifted at random, cyclically. Fixed by `seed`.
+        predict_split: the split to predict, with evaluation samples.
         crops: how training images are cropped.
-        unknown_classes: of images with classes that the label space lacks: those classes become `background`, in tags
-            and masks alike, or the images are left out (`leave_out`). Training images with none of the label space's
-            classes are left out either way.
+        unknown_classes: classes that the label space lacks become `background`, in tags and masks, or images with them
+            are left out (`leave_out`). Training images without any class of the label space are always left out.
         **kwargs: settings of `SegmentationDataModule`.
 
     Raises:
         ValueError: settings that do not go together; all are named.
     """
 
-    data_space: LabelSpace | None = None  # of the names that `tags_of` gives; a child sets it where it is another space
-    tags_from_masks: bool = False  # whether tags are made of the masks, so that they cannot disagree
+    data_space: LabelSpace | None = None  # of the names that `tags_of` returns; None: the label space
+    tags_from_masks: bool = False  # whether tags are made from the masks, so that they cannot disagree
 
     def __init__(
         self,
@@ -100,21 +98,21 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         self.predict_split: Split | None = predict_split
         self.crops = crops
         self.unknown_classes = unknown_classes
-        self.notices: list[str] = []  # what a reader of the figures has to know of the data
+        self.notices: list[str] = []  # caveats about the data that have to be read with the results
         self._names: dict[Split, tuple[str, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What workers that are spawned get: all but the trainer."""
+        """The state for spawned workers: everything but the trainer and the data sets."""
         return {**self.__dict__, "trainer": None, "_datasets": {}}
 
-    def entries(self, split: Split) -> Sequence[str]:  # noqa: ARG002  # for children
-        """The names of a split's images, in a fixed order; a child gives them."""
+    def entries(self, split: Split) -> Sequence[str]:  # noqa: ARG002  # for subclasses
+        """The names of a split's images, in a fixed order."""
         return ()
 
     def read(self, name: str) -> Read:
         """An image, RGB, its true mask (h, w) in the label space, and its tags (K-1,) of 0 and 1.
 
-        Mask and tags are None where they are not known. Raises as `read_unmasked` and `truth_of`.
+        Mask and tags are None if unknown. Raises as `read_unmasked` and `truth_of`.
         """
         image, _, tags = self.read_unmasked(name)
         return image, self.truth_of(name), tags
@@ -124,26 +122,26 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         return self.read(name)
 
     def tags_of(self, name: str) -> frozenset[str] | None:
-        """The classes that an image holds, by the data's own names, others included; None where they are not known."""
+        """All classes of an image, in the data's names, also those that the label space lacks; None if unknown."""
         tags = self.read(name)[2]
         return None if tags is None else frozenset(self.label_space.classes[i + 1] for i in np.flatnonzero(tags))
 
     def truth_of(self, name: str) -> NDArray[np.uint8] | None:
-        """The true mask of an image in the label space; None where the data have none."""
+        """The true mask of an image in the label space; None without one."""
         return self.read(name)[1]
 
     @cached_property
     def _table(self) -> dict[str, int]:
-        """What each class of the data is in the label space; 0 for others."""
+        """The index in the label space of each class of the data; 0 if it lacks the class."""
         space = self.data_space or self.label_space
         table = space.lookup(self.label_space)
         return {name: int(table[index]) for index, name in enumerate(space.classes) if index}
 
     def tag_vector(self, tags: frozenset[str], name: str) -> NDArray[np.float32]:
-        """(K-1,) of 0 and 1 from the data's names of classes.
+        """(K-1,) of 0 and 1 from tags in the data's names.
 
         Raises:
-            ValueError: a tag that is no class of the data; it is named, with the image's `name`.
+            ValueError: a tag is not a class of the data; the message names it and the image.
         """
         unknown = sorted(tags - self._table.keys())
         if unknown:
@@ -155,11 +153,11 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
     def train_tags(self) -> Tensor:
         """(N, K-1) float32 of 0 and 1: the tags of all training images."""
         names = self.names("train")
-        found = [self.tag_vector(self.tags_of(name) or frozenset(), name) for name in names]
-        return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, len(self.label_space) - 1)
+        vectors = [self.tag_vector(self.tags_of(name) or frozenset(), name) for name in names]
+        return torch.from_numpy(np.stack(vectors)) if vectors else torch.zeros(0, len(self.label_space) - 1)
 
     def train_samples(self, most: int) -> list[Sample]:
-        """Up to so many training samples, as they are in the first epoch, evenly spread over the set, in order."""
+        """At most `most` training samples of the first epoch, evenly spread over the set, in order."""
         data, count = self.dataset("train"), len(self.names("train"))
         return [data[index * count // min(most, count)] for index in range(min(most, count))]
 
@@ -167,7 +165,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         """The images of a split that are used, in order.
 
         Raises:
-            ValueError: training images without tags, or a tag that is no class.
+            ValueError: training images without tags, or a tag that is not a class.
         """
         if split not in self._names:
             self._names[split] = self._used(split)
@@ -215,7 +213,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             return bool((seen != (self.tag_vector(tags, name) > 0)).any())
 
         names = self.names(split)
-        with ThreadPoolExecutor(4) as pool:  # decoding leaves Python's lock
+        with ThreadPoolExecutor(4) as pool:  # decoding releases Python's lock
             return [name for name, fault in zip(names, pool.map(differs, names), strict=True) if fault]
 
     @rank_zero_only
@@ -233,11 +231,11 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
 
     @property
     def has_validation(self) -> bool:
-        """Whether any images are held out; else trainings run all their epochs, and their last state counts."""
+        """Whether there are validation images; without them a fit runs all epochs and its last state counts."""
         return len(self.entries("val")) > 0
 
     def make_dataset(self, split: Split) -> Dataset[Sample] | None:
-        """The samples of a split; folders of artefacts are checked first, and tags held against masks.
+        """The data set of a split, after checking folders of artefacts and comparing tags with masks.
 
         Raises:
             FileNotFoundError: artefacts of an earlier stage are missing; the message says what to run.
@@ -272,12 +270,12 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         without = [name for name in names if self.tags_of(name) is None]
         if 0 < len(without) < len(names):
             self._notice(
-                f"{len(without)} of {len(names)} {split} images have no tags, first {without[0]}; none come along"
+                f"{len(without)} of {len(names)} {split} images have no tags, first {without[0]}; all go without"
             )
         return not without
 
     def _donors(self, split: Split, names: tuple[str, ...]) -> Donors | None:
-        """Whose context each image gets, or each of its classes: in cycles, so that none keeps its own."""
+        """The images whose context each image, or each of its classes, gets: in cycles, so that none gets its own."""
         if self.context_of in ("own", "displaced"):
             return None
         random = np.random.default_rng(self.seed)
@@ -295,7 +293,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
             holders = [name for name, holds in zip(names, column, strict=True) if holds]
             if len(holders) == 1:
                 cls = self.label_space.classes[index]
-                self._notice(f"{holders[0]} alone holds {cls} of the {split} images; no other gives it a context")
+                self._notice(f"only {holders[0]} of the {split} images has {cls}; it gets no context of that class")
                 continue
             for name, donor in _cycle(holders, random).items():
                 donors[name][index] = donor
@@ -303,7 +301,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
 
     @property
     def query_origin(self) -> str | None:
-        """Identifies the prediction that `queries` and its confounders were made from; None where it is not known.
+        """Identifies the prediction that made `queries` and its confounders; None if unknown.
 
         Raises:
             ValueError: a damaged `about.json`.
@@ -313,7 +311,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
 
     @property
     def query_notices(self) -> tuple[str, ...]:
-        """What was noticed of the prediction that the queries are of; none where it is not known.
+        """The notices of the prediction that made the queries; empty if unknown.
 
         Raises:
             ValueError: a damaged `about.json`.
@@ -327,7 +325,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         return ArtefactManifest.read(Path(self.queries))
 
     def _checked(self, folder: Path, kinds: tuple[str, ...], names: tuple[str, ...], split: Split) -> ArtefactManifest:
-        # Confounders and seeds are for training images; what evaluation reads may lie with those of another split.
+        # Only training depends on the split of its files; evaluation may read them from a folder of another split.
         return check_folder(folder, kinds, names, self.label_space, "train" if split == "train" else None)
 
     def _checked_masks(self, names: tuple[str, ...]) -> Path:
@@ -342,7 +340,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         folder = Path(self.queries)
         if split != "train" and not any((folder / f"{name}.npz").is_file() for name in names):
             self._checked(folder, ("queries",), (), split)
-            return None  # a split that the last round did not predict
+            return None  # the last round did not predict this split
         self._checked(folder, ("queries",), names, split)
         return folder
 
@@ -367,7 +365,7 @@ class WeaklySupervisedDataModule(SegmentationDataModule):
         return self._load(self._samples(names, split, sources, None), train=False)
 
     def augment(self, batch: Batch, seed: list[int]) -> Batch:
-        """The batch with its colours varied; a batch without masks stays without."""
+        """The batch with augmented colours; a batch without masks gets none."""
         varied = super().augment(batch, seed)
         if "mask" not in batch:
             varied.pop("mask", None)
@@ -381,7 +379,7 @@ def classes_in(mask: NDArray[np.uint8], space: LabelSpace) -> frozenset[str]:
 
 
 def _cycle(names: Sequence[str], random: np.random.Generator) -> dict[str, str]:
-    """Another of the names for each: one cycle through all of them."""
+    """Another name for each name: one random cycle through all of them."""
     order = random.permutation(len(names))
     return {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
 

@@ -1,4 +1,4 @@
-"""The samples of weak supervision: a cropped image, with its tags, masks and maps of earlier stages."""
+"""The samples of weak supervision: cropped images with tags, and with masks and maps of earlier stages."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from structseg.datamodules.round_files import read_artefact_mask, read_cams, rea
 from structseg.datamodules.weak.crops import CropSettings
 
 Read = tuple[Image.Image, NDArray[np.uint8] | None, NDArray[np.float32] | None]  # image, true mask and tags
-Donors = Mapping[str, str] | Mapping[str, Mapping[int, str]]  # an image's, or those of its classes by index
+Donors = Mapping[str, str] | Mapping[str, Mapping[int, str]]  # by image, or by image and class index
 
 
 class Sources(NamedTuple):
-    """Where a sample's parts come from.
+    """The sources of a sample's masks, context, activation maps and tags.
 
     Attributes:
-        masks: `truth`: what the reader gives, where it gives any; a folder of artefacts; None = no masks.
+        masks: `truth`: the reader's, if it has one; a folder of artefacts; None: no masks.
         queries: folder of class probabilities, for `context`.
         cams: folder of class activation maps.
-        blank: whether an image without a true mask gets one that is ignored everywhere, beside others that have theirs.
+        blank: whether an image without a true mask gets one of ignored pixels, so that all samples have the same keys.
         tags: whether samples have tags.
     """
 
@@ -45,15 +45,16 @@ class WeakDataset(Dataset[Sample]):
 
     Args:
         names: of the images.
-        read: gives an image, its true mask and its tags; the last two may be None.
-        size: (H, W) of the samples; None = each image's own.
+        read: returns an image, its true mask and its tags; the last two may be None.
+        size: (H, W) of the samples; None: the size of each image.
         label_space: of masks and tags.
         sources: of masks, context and activation maps.
-        crops: how images are cropped, differently each epoch (`set_epoch`); None = the whole image.
-        mean: colour in 0..1 beyond the edge of an image.
+        crops: how images are cropped, differently each epoch (`set_epoch`); None: whole images.
+        mean: colour in 0..1 outside an image.
         seed: of the crops.
-        donors: whose context each image, or each of its classes, gets; what no class has is background. None = its own.
-        displace: seed of the shifts that each class of an image's context is given; None = it stays where it is.
+        donors: the image whose context each image, or each of its classes, gets instead of its own; the remaining
+            probability is background. None: its own.
+        displace: seed of random shifts of each class in an image's context; None: no shifts.
     """
 
     def __init__(
@@ -78,18 +79,18 @@ class WeakDataset(Dataset[Sample]):
         self.fill = (red, green, blue)
         self.seed = seed
         self.donors, self.displace = donors, displace
-        # Shared, so that workers that outlive an epoch see the next.
+        # Shared, so that persistent workers see the next epoch.
         self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """`image` (3, H, W) in 0..1, `crop` (2, 3), `name`, and what there is of the rest; see `batch.Batch`.
+        """`image` (3, H, W) in 0..1, `crop` (2, 3), `name`, and the other keys that are known; see `batch.Batch`.
 
         Raises:
             FileNotFoundError: an image or artefact is missing.
-            ValueError: a damaged file, or no true mask where training asks for it; the message names it.
+            ValueError: a file is damaged, or a true mask that training needs is missing; the message names it.
         """
         name = self.names[index]
         image, truth, tags = self.read(name)

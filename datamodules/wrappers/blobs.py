@@ -15,8 +15,8 @@ from structseg.datamodules.samplers import set_epoch
 
 BlobKind = Literal["labels", "components", "superpixels"]
 
-# Three rounds cut the image nearly as well as the usual ten: of LFW's pixels 2.5 % lie in a superpixel of another label
-# either way, and it takes a third of the time.
+# Three rounds are nearly as good as the usual ten (on LFW 2.5 % of the pixels are in a superpixel of another label with
+# both) in a third of the time.
 _SLIC_ROUNDS = 3
 
 
@@ -30,20 +30,20 @@ def make_blobs(
     """The blobs of one image; every blob has one label.
 
     Args:
-        mask: (H, W) labels, 0 or more. 255, which losses leave out, makes blobs of its own like any label. None, for
-            `superpixels` only: nothing is known, and a blob is a superpixel.
-        kind: `labels` makes a blob of each label, `components` one of each connected component (neighbours share an
-            edge: 4-connectivity), `superpixels` one of each label within each superpixel.
-        image: (h, w, 3) RGB, uint8 or floats in 0..1, that superpixels are made of by SLIC, in Lab colours. Where it
-            is not of the mask's size, they are resized with the nearest filter.
-        superpixels: (H, W) whole numbers, to be used in place of SLIC; their values need not be dense.
-        segments: about how many superpixels SLIC makes.
+        mask: (H, W) labels, 0 or more; 255, which losses ignore, makes blobs like any label. None, for `superpixels`
+            only: the superpixels are the blobs.
+        kind: `labels` makes a blob of each label, `components` one of each connected component (4-connectivity),
+            `superpixels` one of each label within each superpixel.
+        image: (h, w, 3) RGB, uint8 or floats in 0..1, from which SLIC makes superpixels, in Lab colours; they are
+            resized to the mask by the nearest pixel.
+        superpixels: (H, W) integers, used instead of SLIC; their values may have gaps.
+        segments: approximate number of SLIC's superpixels.
 
     Returns:
         (H, W) int64, ids 0..B-1 without gaps.
 
     Raises:
-        ValueError: what the kind needs is missing, or shapes differ.
+        ValueError: mask, image or superpixels that the kind needs are missing, or shapes differ.
 
     Example:
         >>> make_blobs(np.array([[0, 7, 0]]), "components").tolist()
@@ -66,7 +66,7 @@ def make_blobs(
         raise ValueError(f"blobs of {kind} need labels; images without mask have blobs of superpixels only")
     if kind == "labels":
         return _dense(mask)
-    if kind == "components":  # 0 would be background to the routine, which then makes no component of it
+    if kind == "components":  # plus 1, as the routine ignores 0
         import cc3d
 
         return cc3d.connected_components(mask.astype(np.uint16) + 1, connectivity=4).astype(np.int64) - 1
@@ -74,7 +74,7 @@ def make_blobs(
 
 
 def _slic(image: NDArray[Any], segments: int) -> NDArray[np.int32]:
-    from skimage.segmentation import slic  # here, as loading it takes longer than starting without it
+    from skimage.segmentation import slic  # here, as it is slow to import
 
     pixels = np.ascontiguousarray(image, dtype=np.float32)  # SLIC scales the range itself
     found = slic(pixels, n_segments=segments, max_num_iter=_SLIC_ROUNDS, start_label=0)
@@ -82,10 +82,10 @@ def _slic(image: NDArray[Any], segments: int) -> NDArray[np.int32]:
 
 
 def _dense(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Each value's rank among those that occur."""
+    """The rank of each value among those that occur."""
     shifted = values.astype(np.int64) - int(values.min())
     top = int(shifted.max())
-    if top > 1 << 16:  # no table for values that far apart
+    if top > 1 << 16:  # too large for a table
         return np.unique(shifted, return_inverse=True)[1].reshape(values.shape)
     occurs = np.bincount(shifted.ravel(), minlength=top + 1) > 0
     ranks: NDArray[np.int64] = np.cumsum(occurs) - 1
@@ -93,17 +93,17 @@ def _dense(values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 class BlobDataset(Dataset[Sample]):
-    """The samples of another data set, each with `blobs`, int64 of the mask's size, as `make_blobs` makes them.
+    """The samples of another data set, each with `blobs` of `make_blobs`, int64 of the mask's size.
 
-    Of a sample that comes with `superpixels` (H, W), raw numbers, blobs of that kind are made from these, and the key
-    is taken out. Other superpixels are made by SLIC, once a sample, and kept, unless the samples vary: where the data
-    set has `set_epoch`, and no `vary` that says otherwise.
+    Samples with `superpixels` (H, W) get blobs of these numbers, and the key is removed. Other superpixels are made by
+    SLIC, once for each sample, and kept in memory, unless samples vary by epoch: the data set has `set_epoch`, and
+    `vary` is not false.
 
     Args:
-        data: gives `image` (3, H, W) in 0..1 and, but for superpixels, `mask` (H, W).
+        data: samples with `image` (3, H, W) in 0..1 and `mask` (H, W), which only superpixels can do without.
         kind: of the blobs.
-        segments: about how many superpixels an image has.
-        memory_bytes: how many of the superpixels to keep in memory, in each worker.
+        segments: approximate number of superpixels of an image.
+        memory_bytes: memory for superpixels, in each worker.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class BlobDataset(Dataset[Sample]):
         """The sample with its blobs.
 
         Raises:
-            ValueError: it has no mask and the kind needs one; the message names it.
+            ValueError: the sample lacks a mask that the kind needs; the message names it.
         """
         sample = self.data[index].copy()
         kept = self._memory.get(index)
@@ -146,5 +146,5 @@ class BlobDataset(Dataset[Sample]):
             raise ValueError(f"{sample['name']}: {error}") from None
 
     def set_epoch(self, epoch: int) -> None:
-        """Passed on to a data set whose samples vary."""
+        """Passes the epoch on to the data set."""
         set_epoch(self.data, epoch)

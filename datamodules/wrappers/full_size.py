@@ -1,4 +1,4 @@
-"""Samples that keep their photograph: a small `image` for a network that looks at the whole, and its `original`."""
+"""Samples with full-size photographs: a small `image` for networks on whole images, and its `original`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from structseg.datamodules.wrappers.hidden_parts import HIDEABLE_PARTS, parts_pr
 
 @dataclass
 class Originals:
-    """How photographs are given as `original`, for methods that crop from them; masks are then of their size.
+    """The full-size photographs, `original`, for methods that crop from them; masks then have their size.
 
     Attributes:
-        max_side: in pixels; photographs whose longer side exceeds it are shrunk to it, aspect kept. None keeps all.
-        hide_parts: how many of a face's six parts are painted over in validation and test images, 0 to 6, drawn by
-            seed and image; the mask keeps them. It needs label_space stn or helen.
+        max_side: largest length of the longer side in pixels, to which larger photographs are shrunk; None: no limit.
+        hide_parts: number of a face's six parts, 0 to 6, that are painted over in validation and test images, drawn by
+            seed and image; masks keep them. It needs label_space stn or helen.
     """
 
     max_side: int | None = None
@@ -38,7 +38,7 @@ class Originals:
         raise_problems("originals", problems)
 
     def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (h, w) that a photograph of (h, w) is kept at: 1 pixel a side at least."""
+        """The (h, w) to which a photograph of (h, w) is shrunk, each 1 or more."""
         longer = max(size)
         if self.max_side is None or longer <= self.max_side:
             return size
@@ -51,13 +51,13 @@ class Originals:
         native_mask: bool = False,
         mask_filter: MaskFilter = "nearest",
     ) -> tuple[Image.Image, NDArray[np.uint8]]:
-        """The photograph at most `max_side` long, and its index mask resized with it.
+        """The photograph shrunk to `max_side`, and its index mask resized to the same size.
 
         Args:
             photograph: RGB, of any size.
             mask: (h, w) of any size; both show the whole picture.
-            native_mask: leave the mask as it is.
-            mask_filter: how it is resized.
+            native_mask: keep the mask as it is.
+            mask_filter: how the mask is resized.
         """
         original = resize_image(photograph, self.size_of((photograph.height, photograph.width)))
         size = (original.height, original.width)
@@ -67,12 +67,12 @@ class Originals:
 def originals_problems(
     originals: Originals | None, space: LabelSpace, blobs: BlobKind | None, occluders: object | None = None
 ) -> list[str]:
-    """What a datamodule with these settings cannot do, in words for its error message."""
+    """The problems of these settings, for the error message of a datamodule."""
     if originals is None:
         return []
     problems = []
     if blobs is not None:
-        problems.append(f"blobs={blobs} with originals (blobs are made of samples without originals only)")
+        problems.append(f"blobs={blobs} with originals (which have no blobs)")
     if occluders is not None:
         problems.append("occluders with originals (give one of them)")
     if originals.hide_parts and (problem := parts_problem(space)):
@@ -81,7 +81,7 @@ def originals_problems(
 
 
 def sample_with_original(original: Image.Image, mask: NDArray[np.uint8], size: tuple[int, int], name: str) -> Sample:
-    """A sample of a photograph as `Originals.shrink` gives it.
+    """A sample with a photograph and mask of `Originals.shrink`.
 
     Returns:
         `image` (3, H, W), the original resized to `size`; `original` (3, h, w), both 0..1; `mask` as it is; `name`.

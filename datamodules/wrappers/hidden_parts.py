@@ -1,4 +1,4 @@
-"""Faces of which some parts cannot be seen, for measuring how a method bears it."""
+"""Faces with hidden parts, to measure how robust a method is to missing ones."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HIDEABLE_PARTS: dict[str, tuple[str, ...]] = {
     "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
 }
 
-_MARGIN = 0.04  # how far beyond a part the cover reaches, in shorter sides of the image: over lashes and blurred edges
+_MARGIN = 0.04  # margin around a part that is painted over, as a share of the shorter side: lashes, blurred edges
 _ROUNDS = 16  # of smoothing at each scale
 
 
 def parts_problem(space: LabelSpace) -> str | None:
-    """Why parts cannot be hidden in faces of a label space, for an error message; None where they can."""
+    """Why parts of faces cannot be hidden in a label space, for an error message; None if they can."""
     names = [name for classes in HIDEABLE_PARTS.values() for name in classes]
     lacking = [name for name in names if name not in space.classes]
     return f"with label_space={space.name} (stn or helen is needed: it has no {lacking[0]})" if lacking else None
@@ -36,8 +36,8 @@ def parts_problem(space: LabelSpace) -> str | None:
 class HiddenPartsDataset(Dataset[Sample]):
     """The samples of another data set with parts painted over, in `image` and `original`; masks keep them.
 
-    Numbers come from (seed, index) alone, and the parts that are hidden with a smaller count are among those with a
-    larger one. A face that has fewer parts than `count` loses all.
+    The choice depends on (seed, index) alone, and a larger count hides more parts in addition to those of a smaller
+    one. A face with fewer parts than `count` loses all.
 
     Args:
         data: samples with `original` (3, h, w), `image` (3, H, W), both 0..1, and `mask` of `space`, of any size.
@@ -61,7 +61,7 @@ class HiddenPartsDataset(Dataset[Sample]):
         return len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample with `image` and `original` painted over; all else as it was."""
+        """The sample with `image` and `original` painted over."""
         sample = self.data[index].copy()
         original = sample["original"]
         pixels = (original * 255).round().byte().permute(1, 2, 0).numpy()
@@ -81,17 +81,17 @@ class HiddenPartsDataset(Dataset[Sample]):
         return sample
 
     def set_epoch(self, epoch: int) -> None:
-        """Passed on to a data set whose samples vary."""
+        """Passes the epoch on to the data set."""
         set_epoch(self.data, epoch)
 
 
 def cover(pixels: NDArray[np.uint8], hidden: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """An image with some of its pixels, and a margin around them, painted over smoothly from what lies around.
+    """An image with pixels, and a margin around them, painted over smoothly with the surrounding colours.
 
     Args:
-        pixels: (h, w, 3); it is not changed.
-        hidden: (h, w) what to paint over.
-        seen: (h, w) what to leave as it is, and to take no colours from.
+        pixels: (h, w, 3); not changed.
+        hidden: (h, w) pixels to paint over.
+        seen: (h, w) pixels to keep, whose colours are not used either.
     """
     from scipy import ndimage
 
@@ -106,13 +106,13 @@ def cover(pixels: NDArray[np.uint8], hidden: NDArray[np.bool_], seen: NDArray[np
 
 
 def _span(inside: NDArray[np.bool_], margin: int) -> slice:
-    """From the first true to the last, and a margin around them."""
+    """The slice from the first true to the last, with a margin."""
     places = np.flatnonzero(inside)
     return slice(max(0, int(places[0]) - margin), int(places[-1]) + margin + 1)
 
 
 def _fill(pixels: NDArray[np.float32], hole: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The hole filled with the mean of its neighbours, over and over: from a half-size copy, filled first, down."""
+    """Fills the hole from a half-size copy, filled first, and then repeatedly with the mean of the neighbours."""
     if not hole.any() or hole.all():
         return pixels
     height, width = hole.shape

@@ -1,4 +1,4 @@
-"""Faces with things pasted before them, labelled background, face, occluder."""
+"""Faces with occluders pasted in front, labelled background, face, occluder."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from structseg.datamodules.occluder_shapes.plain import patch_of_stuff, shape
 from structseg.datamodules.occluder_shapes.worn import glasses, hat, mask, scarf
 from structseg.datamodules.samplers import set_epoch
 
-# In the order in which they lie on each other: what is worn, what is held, what flies.
+# From the hindmost to the foremost: worn, held, floating.
 Kind = Literal[
     "glasses", "sunglasses", "mask", "scarf", "hat", "cup", "microphone", "phone", "hand", "shape", "patch"
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# Of these a face has one at most; hands, shapes and patches may come twice.
+# Occluders in one place exclude each other; hands, shapes and patches may occur twice.
 _PLACE = {
     **dict.fromkeys(("glasses", "sunglasses"), "eyes"),
     **dict.fromkeys(("mask", "scarf"), "mouth"),
     **dict.fromkeys(("cup", "microphone", "phone"), "hand"),
     "hat": "head",
 }
-_TAKEN = {"eye_g": "eyes", "hat": "head"}  # class that a face wears already: the place where nothing more goes
+_TAKEN = {"eye_g": "eyes", "hat": "head"}  # place taken by a class that a face already wears
 
-# Beside the classes of CELEBAMASK_HQ, a mask given to OccludedDataset may hold this: an occluder that has no class.
+# An additional value of masks in CELEBAMASK_HQ given to OccludedDataset: an occluder, which has no class there.
 OCCLUDED = len(CELEBAMASK_HQ)
 
 _SHADOW_REACH = 0.22  # of a soft shadow, in distances from the eyes to the mouth
@@ -52,15 +52,15 @@ _SHADOW_REACH = 0.22  # of a soft shadow, in distances from the eyes to the mout
 
 @dataclass
 class Occluders:
-    """What is pasted before the faces.
+    """Settings of the occluders that are pasted in front of faces.
 
     Attributes:
-        probability: share of the faces that get anything.
-        kinds: what there is to choose from, each equally likely. What a face wears already is not put on it again.
-        most: the most things a face; from 1 to so many, equally likely.
-        size: smallest and largest area of shapes and patches, as shares of the face's. Other things have their own.
-        same_skin: share of the hands that have the face's own skin colour; the others have any skin's.
-        shadow: how dark the soft shadow is that a thing casts on the head behind it, 0 (none) to 1.
+        probability: share of the faces that get occluders.
+        kinds: the kinds to choose from, equally likely, except those that a face already wears.
+        most: largest number of occluders of a face; 1 to `most` are equally likely.
+        size: smallest and largest area of shapes and patches, as shares of the face's; other kinds have fixed sizes.
+        same_skin: share of the hands with the skin colour of the face; the others have any skin colour.
+        shadow: darkness of the soft shadow on the head behind an occluder, 0 (none) to 1.
     """
 
     probability: float = 0.8
@@ -87,7 +87,7 @@ class Occluders:
 
 
 def check_space(occluders: Occluders | None, space: LabelSpace) -> None:
-    """Raises a ValueError where occluders are asked for in a label space that does not know them."""
+    """Raises a ValueError for occluders with a label space that lacks the class."""
     if occluders is not None and space.name != OCCLUSION.name:
         raise ValueError(f"data: occluders with label_space={space.name} (label_space={OCCLUSION.name} is needed)")
 
@@ -95,22 +95,22 @@ def check_space(occluders: Occluders | None, space: LabelSpace) -> None:
 class OccludedDataset(Dataset[Sample]):
     """The samples of another data set with occluders pasted on, in the label space OCCLUSION.
 
-    Whatever of an occluder is in the picture is class occluder, before the face and beside it, where it covers half of
-    a mask pixel or more; lenses too. The rest is the mask's classes as OCCLUSION has them; 255 stays 255. An image
-    without a face stays as it is. Numbers come from (seed, split, epoch, index) alone.
+    Mask pixels of which an occluder, lenses included, covers half or more are class occluder, in front of the face and
+    beside it. The other pixels keep their class, mapped to OCCLUSION; 255 stays 255. Images without a face are not
+    changed. The occluders depend on (seed, split, epoch, index) alone.
 
     Args:
         data: samples with `image` (3, H, W) in 0..1, `mask` (h, w) in CELEBAMASK_HQ or OCCLUDED, `name`. The mask may
             be of another size than the image: both show the whole picture.
-        settings: what is pasted.
+        settings: of the occluders.
         seed: of the occluders, 0 or more.
-        split: number of the split; two splits share no occluder.
-        vary: other occluders each epoch (`set_epoch`), for training; else the same always.
+        split: number of the split; splits have different occluders.
+        vary: whether occluders differ each epoch (`set_epoch`), for training.
     """
 
     def __init__(self, data: Dataset[Sample], settings: Occluders, seed: int, split: int, vary: bool) -> None:
         self.data, self.settings, self.seed, self.split, self.vary = data, settings, seed, split, vary
-        # Shared, so that workers that outlive an epoch see the next.
+        # Shared, so that persistent workers see the next epoch.
         self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()
         self._table = CELEBAMASK_HQ.lookup(OCCLUSION)
         self._table[OCCLUDED] = OCCLUSION.classes.index("occluder")
@@ -139,16 +139,16 @@ class OccludedDataset(Dataset[Sample]):
 def occlude(
     image: Array, mask: NDArray[np.integer], settings: Occluders, numbers: np.random.SeedSequence
 ) -> tuple[Array, Array]:
-    """An image with things pasted before its face.
+    """An image with occluders pasted in front of its face.
 
     Args:
-        image: (3, H, W) float32 in 0..1; it is not changed.
+        image: (3, H, W) float32 in 0..1; not changed.
         mask: (h, w) classes of CELEBAMASK_HQ.
-        settings: what is pasted.
+        settings: of the occluders.
         numbers: the only source of randomness.
 
     Returns:
-        The new image, and the share (h, w), 0..1, of each mask pixel that the things cover.
+        The new image, and the share (h, w), 0..1, of each mask pixel that occluders cover.
     """
     choices, grain = (np.random.default_rng(child) for child in numbers.spawn(2))
     image, alpha = image.copy(), np.zeros(mask.shape, np.float32)
@@ -173,7 +173,7 @@ def occlude(
 
 
 def _choose(dice: Dice, settings: Occluders, face: FacePlace) -> list[Kind]:
-    """Kinds for one face, from the hindmost to the foremost."""
+    """Draws the kinds for one face, from the hindmost to the foremost."""
     taken = {_TAKEN[name] for name in face.worn}
     chosen: list[Kind] = []
     for _ in range(1 + int(dice.uniform() * settings.most)):
@@ -195,7 +195,7 @@ def _paste(
     grain: np.random.Generator,
     shadow: float,
 ) -> tuple[Patch, Array]:
-    """Put a thing into the image, under its light and with its blur and grain; the pixels, and their distance to it."""
+    """Paints an occluder into the image, with the image's light, blur and grain; its pixels, and their distances."""
     unit = face.frame.scale / thing.frame.scale
     patch = thing.patch(grid, _SHADOW_REACH * unit)
     parts = thing.parts(patch)
@@ -229,12 +229,12 @@ def _on_head(head: NDArray[np.bool_], size: tuple[int, ...], rows: slice, column
 
 def _build(kind: Kind, face: FacePlace, dice: Dice, settings: Occluders, light: Light) -> Thing:
     if kind == "hand":
-        # The light is taken from the skin, as it is put on the hand again.
+        # Without the light, which is applied to the hand afterwards.
         return hand(face, dice, hand_tone(dice, light.skin / light.colour, settings.same_skin))
     if kind in ("glasses", "sunglasses"):
         return glasses(face, dice, dark=kind == "sunglasses")
     if kind in ("shape", "patch"):
-        # Even over the orders of size: small things are as likely as large ones.
+        # Uniform in the logarithm of the size.
         share = math.exp(dice.between(math.log(settings.size[0]), math.log(settings.size[1])))
         return (shape if kind == "shape" else patch_of_stuff)(face, dice, share)
     return _OF_OWN_SIZE[kind](face, dice)

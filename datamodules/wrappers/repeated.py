@@ -1,4 +1,4 @@
-"""Training sets in which each image occurs several times an epoch, augmented anew each time."""
+"""Training sets in which each image occurs several times per epoch, augmented anew each time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from structseg.datamodules.samplers import set_epoch
 
 
 class RepeatedDataset(Dataset[Sample]):
-    """The samples of another data set, each `repeats` times under its own name.
-
-    An epoch then draws that many augmentations of each image, as where a data set is multiplied in advance.
+    """The samples of another data set, each `repeats` times and with the same name.
 
     Args:
         data: any samples.
-        repeats: how often each occurs, 1 or more.
+        repeats: number of times that each occurs, 1 or more.
     """
 
     def __init__(self, data: Dataset[Sample], repeats: int) -> None:
@@ -25,11 +23,11 @@ class RepeatedDataset(Dataset[Sample]):
         return self.repeats * len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample that `index` repeats; the repeats of one sample lie a data set's length apart."""
+        """The sample that `index` repeats; the whole data set is repeated, not sample after sample."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return self.data[index % len(self.data)]  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
-        """Passed on to a data set whose samples vary."""
+        """Passes the epoch on to the data set."""
         set_epoch(self.data, epoch)

@@ -14,17 +14,17 @@ from structseg.datamodules.images import read_image, resize_image
 
 
 class UnlabelledDataset(DecodedDataset):
-    """All images below a folder but those that have labels; names are paths below it, without the suffix.
+    """The images below a folder without the labelled ones; their names are paths below it, without suffix.
 
     Args:
-        folder: searched at any depth.
+        folder: searched with its subfolders.
         size: (H, W) that images are resized to.
-        paths: resolved, of images that are left out.
-        stems: of files that are left out too.
+        paths: resolved paths of images to leave out.
+        stems: file stems of images to leave out.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no such image, or two of one name.
+        ValueError: no unlabelled image, or two of one name.
     """
 
     def __init__(
@@ -50,5 +50,5 @@ class UnlabelledDataset(DecodedDataset):
         return {"image": image_tensor(self.decoded(index)[0]), "name": self.names[index]}
 
     def decode(self, index: int) -> tuple[Image.Image]:
-        """The image as it is given out."""
+        """The resized image."""
         return (resize_image(read_image(self.files[index]), self.size),)

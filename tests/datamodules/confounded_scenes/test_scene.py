@@ -152,13 +152,13 @@ def test_the_topmost_thing_has_the_pixel():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shape_is_in_its_frame_and_partly_telling(kind):
+def test_a_shape_is_in_its_frame_and_partly_distinctive(kind):
     axis = np.linspace(-1.5, 1.5, 121, dtype=np.float32)
-    distance, telling = outline(kind, axis[None, :] + 0 * axis[:, None], axis[:, None] + 0 * axis[None, :])
+    distance, distinctive = outline(kind, axis[None, :] + 0 * axis[:, None], axis[:, None] + 0 * axis[None, :])
     inside = distance < 0
     rows, columns = np.nonzero(inside)
     assert max(np.abs(axis[rows]).max(), np.abs(axis[columns]).max()) <= 1.4
-    assert 0.2 < np.mean(telling[inside] < 0) < 0.65
+    assert 0.2 < np.mean(distinctive[inside] < 0) < 0.65
     assert 0.1 < inside.mean() * 9 / math.pi < 0.75  # of the unit disc
 
 
@@ -196,7 +196,7 @@ def test_twenty_classes_differ_in_pattern_or_in_hue():
         assert looks[kind] @ looks[kind + 10] < 0, kind  # opposite hues
 
 
-def test_the_telling_part_has_the_contrast():
+def test_the_distinctive_part_has_the_contrast():
     axis = np.linspace(0, 4, 64, dtype=np.float32)
     u, v = np.meshgrid(axis, axis)
     for kind in KINDS:

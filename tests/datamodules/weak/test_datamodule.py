@@ -175,7 +175,7 @@ def test_where_some_images_have_no_truth_theirs_is_ignored_everywhere(entries: t
 def test_where_some_images_have_no_tags_none_come_along(missing: str) -> None:
     data = Halves(test=2, predict_split="test")
     data.wrong_tags = {missing: None}
-    with pytest.warns(UserWarning, match=f"1 of 2 test images have no tags, first {missing}; none come along"):
+    with pytest.warns(UserWarning, match=f"1 of 2 test images have no tags, first {missing}; all go without"):
         (batch,) = data.test_dataloader()
     assert "tags" not in batch
     (batch,) = data.predict_dataloader()
@@ -268,7 +268,7 @@ def test_a_class_of_one_image_has_no_other_that_could_give_it(tmp_path: Path) ->
     folder = folder_of(tmp_path, "queries", Halves(train=3).entries("train"))
     data = Halves(train=3, truth=False, queries=str(folder), context_of="another_of_class")
     data.wrong_tags = {"train_0": frozenset({"cat"}), "train_1": frozenset({"dog"}), "train_2": frozenset({"cat"})}
-    with pytest.warns(UserWarning, match="train_1 alone holds dog of the train images"):
+    with pytest.warns(UserWarning, match="only train_1 of the train images has dog"):
         sample = data.dataset("train")[1]
     assert sample["context"][1:].count_nonzero() == 0
     assert sample["context"][0].min() == 1
