@@ -1,5 +1,5 @@
-# Two commands for a fresh machine: `make demo` and `make test`. Both make .venv where it is missing.
-# Need Python 3.11+; `make test` also its headers and a C++ compiler (for the dense CRF).
+# Two commands for a fresh machine: `make demo` and `make test`. Both create .venv if it is missing.
+# They need Python 3.11+; `make test` also its headers and a C++ compiler (for the dense CRF).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 install: .venv/installed
 
-# pip, not uv: a local CPU build of torch that pip is told of is taken, and the registry's build everywhere else.
+# pip, not uv: pip takes a local CPU build of torch where it is configured, and otherwise the build of the package index.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) '.[dev,crf,coco,tensorboard,video,packaged]'
@@ -24,7 +24,7 @@ install: .venv/installed
 demo: .venv/demo-installed
 	$(BIN)/structseg demo
 
-# The rooms below one name, as in the installed package: mypy and editors do not see through package-dir.
+# The rooms below one import name, as in the installed package, for mypy and editors, which do not follow package-dir.
 links:
 	rm -rf build/links && mkdir -p build/links/structseg
 	ln -s $(CURDIR)/structseg/* $(CURDIR)/losses $(CURDIR)/datamodules $(CURDIR)/lightning_modules build/links/structseg/
@@ -38,7 +38,7 @@ check: install types
 
 PYTEST := $(BIN)/python -m pytest -m ''
 
-# A fixed part of the damaged inputs and two scenarios on a SLURM cluster, where one starts; all of both below.
+# With a fixed part of the damaged inputs, and two scenarios on a SLURM cluster where one can be started; all of them below.
 test: check
 	$(PYTEST) --numprocesses 2 --dist worksteal --quiet
 
