@@ -1,4 +1,4 @@
-"""A mask is turned as its photograph is shown, in every data set: drawn on the stored or on the upright pixels."""
+"""Masks are turned to fit their upright photographs in every data set, drawn on the stored or on the upright pixels."""
 
 import warnings
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_masks_that_fit_neither_way_or_by_aspect_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_where_both_ways_fit_it_is_said(tmp_path: Path, name: str) -> None:
+def test_masks_that_fit_both_ways_are_a_warning(tmp_path: Path, name: str) -> None:
     make = make_set(name, tmp_path)
     path = make().file_samples("test", [])[0].image
     save(path, read_image(path), 3)

@@ -1,4 +1,4 @@
-"""Masks with a palette or in RGB: the classes' own colours decide; where a palette tells nothing, that is said."""
+"""Masks with a palette or in RGB: the classes' colours decide; a palette without them is a warning."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What names and headers show is said before the first step: all faults in one line, nothing decoded."""
+"""Faults that names and headers show are reported before the first step, in one line, without decoding."""
 
 from pathlib import Path
 

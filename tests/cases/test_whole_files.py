@@ -1,4 +1,4 @@
-"""Whole files of another kind are read, or named for what they are; none is called damaged."""
+"""Intact files of other kinds are read, or named for what they are instead of being called damaged."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ COCO_TOLD: dict[str, tuple[Callable[[Tree], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", COCO_TOLD)
-def test_annotations_of_something_else_are_told_for_what_they_are(tmp_path: Path, kind: str) -> None:
+def test_other_annotations_are_named_for_what_they_are(tmp_path: Path, kind: str) -> None:
     path = make_coco(tmp_path) / "annotations" / "instances_train2014.json"
     tree = json.loads(path.read_text())
     change, message = COCO_TOLD[kind]
@@ -160,7 +160,7 @@ def test_suffixes_in_any_letter_case(tmp_path: Path, name: str, suffix: str) -> 
         sample.masks[0].rename(sample.masks[0].with_suffix(sample.masks[0].suffix.upper()))
     assert make().dataset("test")[0]["image"].shape[0] == 3
     shutil.copy(make().file_samples("test", [])[0].image, sample.image.with_suffix(".JPeG"))
-    if name != "lfw":  # whose thousands of folders are not all listed
+    if name != "lfw":  # whose thousands of folders are not listed
         with pytest.raises(ValueError, match="have the same stem; keep one of them"):
             make().dataset("test")
 
@@ -176,7 +176,7 @@ def test_suffixes_in_any_letter_case(tmp_path: Path, name: str, suffix: str) -> 
     ],
 )
 @pytest.mark.parametrize("name", ["voc", "coco", "helen", "lfw", "fasseg", "celebamask_hq"])
-def test_what_stands_in_the_place_of_an_image(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_files_in_place_of_an_image_are_identified(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     make = make_set(name, tmp_path)
     make().file_samples("test", [])[0].image.write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -235,7 +235,7 @@ def test_names_composed_and_decomposed(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["voc", "helen", "lfw", "fasseg", "celebamask_hq", "celebamask_hq_compact"])
-def test_what_systems_leave_in_folders_is_passed_over(tmp_path: Path, name: str) -> None:
+def test_files_that_operating_systems_add_are_skipped(tmp_path: Path, name: str) -> None:
     make = make_set(name, tmp_path)
     for sample in make().file_samples("test", []):
         for path in (sample.image, *sample.masks[:1]):

@@ -172,7 +172,7 @@ def test_a_dot_and_its_label_move_together():
     assert checked > 20
 
 
-def test_what_comes_from_outside_is_background_with_some():
+def test_pixels_from_outside_are_background_with_random_subset():
     torch.manual_seed(0)
     batch = bare_batch(60)
     batch["mask"][:, 20, 30] = 255  # the middle
@@ -251,6 +251,6 @@ def test_colours_flips_and_an_empty_choice_apply_as_ever_with_some():
         assert torch.equal(still[key], batch[key])
 
 
-def test_shear_is_none_of_the_four():
+def test_shear_is_not_one_of_the_four():
     with pytest.raises(ValueError, match=r"shear=3 with random_subset=true"):
         Augmentation(shear=3, random_subset=True)

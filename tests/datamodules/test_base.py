@@ -54,7 +54,7 @@ def test_all_wrong_settings_are_named_together():
         SegmentationDataModule(size=(0, 8), batch_size=0, num_workers=-1, std=(0, 1, 1))
 
 
-def test_without_labelled_data_there_is_a_plain_word():
+def test_without_labelled_data_the_error_is_one_line():
     with pytest.raises(ValueError, match="SegmentationDataModule has no train images; choose settings"):
         SegmentationDataModule().train_dataloader()
 
@@ -150,7 +150,7 @@ def test_synthetic_faces_come_with_originals():
     assert (len(batch["name"]), len(set(batch["name"]))) == (4, 2)
 
 
-def test_synthetic_faces_say_what_does_not_go_with_originals():
+def test_synthetic_faces_name_settings_that_exclude_originals():
     with pytest.raises(
         ValueError,
         match=r"^data: blobs=labels with originals .*, originals without max_side .*, repeats=0 \(1 or more\)$",

@@ -1,4 +1,4 @@
-"""Images of every mode against pixels worked by hand, and what is said of files that are none."""
+"""Images of every mode against pixels worked by hand, and errors for files that are not images."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         read_artefact_mask(tmp_path, "x", PETS)
 
 
-def test_confounders_of_other_classes_or_none(tmp_path: Path) -> None:
+def test_confounders_of_other_classes_or_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file .*; run structseg pipeline FILE --until round_2/masks"):
         read_confounders(tmp_path / "round_2", PETS)
     write_confounders(tmp_path, np.zeros((2, 4, 4)), np.zeros(2, dtype=int), OCCLUSION)

@@ -43,7 +43,7 @@ def test_items_are_the_photograph_and_its_classes(tmp_path: Path, layout: str) -
     np.testing.assert_allclose(item["image"].mean((1, 2)), painted.mean((1, 2)), atol=0.005)
 
 
-def test_photographs_are_squeezed_and_classes_are_picked(tmp_path: Path) -> None:
+def test_photographs_are_resized_and_classes_picked(tmp_path: Path) -> None:
     root = make_celebamask_hq(tmp_path, "full", count=1, size=(48, 60), mirrored=0)
     classes = merge(face_parts((48, 60)))
     item = dataset(root, (24, 20))[0]
@@ -58,7 +58,7 @@ def test_photographs_are_squeezed_and_classes_are_picked(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("space", ["celebamask_hq", "parts", "stn", "helen", "fasseg", "occlusion"])
 @pytest.mark.parametrize("layout", ["compact", "full"])
-def test_exchanged_sides_are_put_right_before_any_map(tmp_path: Path, layout: str, space: str) -> None:
+def test_swapped_sides_are_corrected_before_any_map(tmp_path: Path, layout: str, space: str) -> None:
     root = make_celebamask_hq(tmp_path, layout, count=5, mirrored=2, split_file=True)
     mended = CelebAMaskHQDataModule(root, label_space=space, size=(48, 48))
     as_is = CelebAMaskHQDataModule(root, label_space=space, size=(48, 48), mend_left_right=False)
@@ -77,14 +77,14 @@ def test_exchanged_sides_are_put_right_before_any_map(tmp_path: Path, layout: st
         assert middle_x(mask, 3) > middle_x(mask, 4) + 5
 
 
-def test_how_many_labels_are_put_right_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_corrected_labels_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = make_celebamask_hq(tmp_path, count=10, mirrored=0)
     with caplog.at_level(logging.INFO):
         CelebAMaskHQDataModule(root).dataset("train")
-    assert "left and right" not in caplog.text  # no list, nothing to say
+    assert "left and right" not in caplog.text  # without a list nothing is logged
     names = compact_names(10)
-    (root / "mine.json").write_text(json.dumps({"reversed": [*names[4:8], names[9]]}))  # train: 0 to 5, val: 6 and 7
-    data = CelebAMaskHQDataModule(root, left_right="mine.json")
+    (root / "own.json").write_text(json.dumps({"reversed": [*names[4:8], names[9]]}))  # train: 0 to 5, val: 6 and 7
+    data = CelebAMaskHQDataModule(root, left_right="own.json")
     with caplog.at_level(logging.INFO):
         for split in ("train", "val", "test", "train"):
             data.dataset(split)
@@ -144,10 +144,10 @@ def test_splits(tmp_path: Path) -> None:
     assert [pair.name for pair in by_seed.pairs("train")] == [names[i] for i in order[:6]]
     assert [pair.name for pair in by_seed.pairs("test")] == [names[i] for i in order[8:]]
     assert CelebAMaskHQDataModule(root, split="seed", seed=1).splits != by_seed.splits
-    (root / "split_622.json").rename(root / "mine.json")
+    (root / "split_622.json").rename(root / "own.json")
     assert CelebAMaskHQDataModule(root).splits == by_seed.splits
-    for mine in ("mine.json", str(root / "mine.json")):
-        assert CelebAMaskHQDataModule(root, split=mine).splits == data.splits
+    for given in ("own.json", str(root / "own.json")):
+        assert CelebAMaskHQDataModule(root, split=given).splits == data.splits
     with pytest.raises(FileNotFoundError, match=r"no file .*official_split; expected JSON"):
         CelebAMaskHQDataModule(root, split="official_split").pairs("train")
     with pytest.raises(FileNotFoundError, match=r"which split=official needs"):
@@ -237,7 +237,7 @@ def test_native_masks_of_shrunk_originals_are_those_of_the_files(tmp_path: Path)
     assert [original.shape for original in batch["original"]] == [(3, 24, 30)] * 6
 
 
-def test_what_does_not_go_with_originals_is_said(tmp_path: Path) -> None:
+def test_settings_that_exclude_originals_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^data: blobs=components with originals .*, occluders with originals .*, repeats=0 "
     ):
@@ -275,7 +275,7 @@ cloth 595 353 122 120
 
 @pytest.fixture(scope="module")
 def middles(shared_data: Path) -> dict[bool, dict[str, np.ndarray]]:
-    """Left as they came, and mended: the mean x of each class in the labels of a split, nan where there is none."""
+    """Uncorrected and corrected: the mean x of each class in the labels of a split, nan for absent classes."""
     found = {}
     for mend in (False, True):
         data = CelebAMaskHQDataModule(shared_data / "celebamask_hq_mini", mend_left_right=mend)
@@ -303,7 +303,7 @@ def test_real_labels_hold_what_the_readme_counts(middles: dict) -> None:
     }
     np.testing.assert_array_equal(counts[False], expected[:, 1:])
     np.testing.assert_array_equal(counts[False].sum(1), expected[:, 0])
-    # Mended images that show one side alone are counted on the other side; what has no side keeps its counts.
+    # Corrected images with one side only are counted on the other side; classes without sides keep their counts.
     moved = counts[True] - counts[False]
     np.testing.assert_array_equal(moved[4:10], [[0, 0, 0], [0, 0, 0], [0, -1, -1], [0, 1, 1], [-3, 2, -4], [3, -2, 4]])
     assert not np.delete(moved, range(4, 10), 0).any()
@@ -311,7 +311,7 @@ def test_real_labels_hold_what_the_readme_counts(middles: dict) -> None:
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_real_left_is_on_the_right_once_mended(middles: dict) -> None:
+def test_real_left_parts_are_on_the_right_after_correction(middles: dict) -> None:
     wrong = {}
     for mend in (False, True):
         x = np.concatenate([middles[mend][split] for split in SPLITS])

@@ -104,7 +104,7 @@ def test_labels_are_what_was_painted(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["compact", "full"])
-def test_images_and_masks_that_stand_alone_are_counted(tmp_path: Path, layout: str) -> None:
+def test_unpaired_images_and_masks_are_counted(tmp_path: Path, layout: str) -> None:
     home = home_of(tmp_path, layout, count=6)
     pairs = list(find_pairs(home).values())
     for pair in pairs[:4]:
@@ -148,7 +148,7 @@ def test_files_that_are_not_of_the_layout_are_named(tmp_path: Path) -> None:
         find_pairs(home)
 
 
-def test_masks_that_are_none_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_masks_are_named(tmp_path: Path) -> None:
     compact = next(iter(find_pairs(home_of(tmp_path / "c", "compact", count=1)).values()))
     Image.fromarray(np.full((4, 4), 19, dtype=np.uint8)).save(compact.mask)
     with pytest.raises(ValueError, match=rf"{compact.mask.name} holds class 19; celebamask_hq has classes 0\.\.18"):

@@ -63,7 +63,7 @@ def test_test_images_have_masks_too(tmp_path: Path) -> None:
     data = data_of(tmp_path, label_space="coco[horse]", score_at="native")
     expected = np.zeros(SIZE, dtype=int)
     expected[5:15, 5:25] = 1
-    expected[0:12, 10:16] = 0  # the person, smaller and so on top, is background
+    expected[0:12, 10:16] = 0  # the person, on top as it is smaller, is background
     np.testing.assert_array_equal(data.dataset("test")[0]["mask"], expected)
     assert data.dataset("test")[0]["tags"].tolist() == [1]
     empty = data.dataset("test")[1]
@@ -110,7 +110,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         COCODataModule(tmp_path).dataset("train")
 
 
-def test_without_pycocotools_there_is_a_plain_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pycocotools_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
     with pytest.raises(
         ValueError,

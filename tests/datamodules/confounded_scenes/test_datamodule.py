@@ -47,7 +47,7 @@ def test_samples_are_the_scenes_that_were_asked_for():
     assert np.array_equal(test[1], ConfoundedScenes(3, (48, 48)).render(2, 1, 0.0).mask)
 
 
-def test_scenes_of_some_classes_alone_are_as_many_as_asked_for():
+def test_scenes_of_some_classes_are_as_many_as_asked_for():
     data = _data(train=30, test=20, label_space="scenes[fish,shell]", unknown_classes="leave_out", co_occurrence=0.5)
     for split, count in (("train", 30), ("test", 20)):
         assert len(data.names(split)) == len(data.dataset(split)) == count

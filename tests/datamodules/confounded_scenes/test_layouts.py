@@ -56,7 +56,7 @@ def test_every_fault_of_the_lists_has_its_line(folder, tmp_path):
         choose_layouts(folder, {"test": 1, "val": 1}, {"test": both})
 
 
-def test_void_takes_its_neighbours_class_and_deep_void_none():
+def test_void_gets_its_neighbours_class_near_the_rim_only():
     layout = np.zeros((8, 100), np.uint8)
     layout[:, :10] = 13
     layout[:, 10:12] = 255  # two wide: one column from either side
@@ -118,7 +118,7 @@ def test_grounds_keep_to_the_strength(folder, monkeypatch):
     assert ground_probability(0.25) == pytest.approx(0.375)
 
 
-def test_an_empty_layout_is_ground_alone(tmp_path):
+def test_an_empty_layout_has_ground_only(tmp_path):
     Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "empty.png")
     picture = PaintedLayouts(tmp_path, 0, (48, 48)).render("empty", 1.0)
     assert not picture.mask.any()

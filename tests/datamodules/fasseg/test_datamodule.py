@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry a call of the decoder."""
+    """One entry per call of the decoder."""
     calls: list[int] = []
     real = fasseg.decode_fasseg
 
@@ -57,7 +57,7 @@ def test_items_are_the_photograph_and_its_classes(tmp_path: Path) -> None:
     np.testing.assert_allclose(item["image"], photograph(classes, seed=101).transpose(2, 0, 1) / 255.0, atol=1e-6)
 
 
-def test_photographs_are_squeezed_and_classes_are_picked(tmp_path: Path) -> None:
+def test_photographs_are_resized_and_classes_picked(tmp_path: Path) -> None:
     pairs = find_pairs(make_fasseg(tmp_path, "V2", train=1, test=1, size=(48, 36)), "V2", "train").pairs
     classes = face_classes((48, 36), seed=100)
     item = FASSEGDataset(pairs, (32, 24))[0]
@@ -76,9 +76,9 @@ def test_published_decoding_resizes_first(tmp_path: Path) -> None:
     mask = FASSEGDataset(pairs, (24, 30), label_decoding="published")[0]["mask"].numpy()
     painted = np.asarray(Image.open(pairs[0].label))
     np.testing.assert_array_equal(mask, decode_published(resize_published(painted, (24, 30))))
-    honest = FASSEGDataset(pairs, (24, 30))[0]["mask"].numpy()
-    assert (mask != honest).mean() > 0.05
-    assert (mask[mask != honest] == 0).mean() > 0.8  # what is lost becomes background
+    by_protocol = FASSEGDataset(pairs, (24, 30))[0]["mask"].numpy()
+    assert (mask != by_protocol).mean() > 0.05
+    assert (mask[mask != by_protocol] == 0).mean() > 0.8  # lost pixels become background
     with pytest.raises(ValueError, match="native masks need fasseg-labels-1"):
         FASSEGDataset(pairs, (24, 30), label_decoding="published", native_mask=True)
 
@@ -217,7 +217,7 @@ def test_settings_that_do_not_go_together_are_all_named(tmp_path: Path) -> None:
     FASSEGDataModule(tmp_path, "V3", fold=6)  # nothing is read before it is needed
 
 
-def test_test_photographs_are_scored_subsets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_subsets_of_the_test_photographs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = FASSEGDataModule(make_fasseg(tmp_path, "V2", train=1, test=9))
     assert data.test_subsets == {}
     data.setup("fit")
@@ -247,12 +247,12 @@ def test_batches(tmp_path: Path) -> None:
     assert [batch["image"].shape for batch in native.test_dataloader()] == [(1, 3, 32, 24)] * 3
 
 
-def test_published_labels_are_for_training_alone(tmp_path: Path) -> None:
+def test_published_labels_are_for_training_only(tmp_path: Path) -> None:
     root = make_fasseg(tmp_path, "V2", train=4, test=1, size=(48, 36))
     published = FASSEGDataModule(root, size=(24, 18), fold=0, folds=2, label_decoding="published", score_at="native")
-    honest = FASSEGDataModule(root, size=(24, 18), fold=0, folds=2, score_at="native")
+    by_protocol = FASSEGDataModule(root, size=(24, 18), fold=0, folds=2, score_at="native")
     for split, same in (("train", False), ("val", True), ("test", True)):
-        pair = published.dataset(split)[0]["mask"], honest.dataset(split)[0]["mask"]
+        pair = published.dataset(split)[0]["mask"], by_protocol.dataset(split)[0]["mask"]
         assert torch.equal(*pair) == same, split
 
 

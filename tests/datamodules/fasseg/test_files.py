@@ -124,7 +124,7 @@ def test_folder_names_of_any_case_will_do(tmp_path: Path) -> None:
     assert len(find_pairs(root, "V2", "train").pairs) == 1
 
 
-def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
+def test_other_files_than_images_are_skipped(tmp_path: Path) -> None:
     root = make_fasseg(tmp_path, "V2", train=2, test=1)
     for name in (".DS_Store", "README.md", "._1.png", "Thumbs.db"):
         (root / "V2" / "Train_RGB" / name).write_text("no image")
@@ -165,7 +165,7 @@ def test_photograph_without_label_is_named(version: str, tmp_path: Path) -> None
         find_pairs(root, version, "train")
 
 
-def test_labels_of_v3_that_should_be_there_are_missed(tmp_path: Path) -> None:
+def test_missing_labels_of_v3_are_errors(tmp_path: Path) -> None:
     root = make_fasseg(tmp_path, "V3", train=1, test=1)
     (root / "V3" / "Test_labels" / "0" / "personne08146+0+0.png").unlink()
     with pytest.raises(ValueError, match=r"has no label 0/personne08146.0.0 in Test_Labels"):

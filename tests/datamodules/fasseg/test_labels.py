@@ -235,7 +235,7 @@ def test_wrong_arrays_are_named(decode) -> None:
             decode(np.zeros(shape, dtype=np.uint8))
 
 
-def test_published_takes_exact_matches_alone() -> None:
+def test_published_takes_exact_matches_only() -> None:
     rgb = palette_image(np.arange(6, dtype=np.uint8).reshape(1, 6))
     assert decode_published(rgb).tolist() == [[0, 1, 2, 3, 4, 5]]
     rgb[0, 1:, 0] ^= 1

@@ -38,7 +38,7 @@ def test_samples_are_decoded_once_as_far_as_memory_goes(settings, bytes_each, sh
     assert [sample["name"] for sample in first] == list("abc")
     kept = first[1]["image"].clone()
     for key in ("image", "mask"):
-        first[1][key].zero_()  # what a user does to a sample does not reach what is kept
+        first[1][key].zero_()  # changes of a sample do not reach the memory
     again = [data[i] for i in range(3)]
     assert data.reads == [0, 1, 2, 2], "the third does not fit, and is decoded again"
     assert torch.equal(again[1]["image"], kept)

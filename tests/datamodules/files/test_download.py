@@ -20,13 +20,13 @@ CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Serves CONTENT from memory, as well or badly as told, and keeps what was asked of it."""
+    """Serves CONTENT from memory, with the faults that are set, and records the requested ranges."""
 
     daemon_threads = True
-    ranges = True  # whether it knows Range
+    ranges = True  # whether it supports Range
     break_after: int | None = None  # bytes of the next answer after which it hangs up, once
     status = 200
-    length = True  # whether it tells Content-Length
+    length = True  # whether it sends Content-Length
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -90,21 +90,21 @@ def test_download_writes_the_file_and_nothing_else(server: Server, tmp_path: Pat
     assert server.asked == [None]  # the second call found it
 
 
-def test_broken_transfer_is_taken_up_where_it_stopped(server: Server, tmp_path: Path) -> None:
+def test_a_broken_transfer_is_continued(server: Server, tmp_path: Path) -> None:
     server.break_after = 4000
     download_file(server.url, tmp_path / "data.zip")
     assert server.asked == [None, "bytes=4000-"]
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
 
 
-def test_broken_transfer_starts_anew_where_the_server_has_no_ranges(server: Server, tmp_path: Path) -> None:
+def test_a_broken_transfer_restarts_if_the_server_has_no_ranges(server: Server, tmp_path: Path) -> None:
     server.break_after, server.ranges = 4000, False
     download_file(server.url, tmp_path / "data.zip")
     assert server.asked == [None, "bytes=4000-"]
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
 
 
-def test_giving_up_keeps_what_came_for_the_next_call(server: Server, tmp_path: Path) -> None:
+def test_giving_up_keeps_the_partial_download(server: Server, tmp_path: Path) -> None:
     server.break_after = 3000
     with pytest.raises(ConnectionError, match=r"broke off after 3000 bytes \(.*\); run again to continue from there$"):
         download_file(server.url, tmp_path / "data.zip", attempts=1)
@@ -128,13 +128,13 @@ def test_a_part_of_something_longer_is_thrown_away(server: Server, tmp_path: Pat
     assert (tmp_path / "data.zip").read_bytes() == CONTENT
 
 
-def test_a_server_that_tells_no_length_will_do(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_content_length(server: Server, tmp_path: Path) -> None:
     server.length = False
     assert download_file(server.url, tmp_path / "data.zip").read_bytes() == CONTENT
 
 
 def test_short_answers_are_broken_transfers(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Older HTTP layers end an answer that breaks off as if it were whole.
+    # Older HTTP layers end a broken answer as if it were complete.
     monkeypatch.setattr(requests.Response, "iter_content", lambda *_: iter([b"abc"]))
     with pytest.raises(ConnectionError, match=r"broke off after 3 bytes \(3 of 10240 bytes came\)"):
         download_file(server.url, tmp_path / "data.zip", attempts=1)
@@ -158,13 +158,13 @@ def test_refusals_of_the_server_are_one_line(server: Server, tmp_path: Path) -> 
     ) as caught:
         download_file(server.url, tmp_path / "data.zip")
     assert "\n" not in str(caught.value)
-    assert len(server.asked) == 1  # asking again would not help
+    assert len(server.asked) == 1  # no retry, which would not help
     with pytest.raises(ConnectionError, match="cannot be fetched"):
         download_file("no address", tmp_path / "data.zip")
     assert only(tmp_path) == []
 
 
-def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match="broke off after 0 bytes") as caught:
         download_file("http://127.0.0.1:1/data.zip", tmp_path / "data.zip")
     assert "\n" not in str(caught.value)
@@ -202,7 +202,7 @@ def test_unpack_makes_the_folder(kind: str, strip_top: bool, tmp_path: Path) -> 
     assert (home / "one.txt").read_bytes() == b"1"
     assert (home / "sub" / "two.txt").read_bytes() == b"22"
     assert len([path for path in into.rglob("*") if path.is_file()]) == 2
-    assert [path.name for path in into.parent.iterdir()] == ["data"]  # no staging folder stays
+    assert [path.name for path in into.parent.iterdir()] == ["data"]  # no staging folder is left
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -269,7 +269,7 @@ def test_damaged_archives_leave_nothing(kind: str, tmp_path: Path) -> None:
     assert only(tmp_path) == [archive.name]
 
 
-def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
+def test_other_files_than_archives_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no archive"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
     (tmp_path / "a.zip").write_text("<html>not found</html>")
@@ -277,11 +277,11 @@ def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
         unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
-def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+def test_existing_folders_are_never_overwritten(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"one": b"1"})
     out = tmp_path / "out"
     out.mkdir()
-    unpack(archive, out)  # an empty folder is as good as none
+    unpack(archive, out)  # an empty folder may exist
     (out / "one").write_text("mine")
     with pytest.raises(ValueError, match="is there already; remove it"):
         unpack(archive, out)

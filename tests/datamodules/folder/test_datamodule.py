@@ -1,4 +1,4 @@
-"""`dataset.yaml` and the DataModules that read it: splits, classes, tags, and what is said of wrong folders."""
+"""`dataset.yaml` and the DataModules that read it: splits, classes, tags, and errors for wrong folders."""
 
 import shutil
 
@@ -257,7 +257,7 @@ def test_unlabelled_images_and_weights(tmp_path):
 def test_every_class_is_drawn_equally_often(tmp_path):
     names = [f"{i:02}" for i in range(20)]
 
-    def save(path, mask):  # one image in twenty holds the disc alone, the others the box alone
+    def save(path, mask):  # one image in twenty has only the disc, the others only the box
         Image.fromarray(np.where(mask == (1 if path.stem == "07" else 2), mask, 0).astype(np.uint8)).save(path)
 
     data = FolderDataModule(
@@ -271,4 +271,4 @@ def test_every_class_is_drawn_equally_often(tmp_path):
         assert drawn[-1] == list(sampler)
     assert drawn[0] != drawn[1]
     share = np.mean(np.concatenate(drawn) == 7)
-    assert abs(share - (1 + 1 / 20) / 3) < 0.05  # of three classes: one alone holds it, and 1/20 of the background
+    assert abs(share - (1 + 1 / 20) / 3) < 0.05  # of three classes: all images of one, and 1/20 of the background's

@@ -1,4 +1,4 @@
-"""Masks in every form that people have them in, read alike; nothing becomes another class in silence."""
+"""Masks of every form are read alike, and no value becomes another class unnoticed."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def palette_image(mask, palette=PALETTE):
 
 
 def repacked(mask, palette, order):
-    """As an optimiser writes it: `order[i]` is the old index of the new one."""
+    """As an optimiser writes it: `order[i]` is the old index of the new index i."""
     return palette_image(np.argsort(order)[mask].astype(np.uint8), [palette[i] for i in order])
 
 

@@ -63,7 +63,7 @@ def test_label_spaces(tmp_path: Path, space: str, expected: np.ndarray) -> None:
     assert HelenDataModule(tmp_path).label_space == label_space("stn")
 
 
-def test_a_flip_exchanges_the_sides_and_keeps_them_on_their_side(tmp_path: Path) -> None:
+def test_a_flip_swaps_left_and_right_classes(tmp_path: Path) -> None:
     root = make_helen(tmp_path, train=2, sizes=((60, 48), (48, 64)))
     data = HelenDataModule(root, label_space="helen", batch_size=2, augmentation=Augmentation(flip=1))
     plain = next(iter(data.train_dataloader()))
@@ -127,7 +127,7 @@ def test_labels_are_decoded_once_and_memory_is_bounded(tmp_path: Path) -> None:
     bounded = HelenDataset(faces, (8, 8), HELEN.lookup(HELEN), Originals(), memory_bytes=kept - 1)
     expected = [mask.clone() for mask in first]
     assert all(torch.equal(bounded[i]["mask"], expected[i]) for i in range(3))
-    first[0].zero_()  # what a user does to an item stays his
+    first[0].zero_()  # changes of a sample do not reach the memory
     shutil.rmtree(root / "labels")
     assert all(torch.equal(data[i]["mask"], expected[i]) for i in range(3))
     assert torch.equal(bounded[1]["mask"], expected[1])
@@ -135,7 +135,7 @@ def test_labels_are_decoded_once_and_memory_is_bounded(tmp_path: Path) -> None:
         bounded[2]
 
 
-def test_training_images_occur_in_several_versions(tmp_path: Path) -> None:
+def test_training_images_are_repeated_within_an_epoch(tmp_path: Path) -> None:
     data = HelenDataModule(make_helen(tmp_path, 3, 2, 2), repeats=5, train_limit=2, batch_size=4)
     names = [name for batch in data.train_dataloader() for name in batch["name"]]
     assert sorted(names) == ["1000_1"] * 5 + ["1001_1"] * 5

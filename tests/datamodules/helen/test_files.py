@@ -168,7 +168,7 @@ def test_masks_of_another_size_are_named(tmp_path: Path) -> None:
         read_label(face)
 
 
-def test_masks_that_are_none_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_masks_are_named(tmp_path: Path) -> None:
     root = make_helen(tmp_path, 1, 1, 1, sizes=((60, 48),))
     (face,) = find_faces(root, ["1000_1"])
     whole = face.masks[3].read_bytes()

@@ -134,7 +134,7 @@ def test_unlabelled_images_train_a_student(tmp_path: Path) -> None:
     assert superpixels["blobs"].max() > 20
 
 
-def test_unlabelled_that_does_not_serve(tmp_path: Path) -> None:
+def test_wrong_folders_of_unlabelled_images(tmp_path: Path) -> None:
     root = make_lfw(tmp_path / "lfw", extra=1)
     with pytest.raises(FileNotFoundError, match=r"no folder .*none; give a folder of images as --data\.unlabelled"):
         LFWPartsDataModule(root, unlabelled=str(tmp_path / "none")).dataset("train")

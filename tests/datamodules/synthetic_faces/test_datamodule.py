@@ -67,7 +67,7 @@ def test_the_order_of_asking_does_not_matter():
     assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
 
 
-def test_two_workers_give_what_none_gives():
+def test_two_workers_give_the_same_samples_as_the_main_process():
     dataset = SyntheticFacesDataset(8, seed=2, size=(48, 48))
     alone, shared = (list(DataLoader(dataset, batch_size=4, num_workers=workers)) for workers in (0, 2))
     for one, other in zip(alone, shared, strict=True):

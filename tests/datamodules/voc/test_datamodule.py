@@ -80,9 +80,9 @@ def test_tags_come_from_annotations_masks_or_a_file(tmp_path: Path) -> None:
         VOCDataModule(tmp_path).dataset("train")
 
 
-def test_a_tag_against_the_mask_is_noticed(tmp_path: Path) -> None:
+def test_a_tag_that_contradicts_the_mask_is_noticed(tmp_path: Path) -> None:
     home = home_of(make_voc(tmp_path))
-    write_annotation(home / "Annotations" / f"{TRAIN[0]}.xml", ["horse"])  # its person is forgotten
+    write_annotation(home / "Annotations" / f"{TRAIN[0]}.xml", ["horse"])  # without its person
     data = VOCDataModule(tmp_path)
     with pytest.warns(UserWarning, match=f"tags disagree .* in 1 of 4 training images: {TRAIN[0]}$"):
         data.dataset("train")
@@ -111,18 +111,18 @@ def test_lists_by_name_and_path(tmp_path: Path) -> None:
     assert data.names("train") == (*TRAIN, *EXTRA)
     assert find_masks(home)[EXTRA[0]] == home / "SegmentationClassAug" / f"{EXTRA[0]}.png"
     assert 255 not in data.truth_of(EXTRA[0])
-    mine = tmp_path / "mine.txt"
-    mine.write_text(f"{VAL[1]}\n\n{TRAIN[0]}  \n")
-    assert VOCDataModule(tmp_path, train_list=str(mine)).names("train") == (VAL[1], TRAIN[0])
+    own_list = tmp_path / "own.txt"
+    own_list.write_text(f"{VAL[1]}\n\n{TRAIN[0]}  \n")
+    assert VOCDataModule(tmp_path, train_list=str(own_list)).names("train") == (VAL[1], TRAIN[0])
     assert list_file(home, "ImageSets/Segmentation/val.txt") == home / "ImageSets" / "Segmentation" / "val.txt"
     (home / "ImageSets" / "Segmentation" / "trainaug.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no list train_aug: .*trainaug\.txt; it is not part of the devkit"):
         VOCDataModule(tmp_path, train_list="train_aug").dataset("train")
     with pytest.raises(FileNotFoundError, match=r"no list other\.txt: looked for other\.txt and "):
         VOCDataModule(tmp_path, test_list="other.txt").dataset("test")
-    mine.write_text(f"{TRAIN[0]}\nx\ny\n")
+    own_list.write_text(f"{TRAIN[0]}\nx\ny\n")
     with pytest.raises(ValueError, match=r"photographs missing for 2 of 3 images: \S+x\.jpg, \S+y\.jpg; complete"):
-        VOCDataModule(tmp_path, train_list=str(mine)).dataset("train")
+        VOCDataModule(tmp_path, train_list=str(own_list)).dataset("train")
 
 
 def test_nothing_is_held_out_unless_a_list_is_given(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_nothing_is_held_out_unless_a_list_is_given(tmp_path: Path) -> None:
     assert [batch["name"] for batch in data.val_dataloader()] == [list(VAL)]
 
 
-def test_an_image_without_mask_is_evaluated_without(tmp_path: Path) -> None:
+def test_an_image_without_mask_has_no_mask_in_evaluation(tmp_path: Path) -> None:
     home = home_of(make_voc(tmp_path))
     for folder in ("SegmentationClass", "Annotations"):
         for path in (home / folder).glob("2008_*"):
@@ -148,11 +148,11 @@ def test_classes_by_name(tmp_path: Path) -> None:
     data = VOCDataModule(tmp_path, label_space=SIX, masks="truth")
     with pytest.warns(UserWarning, match="no training image holds cat, cow, sheep"):
         train = data.dataset("train")
-    assert data.names("train") == TRAIN[:3]  # a tvmonitor alone is none of the six
+    assert data.names("train") == TRAIN[:3]  # the fourth has only a tvmonitor, which is not one of the six
     assert train[0]["tags"].tolist() == [0, 0, 0, 1, 1, 0]
     assert train[0]["mask"].unique().tolist() == [0, 4, 5, 255]
     assert train[2]["tags"].tolist() == [0, 0, 0, 0, 1, 0]
-    assert train[2]["mask"].unique().tolist() == [0, 5, 255]  # the sofa is background, its rim is not known
+    assert train[2]["mask"].unique().tolist() == [0, 5, 255]  # the sofa is background, its rim ignored
     assert VOCDataModule(tmp_path, label_space=SIX, unknown_classes="leave_out").names("train") == TRAIN[:2]
     coco = VOCDataModule(tmp_path, label_space="coco").dataset("train")[3]
     assert coco["tags"].nonzero()[:, 0].tolist() == [label_space("coco").classes.index("tv") - 1]
@@ -171,7 +171,7 @@ def test_artefacts_train_in_place_of_the_truth(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_photographs_at_hand_hold_what_their_readme_says(shared_data: Path) -> None:
+def test_the_photographs_have_the_counts_of_their_readme(shared_data: Path) -> None:
     tags = str(shared_data / "voc12_lists" / "tags.csv")
     data = VOCDataModule(shared_data / "voc_photos_mini", tags=tags, val_list="val")
     counts = {}

@@ -30,7 +30,7 @@ def through(image: Image.Image, crop: Crop) -> torch.Tensor:
     ("resized", "top", "left"),
     [((80, 120), 0, 0), ((80, 120), 30, 50), ((90, 60), 20, -15), ((30, 40), -10, -20), ((64, 64), 0, 0)],
 )
-def test_the_affine_map_is_where_the_crop_lies(resized: tuple[int, int], top: int, left: int, mirrored: bool) -> None:
+def test_the_affine_map_is_the_place_of_the_crop(resized: tuple[int, int], top: int, left: int, mirrored: bool) -> None:
     image = waves((40, 60))
     crop = Crop((64, 64), resized, top, left, mirrored)
     cropped, seen = image_tensor(crop.image(image, (0, 0, 0))), through(image, crop)
@@ -53,7 +53,7 @@ def test_affine_maps_by_hand() -> None:
     assert torch.equal(Crop((5, 7), (5, 7)).affine(), torch.eye(2, 3))
 
 
-def test_pixels_beyond_the_image_are_filled_and_ignored() -> None:
+def test_pixels_outside_the_image_are_filled_and_ignored() -> None:
     image = Image.new("RGB", (2, 2), (200, 200, 200))
     crop = Crop((4, 4), (2, 2), -2, 0, mirrored=True)
     pixels = np.asarray(crop.image(image, FILL))
@@ -63,7 +63,7 @@ def test_pixels_beyond_the_image_are_filled_and_ignored() -> None:
     assert (pixels[mask != 255] == 200).all()
 
 
-def test_masks_of_any_size_are_cut_as_their_image() -> None:
+def test_masks_of_any_size_are_cropped_as_their_image() -> None:
     mask = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((20, 30), dtype=np.uint8))
     crop = Crop((16, 16), (32, 48), 8, 16)
     small = np.array([[0, 1], [2, 3]], dtype=np.uint8)  # the same picture at 2x2
@@ -72,7 +72,7 @@ def test_masks_of_any_size_are_cut_as_their_image() -> None:
     np.testing.assert_array_equal(crop.mask(mask), expected)
 
 
-def test_off_is_the_whole_image_squeezed() -> None:
+def test_without_ranges_the_whole_image_is_resized() -> None:
     image = waves((40, 60))
     crop = CropSettings().draw((40, 60), (32, 32), np.random.default_rng(0))
     assert torch.equal(crop.affine(), torch.eye(2, 3))

@@ -21,7 +21,7 @@ SIZES = ((40, 60), (50, 30))
 
 
 class Halves(WeaklySupervisedDataModule):
-    """Images whose left half is of one class; by their number of cat (1), dog (2), cat again, ..."""
+    """Images whose left half has one class: by their number in turn cat (1) and dog (2)."""
 
     def __init__(self, train: int = 6, val: int = 0, test: int = 5, truth: bool = True, **settings) -> None:
         super().__init__(**{"label_space": "voc[cat,dog]", "size": (32, 32), "batch_size": 2, **settings})
@@ -69,7 +69,7 @@ def folder_of(root: Path, kind: str, names: Sequence[str], space: LabelSpace = P
     return folder
 
 
-def test_training_without_masks_has_images_tags_and_views() -> None:
+def test_training_without_masks_has_images_tags_and_crops() -> None:
     data = Halves()
     (batch,) = (batch for batch in data.train_dataloader() if "train_0" in batch["name"])
     assert set(batch) == {"image", "name", "tags", "crop"}
@@ -83,7 +83,7 @@ def test_training_without_masks_has_images_tags_and_views() -> None:
     assert set(varied) == set(batch)
 
 
-def test_training_masks_are_cut_with_their_images(tmp_path: Path) -> None:
+def test_training_masks_are_cropped_with_their_images(tmp_path: Path) -> None:
     truth = Halves(masks="truth").dataset("train")[1]
     assert truth["mask"][:, :16].eq(2).all()
     assert truth["mask"][:, 16:].eq(0).all()
@@ -105,13 +105,13 @@ def test_training_masks_are_cut_with_their_images(tmp_path: Path) -> None:
     assert labels == {2, 255}
 
 
-def test_views_depend_on_seed_epoch_and_index_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_depend_on_seed_epoch_and_index_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     crops = CropSettings(long_side=(40, 80), flip=0.5)
     first, again = Halves(crops=crops).dataset("train"), Halves(crops=crops, num_workers=2)
     one = [first[index]["crop"] for index in range(6)]
     assert len({tuple(view.flatten().tolist()) for view in one}) == 6
-    loader = again.train_dataloader()  # workers that outlive an epoch are told of the next
+    loader = again.train_dataloader()  # persistent workers see the next epoch
     for epoch in (0, 1, 0):
         loader.sampler.set_epoch(epoch)
         first.set_epoch(epoch)
@@ -123,7 +123,7 @@ def test_views_depend_on_seed_epoch_and_index_alone(monkeypatch: pytest.MonkeyPa
     assert not torch.equal(Halves(crops=crops).dataset("train")[0]["crop"], one[0])
 
 
-def test_beyond_the_image_lies_the_mean_colour() -> None:
+def test_outside_the_image_is_the_mean_colour() -> None:
     data = Halves(crops=CropSettings(scale=(0.2, 0.2)), mean=(0.2, 0.4, 0.6), masks="truth")
     sample = data.dataset("train")[0]
     beyond = sample["mask"] == 255
@@ -131,7 +131,7 @@ def test_beyond_the_image_lies_the_mean_colour() -> None:
     assert torch.allclose(sample["image"][:, beyond].mean(1), torch.tensor([51, 102, 153]) / 255)
 
 
-def test_evaluation_shows_the_whole_image_with_its_truth() -> None:
+def test_evaluation_has_the_whole_image_and_its_true_mask() -> None:
     data = Halves(val=3, crops=CropSettings(long_side=(40, 80), flip=1.0))
     (first, second) = data.val_dataloader()
     assert set(first) == {"image", "mask", "name", "tags", "crop"}
@@ -156,7 +156,7 @@ class Partly(Halves):
 
 
 @pytest.mark.parametrize("entries", [("test_0", "test_1"), ("test_1", "test_0")])
-def test_where_some_images_have_no_truth_theirs_is_ignored_everywhere(entries: tuple[str, str]) -> None:
+def test_images_without_true_mask_beside_others_are_ignored_everywhere(entries: tuple[str, str]) -> None:
     data = Partly()
     data.entries = lambda split: entries  # type: ignore[method-assign]
     (batch,) = data.test_dataloader()
@@ -172,7 +172,7 @@ def test_where_some_images_have_no_truth_theirs_is_ignored_everywhere(entries: t
 
 
 @pytest.mark.parametrize("missing", ["test_0", "test_1"])
-def test_where_some_images_have_no_tags_none_come_along(missing: str) -> None:
+def test_if_some_images_have_no_tags_no_sample_has_tags(missing: str) -> None:
     data = Halves(test=2, predict_split="test")
     data.wrong_tags = {missing: None}
     with pytest.warns(UserWarning, match=f"1 of 2 test images have no tags, first {missing}; all go without"):
@@ -193,7 +193,7 @@ def test_queries_become_context(tmp_path: Path) -> None:
     assert "context" not in next(iter(data.test_dataloader())), "the last round did not predict these"
 
 
-def test_the_placebo_gives_each_image_anothers_context(tmp_path: Path) -> None:
+def test_the_placebo_gives_each_image_the_context_of_another(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", Halves().entries("train"))
 
     def donors(**settings) -> list[int]:
@@ -233,7 +233,7 @@ def test_another_context_for_each_class_is_of_an_image_that_has_it(tmp_path: Pat
     assert any(contexts(seed=seed) != found for seed in range(1, 4))
 
 
-def test_a_displaced_context_is_its_own_at_another_place(tmp_path: Path) -> None:
+def test_a_displaced_context_is_shifted(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", ())
     names = Halves(train=6).entries("train")
     mark = np.zeros((3, 8, 8))
@@ -264,7 +264,7 @@ def test_a_displaced_context_is_its_own_at_another_place(tmp_path: Path) -> None
     assert any(not torch.equal(a, b) for a, b in zip(contexts(seed=1), found, strict=True))
 
 
-def test_a_class_of_one_image_has_no_other_that_could_give_it(tmp_path: Path) -> None:
+def test_a_class_of_a_single_image_gets_no_context(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", Halves(train=3).entries("train"))
     data = Halves(train=3, truth=False, queries=str(folder), context_of="another_of_class")
     data.wrong_tags = {"train_0": frozenset({"cat"}), "train_1": frozenset({"dog"}), "train_2": frozenset({"cat"})}
@@ -308,7 +308,7 @@ def test_a_split_can_be_predicted_once_over_all_its_images(tmp_path: Path) -> No
 
 
 class Keys(LightningModule):
-    """Keeps the keys of the batches that it gets from a trainer."""
+    """Records the keys of the batches that it gets from a trainer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -380,7 +380,7 @@ def test_training_samples_are_spread_over_the_set(most: int, expected: list[int]
     assert [sample["name"] for sample in data.train_samples(most)] == [data.names("train")[i] for i in expected]
 
 
-def test_the_origin_of_queries_is_told(tmp_path: Path) -> None:
+def test_the_origin_of_queries_is_known(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "queries", Halves().entries("train"))
     assert Halves().query_origin is None
     assert Halves(queries=str(folder)).query_origin is None, "of a folder that does not say"
@@ -390,12 +390,12 @@ def test_the_origin_of_queries_is_told(tmp_path: Path) -> None:
     assert Halves(queries=str(tmp_path / "none")).query_origin is None
 
 
-def test_training_on_the_truth_needs_one() -> None:
+def test_training_on_true_masks_needs_them() -> None:
     with pytest.raises(ValueError, match=r"train_0 has no true mask; train with --data\.masks of an earlier stage"):
         Halves(masks="truth", truth=False).dataset("train")[0]
 
 
-def test_tags_that_are_missing_or_of_no_class_are_named() -> None:
+def test_missing_and_unknown_tags_are_named() -> None:
     data = Halves()
     data.wrong_tags = {"train_1": None, "train_3": frozenset(), "train_4": None}
     with pytest.raises(ValueError, match="3 of 6 training images have no tags, first train_1"):
@@ -427,7 +427,7 @@ def test_a_class_without_training_images_is_noticed() -> None:
 
 
 class Others(Halves):
-    """Knows all of VOC: image 0 holds a cat and a sofa, 1 a dog, 2 a sofa alone, 3 a cat."""
+    """Tags of all of VOC: image 0 has a cat and a sofa, 1 a dog, 2 only a sofa, 3 a cat."""
 
     data_space = label_space("voc")
 
@@ -440,7 +440,7 @@ class Others(Halves):
         return image, mask, None if tags is None else self.tag_vector(frozenset(tags), name)
 
 
-def test_other_classes_are_background_or_their_images_left_out() -> None:
+def test_unknown_classes_are_background_or_their_images_left_out() -> None:
     data = Others(train=4, test=4)
     assert data.names("train") == ("train_0", "train_1", "train_3")
     assert data.names("test") == ("test_0", "test_1", "test_2", "test_3")
@@ -464,7 +464,7 @@ def test_wrong_settings_are_named_together() -> None:
         WeaklySupervisedDataModule().dataset("train")
 
 
-def test_a_name_stands_once_in_a_list() -> None:
+def test_a_name_may_occur_once_in_a_list() -> None:
     data = Halves()
     data.entries = lambda split: ["train_0", "train_1", "train_0"]
     with pytest.raises(ValueError, match="the train list holds train_0 twice"):

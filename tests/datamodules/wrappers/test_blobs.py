@@ -160,7 +160,7 @@ def test_without_a_mask_superpixels_are_whole() -> None:
         (MASK, "slic", None, "no blobs of kind 'slic'; choose labels"),
     ],
 )
-def test_what_is_missing_is_said(
+def test_missing_inputs_are_named(
     mask: np.ndarray | None, kind: BlobKind, superpixels: np.ndarray | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

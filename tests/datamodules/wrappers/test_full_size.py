@@ -43,7 +43,7 @@ def test_masks_follow_their_photographs():
     np.testing.assert_array_equal(mask, classes)
 
 
-def test_the_image_is_the_original_squeezed():
+def test_the_image_is_the_resized_original():
     original, mask = photograph(30, 20), np.full((30, 20), 255, np.uint8)
     sample = sample_with_original(original, mask, (8, 8), "a")
     assert {key: tuple(value.shape) for key, value in sample.items() if key != "name"} == {
@@ -63,7 +63,7 @@ def test_wrong_settings_are_named_together():
         Originals(hide_parts=-1)
 
 
-def test_what_does_not_go_together_is_said():
+def test_incompatible_settings_are_named():
     assert originals_problems(None, CELEBAMASK_HQ, "labels", Occluders()) == []
     assert originals_problems(Originals(hide_parts=6), HELEN, None) == []
     assert originals_problems(Originals(hide_parts=1), STN, None) == []

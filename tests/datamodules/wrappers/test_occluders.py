@@ -140,7 +140,7 @@ def test_missing_parts_are_put_where_faces_have_them(without):
     assert np.allclose((face.nose, face.mouth), ((0.0, 0.5), (0.0, 1.0)), atol=0.15)
 
 
-def test_no_face_is_found_where_there_is_none():
+def test_labels_without_a_face_give_no_face():
     assert find_face(np.zeros((64, 64), np.int64)) is None
     assert find_face(np.full((64, 64), 255)) is None
     assert find_face(np.full((1, 1), CLASS["skin"])) is None
@@ -154,7 +154,7 @@ def cover(kind, index, mask, **settings):
 
 @pytest.mark.parametrize("angle", [0.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_lies_where_it_should(kind, angle):
+def test_each_kind_is_at_its_place(kind, angle):
     mask = draw(angle=angle)
     eyes, mouth, nose = np.isin(mask, EYES), np.isin(mask, MOUTH), mask == CLASS["nose"]
     head, face = mask > 0, ON_FACE[mask]
@@ -218,7 +218,7 @@ def test_what_is_worn_is_not_put_on_again():
         assert not cover(kind, 0, worn).any()
 
 
-def test_things_of_one_place_never_meet_and_come_in_their_order():
+def test_occluders_exclude_each_other_in_a_place_and_keep_their_order():
     settings = Occluders(probability=1.0, most=6)
     face = find_face(draw())
     seen = [occluders._choose(Dice(np.random.default_rng(index)), settings, face) for index in range(200)]
@@ -280,7 +280,7 @@ def test_the_data_set_labels_what_occlude_covers():
     assert torch.equal(made[-1]["image"], made[len(data) - 1]["image"])
 
 
-def test_nothing_is_pasted_at_probability_0_and_the_data_stay_as_they_are():
+def test_at_probability_0_nothing_is_pasted():
     data = Faces()
     copies = [(sample["image"].clone(), sample["mask"].clone()) for sample in data]
     none = OccludedDataset(data, Occluders(probability=0.0), 0, 0, vary=True)
@@ -428,7 +428,7 @@ def test_hands_can_have_the_faces_own_skin():
     assert np.mean(anyones) > 1.5 * np.mean(own)
 
 
-def test_a_shadow_darkens_the_head_alone_and_keeps_lenses_clear():
+def test_a_shadow_darkens_only_the_head_and_not_through_lenses():
     mask = draw()
     image = shade(mask)
     for kind in ("shape", "glasses"):
