@@ -1,4 +1,4 @@
-"""What every test may use: the real data and reference vectors, where they are, and a home of its own."""
+"""Fixtures of all tests: real data and reference vectors where available, and a temporary home folder."""
 
 import os
 import signal
@@ -7,8 +7,8 @@ import structseg  # noqa: F401  # isort: skip  # before torch: its threads, and 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers and their children are the threads
-# A fit keeps the memory that it frees, unless malloc is set up, as here with its own defaults: a worker would stay at
-# the peak of its largest test.
+# Sets malloc to its defaults, so that a fit does not keep freed memory: a worker would stay at the peak of its largest
+# test.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(64 << 20))
 

@@ -20,7 +20,7 @@ GROUND = (
     "yaml_files",
 )
 UPPER = ("options", "api", "tiles", "command", "prediction", "audit", "pipelines", "results", "cluster", "own_data")
-# What a Lightning module takes of the data: the classes, the batch, the files of a CONTA round.
+# Modules of `datamodules` that `lightning_modules` may import: the classes, the batch, the files of a CONTA round.
 FOR_MODULES = ("label_spaces", "batch", "round_files")
 
 

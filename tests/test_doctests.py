@@ -18,7 +18,7 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_say_what_is_so(name):
+def test_examples_are_right(name):
     found = doctest.testmod(import_module(name))
     assert found.attempted > 0
     assert found.failed == 0

@@ -1,4 +1,4 @@
-"""What is installed: the folders, the configurations, the requirements and their pins; and a wheel in an empty folder."""
+"""The installation: packages, configurations, requirements and their pins; and a wheel in an empty folder."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The README's Python code runs as it stands there."""
+"""The Python code in the README runs unchanged."""
 
 import re
 from pathlib import Path

@@ -126,7 +126,7 @@ def test_each_method_as_its_module_evaluates_it(make: Any, path: str, settings: 
     assert segmenter.card["method"] == type(module).__name__
 
 
-def test_every_form_of_a_photograph_gives_one_mask(tmp_path: Path) -> None:
+def test_every_form_of_a_photograph_gives_the_same_mask(tmp_path: Path) -> None:
     segmenter = load(tiny(tmp_path / "a.ckpt"))
     photograph().save(tmp_path / "p.png")
     tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
@@ -256,7 +256,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], says: str, tmp_path: P
         load(tiny(tmp_path / "a.ckpt"), **options)
 
 
-def test_tiles_are_not_for_what_looks_at_whole_photographs(tmp_path: Path) -> None:
+def test_tiles_are_refused_for_methods_that_need_whole_photographs(tmp_path: Path) -> None:
     settings = {"network": TINY, "localizer": f"{ROOM}.networks.localizer.Localizer", "stage": "end_to_end"}
     path = save_checkpoint(
         tmp_path / "a.ckpt", stn(), f"{ROOM}.stn.stn_icnn.STNiCNN", **settings, cropper="stn", zoom=True
@@ -292,7 +292,7 @@ def _other_weights(path: Path) -> None:
         (lambda path: tiny(path, network="datamodules.x.Net"), r"a\.ckpt cannot be used \(No module named"),
     ],
 )
-def test_what_is_no_use_is_one_line_from_python_and_from_the_command(make: Any, says: str, tmp_path: Path) -> None:
+def test_wrong_checkpoints_are_one_line_in_python_and_on_the_command_line(make: Any, says: str, tmp_path: Path) -> None:
     make(tmp_path / "a.ckpt")
     photograph().save(tmp_path / "p.png")
     for call in (
@@ -327,7 +327,7 @@ def test_a_run_and_a_published_folder_are_found(tmp_path: Path, monkeypatch: pyt
         load("gone")
 
 
-def test_heic_without_its_extra_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_extra_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from structseg.datamodules import images
 
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

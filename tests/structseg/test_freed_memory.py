@@ -1,4 +1,4 @@
-"""What keeping freed memory saves, counted in pages that the kernel clears."""
+"""The effect of keeping freed memory, counted in pages that the kernel clears."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_the_memory_of_a_freed_tensor_serves_the_next() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("own", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_a_malloc_that_the_user_set_up_is_left_alone(own) -> None:
+def test_the_users_settings_of_malloc_are_kept(own) -> None:
     kept, cleared = _tensors_cleared("keep", **{own: "131072" if own.startswith("M") else "glibc.malloc.check=0"})
     assert kept == "False"
     assert cleared == pytest.approx(10, abs=0.5)

@@ -1,4 +1,4 @@
-"""What importing the package does: little, and in the right order."""
+"""Importing the package is fast and registers torchvision's operators in time."""
 
 import subprocess
 import sys
@@ -18,6 +18,6 @@ def python(code):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["torchvision", "torchmetrics", "structseg.command.run_folder"])
-def test_whatever_imports_torchvision_first_finds_its_operators(first):
+def test_the_first_import_of_torchvision_finds_its_operators(first):
     code = f"import structseg, {first}, torch; from torchvision.ops import nms; print(hasattr(torch.ops.torchvision, 'nms'))"
     assert python(code) == ["True"]

@@ -114,7 +114,7 @@ def test_every_fault_is_found_at_once_and_nothing_else(faces, workers):
     assert [(kind, words(message)) for kind, message in report.notices] == [(NEAR, images[14].name)]
 
 
-def test_sides_that_a_list_mends_are_no_faults_and_a_wrong_list_is(faces):
+def test_listed_reversed_sides_are_notices_and_a_wrong_list_is_a_fault(faces):
     names = compact_names(30)
     for name in names[:3]:
         path = faces / "masks" / f"{name}.png"
@@ -135,7 +135,7 @@ def test_sides_that_a_list_mends_are_no_faults_and_a_wrong_list_is(faces):
     assert {words(message) for _, message in plain.faults} == {f"{name}.png" for name in names[:3]}
 
 
-def test_labels_that_are_all_reversed_are_said_once(faces):
+def test_labels_that_are_all_reversed_are_one_fault(faces):
     for path in (faces / "masks").iterdir():
         mask = np.asarray(Image.open(path))
         Image.fromarray(CELEBAMASK_HQ.flip_lookup().numpy().astype(np.uint8)[mask]).save(path)
@@ -379,11 +379,11 @@ class TestCommand:
             assert message in err
             assert err.count("\n") == 1
 
-    def test_no_data_is_a_fault_said_once(self, tmp_path, monkeypatch, capsys):
+    def test_missing_data_are_one_fault(self, tmp_path, monkeypatch, capsys):
         assert self.run(monkeypatch, self.config(tmp_path, tmp_path / "gone"), "--workers", "0") == 1
         assert capsys.readouterr().err.count("no folder") == 1
 
-    def test_made_data_have_no_files(self, tmp_path, monkeypatch, capsys):
+    def test_drawn_data_have_no_files(self, tmp_path, monkeypatch, capsys):
         path = tmp_path / "made.yaml"
         path.write_text("data: {class_path: SyntheticFacesDataModule}")
         assert self.run(monkeypatch, str(path)) == 0
@@ -392,7 +392,7 @@ class TestCommand:
         )
 
 
-def test_what_is_kept_of_an_image_is_small(faces):
+def test_findings_are_small(faces):
     from structseg.audit.samples import examine
 
     finding = examine(CelebAMaskHQDataModule(faces).file_samples("train", [])[0])

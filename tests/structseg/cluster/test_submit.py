@@ -1,4 +1,4 @@
-"""SLURM jobs: what the scripts hold and do, what is refused, and jobs that wait for each other, with a stand-in sbatch."""
+"""SLURM jobs with a fake sbatch: content and effect of the scripts, refused options, dependent jobs."""
 
 import json
 import os
@@ -78,7 +78,7 @@ class TestScripts:
             last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
             assert all(line.startswith("#") for line in lines[:last])  # sbatch reads no further than the first command
 
-    def test_without_a_configuration_it_says_what_it_wants(self):
+    def test_without_a_configuration_it_asks_for_one(self):
         for path in TEMPLATES.iterdir():
             done = subprocess.run(["bash", path], capture_output=True, text=True, cwd="/")
             assert done.returncode != 0
@@ -229,7 +229,7 @@ class TestRefused:
 
 
 class TestSites:
-    def test_options_that_are_not_ours_go_to_sbatch(self, here):
+    def test_other_options_go_to_sbatch(self, here):
         words = [
             "--qos",
             "high",
@@ -247,7 +247,7 @@ class TestSites:
         (job,) = jobs(parsed(["tiny.yaml", "--gres", "gpu:a100:1"]), [], "")
         assert "gpus-per-node" not in options_of(job.text)
 
-    def test_the_sites_file_is_read_and_the_command_line_comes_on_top(self, here, monkeypatch):
+    def test_the_site_file_is_read_and_the_command_line_overrides_it(self, here, monkeypatch):
         monkeypatch.setattr(sys, "executable", str(here / "bin" / "python"))
         executable(here / "bin" / "structseg", "")
         (here / "slurm.yaml").write_text("partition: gpu\ntime: 1:30:00\nsetup: setup.sh\ngpus-per-node: 0\n")
@@ -330,7 +330,7 @@ class TestSubmitted:
         (here / "q.yaml").write_text("base: p.yaml\ndata: {batch_size: 2}\n")
         assert [job.title for job in jobs(parsed(["q.yaml"]), [], "")] == ["one", "two", "three"]
 
-    def test_what_sbatch_refuses(self, here, monkeypatch):
+    def test_an_error_of_sbatch(self, here, monkeypatch):
         monkeypatch.setenv("REFUSED_FROM", "101")
         found = [Job(Path("s/a.sbatch"), "a", "a"), Job(Path("s/b.sbatch"), "b", "b", "afterok")]
         with pytest.raises(RuntimeError) as error:

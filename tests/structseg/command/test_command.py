@@ -100,14 +100,14 @@ def test_a_checkpoint_carries_its_card_in_plain_values(trained):
     assert done.stdout.strip() == expected
 
 
-def test_a_checkpoint_alone_is_tested(trained):
+def test_a_checkpoint_is_enough_to_test(trained):
     tested = run(["test", str(trained / "checkpoints" / "best.ckpt"), "--trainer.accelerator", "cpu"])
     assert tested.folder.path.resolve() == trained.resolve()
     assert 0 <= tested.trainer.callback_metrics["test/miou"] <= 1
     assert (trained / "classes_test.csv").is_file()
 
 
-def test_a_checkpoint_alone_predicts(trained, tmp_path):
+def test_a_checkpoint_is_enough_to_predict(trained, tmp_path):
     images = tmp_path / "in"
     images.mkdir()
     Image.fromarray(np.full((37, 53), 90, np.uint8)).save(images / "grey.png")
@@ -157,7 +157,7 @@ def test_the_seed_matters(tiny_config, tmp_path):
         (["--checkpoint.monitor", "val/mIoU"], "BestAndLast watches val/mIoU, which no step logs; choose val/miou"),
     ],
 )
-def test_what_does_not_fit_is_refused(trained, tmp_path, arguments, message):
+def test_arguments_that_do_not_fit_the_checkpoint_are_refused(trained, tmp_path, arguments, message):
     checkpoint = str(trained / "checkpoints" / "last.ckpt")
     config = str(trained / "experiment.yaml")
     with pytest.raises(ValueError, match=message):
@@ -178,7 +178,7 @@ class Payload:
         return (Path.touch, (Path("payload_was_run"),))
 
 
-def test_files_that_are_no_checkpoint(tmp_path, monkeypatch):
+def test_other_files_than_checkpoints_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.ckpt").write_text("hello")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
@@ -250,9 +250,7 @@ def test_a_schedule_counts_the_steps_of_the_resumed_run(tiny_config, tmp_path):
         ),
     ],
 )
-def test_what_a_constructor_refuses_comes_out_as_its_own_words(
-    tiny_config, tmp_path, monkeypatch, capsys, arguments, line
-):
+def test_an_error_of_a_constructor_is_printed_unchanged(tiny_config, tmp_path, monkeypatch, capsys, arguments, line):
     words = ["structseg", "fit", "--config", str(tiny_config), *arguments, "--runs_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The completion of a shell, asked of bash itself."""
+"""Shell completion, tested in bash."""
 
 import shutil
 import subprocess
@@ -47,7 +47,7 @@ done
     assert "consensus/synthetic_occlusion" in config.split()
 
 
-def test_zsh_has_a_script_of_its_own():
+def test_zsh_has_its_script():
     assert script("zsh").startswith("#compdef structseg")
 
 

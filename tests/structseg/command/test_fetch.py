@@ -24,6 +24,6 @@ def test_the_weights_are_named_and_nothing_is_written(tmp_path, monkeypatch, cap
         (["gone"], ValueError, "no configuration gone"),
     ],
 )
-def test_what_is_refused(args, error, message):
+def test_wrong_arguments_are_refused(args, error, message):
     with pytest.raises((error, SystemExit), match=message):
         main(args)

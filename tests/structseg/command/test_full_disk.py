@@ -1,4 +1,4 @@
-"""A disk that fills: what was finished stays whole, and the fit goes on when there is room again."""
+"""A full disk: finished files stay intact, and the fit continues when there is space again."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What is answered before torch is loaded, and `import structseg`."""
+"""Commands that load no torch, and `import structseg`."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_short_help_is_one_page(name):
         (["predict", "pyproject.toml", "none.jpg"], "no file or folder none.jpg", 1),
     ],
 )
-def test_mistakes_that_are_found_at_once(words, message, code):
+def test_mistakes_are_found_before_torch_is_loaded(words, message, code):
     found, out, err = light(*words)
     assert (found, out) == (code, "")
     assert err.startswith("structseg: error: ")
@@ -138,7 +138,7 @@ def test_every_help_is_a_page(name):
 
 
 @pytest.mark.parametrize("words", [["configs"], ["fit", "--data.help"]], ids=" ".join)
-def test_a_reader_that_stops_reading_ends_it_without_a_word(words):
+def test_a_closed_pipe_ends_the_command_without_a_message(words):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "structseg", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT)
@@ -146,7 +146,7 @@ def test_a_reader_that_stops_reading_ends_it_without_a_word(words):
     assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
-def test_an_error_that_comes_of_an_interruption_is_one():
+def test_an_error_caused_by_an_interruption_is_an_interruption():
     error = RuntimeError("enforce fail at inline_container.cc")
     assert not interrupted(error)
     error.__context__ = OSError()

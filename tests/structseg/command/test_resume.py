@@ -1,4 +1,4 @@
-"""`--resume auto`: a fit that is interrupted anywhere ends as if it never had been."""
+"""`--resume auto`: a fit that is interrupted anywhere ends like an uninterrupted one."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ TRAINED = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_s
 
 
 class Killed(RuntimeError):
-    """What a test stands in for SIGKILL with: nothing is saved after it."""
+    """Replaces SIGKILL in tests: nothing is saved after it."""
 
 
 def killed(config, folder, step, *more):
@@ -110,7 +110,7 @@ class TestStoppedAndResumed:
         return tmp_path / "whole"
 
     @pytest.mark.slow
-    def test_at_any_step_it_ends_as_the_undisturbed_run(self, config, whole, tmp_path):
+    def test_interrupted_at_a_step_it_equals_the_undisturbed_run(self, config, whole, tmp_path):
         for step in (0, STEPS - 1, STEPS):  # at all others in turn: below
             folder = tmp_path / f"at_{step}"
             with pytest.raises(SIGTERMException):
@@ -188,7 +188,7 @@ class TestOneCommand:
         assert again.step == 2
         assert len(list((tmp_path / "tiny").iterdir())) == 2
 
-    def test_an_id_of_ones_own(self, config, tmp_path):
+    def test_a_given_run_id(self, config, tmp_path):
         with pytest.raises(SIGTERMException):
             stopped(config, tmp_path, 1, "--run_id", "mine")
         assert (tmp_path / "tiny" / "mine" / "checkpoints" / "last.ckpt").is_file()
@@ -199,7 +199,7 @@ class TestOneCommand:
             with pytest.raises(ValueError, match="cannot name a folder"):
                 fit(config, tmp_path, "--run_id", bad)
 
-    def test_a_checkpoint_beside_it_is_refused(self, config, tmp_path):
+    def test_with_a_checkpoint_it_is_refused(self, config, tmp_path):
         (tmp_path / "last.ckpt").touch()
         with pytest.raises(ValueError, match="drop --ckpt_path, or --resume"):
             fit(config, tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt"))
@@ -220,7 +220,7 @@ class TestOneCommand:
         segments = list((again.folder.path / "wandb").glob(f"offline-run-*-{again.folder.run_id}"))
         assert 1 <= len(segments) <= 2  # two within one second share a folder
 
-    def test_a_fit_goes_on_where_wandb_cannot_start(self, config, tmp_path, monkeypatch):
+    def test_a_fit_continues_where_wandb_cannot_start(self, config, tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_MODE", "offline")
         start = wandb.init
 
@@ -261,7 +261,7 @@ class TestSignals:
         assert told.read_text() == "requeue 70_4\n"
         assert last(tmp_path)["global_step"] == 2
 
-    def test_a_requeue_that_fails_is_told(self, config, tmp_path, monkeypatch):
+    def test_a_failed_requeue_is_reported(self, config, tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         monkeypatch.setattr(
             interruption.subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(OSError("no scontrol"))
@@ -269,20 +269,20 @@ class TestSignals:
         with pytest.warns(UserWarning, match="no scontrol; the run is saved"), pytest.raises(SIGTERMException):
             stopped(config, tmp_path, 1, number=signal.SIGUSR1)
 
-    def test_usr1_elsewhere_saves_and_goes_on(self, config, tmp_path, monkeypatch):
+    def test_usr1_outside_slurm_saves_and_continues(self, config, tmp_path, monkeypatch):
         monkeypatch.delenv("SLURM_JOB_ID", raising=False)
         done = stopped(config, tmp_path, 1, number=signal.SIGUSR1)
         assert done.trainer.current_epoch == EPOCHS
         assert last(tmp_path)["global_step"] == EPOCHS * STEPS
 
-    def test_the_handlers_are_put_back(self, config, tmp_path):
+    def test_the_handlers_are_restored(self, config, tmp_path):
         before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
         with pytest.raises(SIGTERMException):
             stopped(config, tmp_path, 1)
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
     @pytest.mark.slow
-    def test_of_the_command_line(self, config, tmp_path):
+    def test_on_the_command_line(self, config, tmp_path):
         command = [sys.executable, "-m", "structseg", "fit", "--config", str(config), "--resume", "auto",
                    "--runs_dir", str(tmp_path), "--trainer.max_epochs", "400", "--checkpoint.save_every_steps", "1"]  # fmt: skip
         process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -304,7 +304,7 @@ class TestDamage:
             stopped(config, tmp_path, STEPS + 1)
         return next(tmp_path.glob("*/*/checkpoints")).parent
 
-    def test_the_previous_one_takes_its_place(self, config, tmp_path, run_folder):
+    def test_the_previous_checkpoint_replaces_it(self, config, tmp_path, run_folder):
         path = run_folder / "checkpoints" / "last.ckpt"
         whole = path.read_bytes()
         for broken in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(2000) + whole[5000:]):
@@ -314,13 +314,13 @@ class TestDamage:
         with pytest.warns(UserWarning, match="resuming from last.previous"):
             assert fit(config, tmp_path).trainer.current_epoch == EPOCHS
 
-    def test_none_whole(self, config, tmp_path, run_folder):
+    def test_no_intact_checkpoint(self, config, tmp_path, run_folder):
         for name in ("last.ckpt", "last.previous.ckpt"):
             (run_folder / "checkpoints" / name).write_bytes(b"PK")
         with pytest.raises(ValueError, match=r"no intact checkpoint to resume from; remove .* to start again"):
             fit(config, tmp_path)
 
-    def test_what_a_kill_leaves_behind_is_no_matter(self, config, tmp_path, run_folder):
+    def test_files_left_by_a_kill_are_ignored(self, config, tmp_path, run_folder):
         (run_folder / "checkpoints" / "last.ckpt.part").write_bytes(b"half")
         (run_folder / "metrics.csv.part").write_text("epoch,st")
         (run_folder / "finished.json").write_text("")

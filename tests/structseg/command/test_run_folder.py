@@ -58,7 +58,7 @@ def test_under_slurm_the_id_is_the_jobs(tmp_path, monkeypatch):
         ({"WANDB_MODE": "dryrun"}, "offline"),
     ],
 )
-def test_wandb_is_online_for_those_who_are_logged_in(environment, mode, monkeypatch, tmp_path):
+def test_wandb_is_online_for_logged_in_users(environment, mode, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -67,7 +67,7 @@ def test_wandb_is_online_for_those_who_are_logged_in(environment, mode, monkeypa
     assert wandb_mode() == mode
 
 
-def test_metrics_go_on_below_the_rows_that_are_there(tmp_path):
+def test_metrics_continue_below_the_existing_rows(tmp_path):
     for step in (1, 2):
         logger = MetricsCSV(tmp_path)
         logger.log_metrics({"val/miou": step / 10, **({"new": 5.0} if step == 2 else {})}, step)

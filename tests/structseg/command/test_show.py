@@ -39,7 +39,7 @@ def test_the_command_draws_an_augmented_batch(tmp_path, capsys):
     assert np.array_equal(pictures[0], pictures[2]), "and is the same each time"
 
 
-def test_what_cannot_be_shown(tmp_path):
+def test_wrong_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no configuration none\.yaml"):
         show.main(["none.yaml"])
     (tmp_path / "e.yaml").write_text("trainer: {}")

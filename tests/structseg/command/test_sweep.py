@@ -1,4 +1,4 @@
-"""The W&B sweep file: what it says can be run."""
+"""The W&B sweep file: its commands can be run."""
 
 import os
 import re

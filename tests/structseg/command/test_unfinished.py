@@ -27,7 +27,7 @@ def changed(**more):
     return {**CONFIG, **more}
 
 
-def test_it_is_found_wherever_and_however_long_it_trains(run):
+def test_it_is_found_for_any_device_and_length(run):
     for config in (
         CONFIG,
         changed(trainer={"max_epochs": 9, "devices": 2}),
@@ -37,7 +37,7 @@ def test_it_is_found_wherever_and_however_long_it_trains(run):
         assert find_unfinished(run.parent, config) == run
 
 
-def test_others_are_not(run, tmp_path):
+def test_finished_or_other_runs_are_not_found(run, tmp_path):
     assert find_unfinished(tmp_path / "none", CONFIG) is None
     assert find_unfinished(run.parent, changed(seed_everything=1)) is None
     with exclusive_lock(run):  # it is still at work

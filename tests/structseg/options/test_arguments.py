@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
         (["fit", "trainer.yaml"], "trainer holds '\\[1\\]', not keys and values"),
     ],
 )
-def test_what_would_be_lost_or_cannot_be_used_is_refused(here, args, message):
+def test_options_that_would_be_ignored_or_cannot_be_used_are_refused(here, args, message):
     with pytest.raises(UsageError, match=message):
         as_options(args)
 
@@ -92,11 +92,11 @@ def test_the_tables_agree_with_the_parsers(name):
         (["f.yaml", "--memory"], ["f.yaml"], ["--memory"]),
     ],
 )  # fmt: skip
-def test_what_is_handed_on_needs_no_dashes_before_it(args, own, further):
+def test_further_options_need_no_dashes_before_them(args, own, further):
     assert split_further(args, ["--seed", "--runs_dir", "--dry-run"]) == (own, further)
 
 
-def test_of_several_roots_the_last_counts_and_later_configurations_come_on_top(tmp_path):
+def test_the_last_root_counts_and_later_configurations_override_earlier_ones(tmp_path):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text(f"data: {{class_path: FASSEGDataModule, init_args: {{root: {tmp_path}}}}}")
     second.write_text("data: {class_path: FASSEGDataModule, init_args: {size: [32, 32]}}")

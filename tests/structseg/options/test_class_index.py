@@ -1,4 +1,4 @@
-"""Classes are named without their paths, and only what is named is imported."""
+"""Classes are named without their paths, and only the named ones are imported."""
 
 import inspect
 import json

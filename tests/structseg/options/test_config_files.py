@@ -1,4 +1,4 @@
-"""Configurations: found by name, laid on top of their bases, and the same in every command."""
+"""Configurations: found by name, merged with their bases, equal in every command."""
 
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ class TestNames:
             ("synthetic", ValueError, "give one of conta/synthetic, fasseg_unet/synthetic, stn_icnn/synthetic"),
         ],
     )
-    def test_what_is_no_name(self, tmp_path, monkeypatch, given, error, message):
+    def test_an_unknown_name(self, tmp_path, monkeypatch, given, error, message):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(error, match=message):
             find_config(given)
@@ -57,14 +57,14 @@ class TestNames:
         with pytest.raises(UsageError, match=r"no name contains consensuss \(did you mean consensus\?"):
             configs_list.main(["consensuss"])
 
-    def test_what_a_configuration_is_said_to_be_is_a_whole_sentence(self, tmp_path):
+    def test_the_description_of_a_configuration_is_a_whole_sentence(self, tmp_path):
         (tmp_path / "a.yaml").write_text("# A net for V2. of\n# two lines, on U-Nets.\n# More.\nmodel: {}\n# No\n")
         assert configs_list.sentence_of(tmp_path / "a.yaml") == "A net for V2. of two lines, on U-Nets."
         assert all(configs_list.sentence_of(path).endswith((".", ")", "?")) for path in config_names().values())
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_each_says_what_it_is_in_its_first_line(name):
+def test_each_has_a_description_in_its_first_line(name):
     first = config_names()[name].read_text().splitlines()[0]
     assert first.startswith("# ")
     assert len(first) > 20
@@ -85,7 +85,7 @@ def test_each_says_what_it_is_in_its_first_line(name):
         ({"init_args": {"x": 1}}, {"class_path": "B"}, {"class_path": "B", "init_args": {"x": 1}}),
     ],
 )  # fmt: skip
-def test_what_lies_on_top_of_what(below, above, whole):
+def test_merging(below, above, whole):
     before = yaml.safe_dump([below, above])
     assert merge(below, above) == whole
     assert yaml.safe_dump([below, above]) == before, "neither is changed"
@@ -110,7 +110,7 @@ def based(tmp_path):
 
 
 class TestBases:
-    def test_each_file_adds_what_it_says(self, based):
+    def test_each_file_adds_its_settings(self, based):
         for given in (["fit"], ["validate"], ["test"], ["predict"]):
             config = resolved_config([*given, "--config", str(based), "--data.batch_size", "2"])
             data = config["data"]["init_args"]
@@ -119,7 +119,7 @@ class TestBases:
             assert config["model"]["init_args"]["flip_test"] is True
             assert "base" not in config
 
-    def test_a_second_configuration_comes_on_top(self, based, tmp_path):
+    def test_a_second_configuration_overrides_the_first(self, based, tmp_path):
         (tmp_path / "more.yaml").write_text("trainer: {max_epochs: 9}")
         config = resolved_config(["fit", "--config", str(based), f"--config={tmp_path / 'more.yaml'}"])
         assert config["trainer"]["max_epochs"] == 9
@@ -169,7 +169,7 @@ class TestBases:
             resolved_config(["fit", "--config", str(path)])
 
 
-def test_what_the_command_line_refuses_is_an_error_here(based, tmp_path, capsys):
+def test_what_the_command_line_refuses_is_a_value_error(based, tmp_path, capsys):
     for more, message in ((["--trainer.max_epoch", "1"], r"unknown option --trainer.max_epoch \(did you mean --trainer.max_epochs"),
                           (["--data.batch_size", "x"], "data.batch_size: expected int, got x"),
                           (["--seed_everything", "x"], "seed_everything: expected bool or int, got x")):  # fmt: skip

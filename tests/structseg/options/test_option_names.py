@@ -45,7 +45,7 @@ def test_a_misspelt_option_names_the_whole_of_the_nearest_one(given, meant):
 
 
 @pytest.mark.parametrize("given", ["model.xyzzy", "model.network.num_classes", "xyzzy", "data.root"])
-def test_nothing_near_is_not_guessed_and_what_the_code_gives_is_no_option(given):
+def test_no_guess_without_a_similar_name_and_arguments_from_the_code_are_no_options(given):
     with pytest.raises(UsageError, match=f"unknown option --{given}"):
         check_names("fit", [*DEMO, f"--{given}", "1"])
 
@@ -64,7 +64,7 @@ def test_nothing_near_is_not_guessed_and_what_the_code_gives_is_no_option(given)
     ],
     ids=lambda args: args[0],
 )
-def test_what_the_chosen_classes_have_passes(args):
+def test_options_of_the_chosen_classes_are_accepted(args):
     assert check_names("fit", [*DEMO, *args]) == [*DEMO, *args]
 
 

@@ -29,7 +29,7 @@ from structseg.options.parser import StructsegParser, shorten
         ),
     ],
 )
-def test_a_nested_complaint_becomes_one_line(message, line):
+def test_a_nested_error_becomes_one_line(message, line):
     assert shorten(message) == line
 
 

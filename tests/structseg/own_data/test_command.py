@@ -1,4 +1,4 @@
-"""`structseg init`: what it proposes can be trained with as it is; what is wrong is listed; nothing is overwritten."""
+"""`structseg init`: its proposal can be trained with unchanged; faults are listed; nothing is overwritten."""
 
 import subprocess
 import sys
@@ -107,7 +107,7 @@ def test_layouts(files, tmp_path):
         assert find_layout(tmp_path) == LAYOUTS[files]
 
 
-def test_tags_alone(tmp_path):
+def test_tags_only(tmp_path):
     root = make_folder(tmp_path, NAMES, file=False)
     for path in (root / "masks").iterdir():
         path.unlink()
@@ -151,7 +151,7 @@ def test_faults_are_listed_and_the_file_is_written(tmp_path, capsys):
         (lambda path, mask: Image.fromarray(np.random.default_rng(0).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)).save(path), "more than 254 values; is it a photograph"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_trained_with_writes_nothing(save, message, tmp_path):
+def test_a_folder_that_cannot_be_trained_on_gets_no_file(save, message, tmp_path):
     root = make_folder(tmp_path, NAMES, save, file=False)
     with pytest.raises(ValueError, match=message):
         proposed(root)

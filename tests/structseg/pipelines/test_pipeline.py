@@ -42,7 +42,7 @@ def write(folder, stages=STAGES, **more):
 
 
 class TestFile:
-    def test_what_it_says(self, tmp_path):
+    def test_its_content(self, tmp_path):
         found = load_pipeline(write(tmp_path, table=["miou"]))
         assert (found.stages["parts"].configs, found.table) == ((tmp_path / "base.yaml",), ("miou",))
         assert {name: stage.needs for name, stage in found.stages.items()} == {
@@ -57,7 +57,7 @@ class TestFile:
             '["a/b.ckpt", "c.ckpt"]',
         ]
 
-    def test_one_that_starts_from_another(self, tmp_path):
+    def test_a_base(self, tmp_path):
         below = load_pipeline(write(tmp_path, table=["miou"], data={"seed": 1, "train": 3}))
         (tmp_path / "own").mkdir()
         path = tmp_path / "own" / "q.yaml"
@@ -111,7 +111,7 @@ class TestFile:
         with pytest.raises(ValueError, match=message):
             load_pipeline(tmp_path / "q.yaml")
 
-    def test_a_stage_and_what_it_builds_on(self, tmp_path):
+    def test_a_stage_and_its_dependencies(self, tmp_path):
         found = load_pipeline(write(tmp_path))
         assert [stage.name for stage in found.needed("parts")] == ["coarse", "parts"]
         assert [stage.name for stage in found.needed("joint")] == ["coarse", "parts", "joint"]
@@ -121,7 +121,7 @@ class TestFile:
         with pytest.raises(ValueError, match=r"no stage part \(did you mean parts\?\)"):
             found.needed("part")
 
-    def test_braces_that_name_nothing_are_left_alone(self, tmp_path):
+    def test_braces_without_a_name_stay_as_they_are(self, tmp_path):
         stage = load_pipeline(write(tmp_path, {"a": {"model": {"x": "a {} b", "y": [{"b": 1}]}}})).stages["a"]
         assert (stage.needs, stage.args_with({})) == ((), ["--model.x", "a {} b", "--model.y", '[{"b": 1}]'])
 
@@ -189,7 +189,7 @@ class TestFile:
 
 
 class TestInputs:
-    def test_where_a_run_lies_changes_nothing(self, tmp_path, monkeypatch):
+    def test_the_folder_of_a_run_has_no_effect(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "data").mkdir()
         a = Inputs.of(
@@ -207,7 +207,7 @@ class TestInputs:
         assert a.fingerprint == b.fingerprint
         assert a.changes(b) == ""
 
-    def test_a_file_goes_by_its_content_too(self, tmp_path):
+    def test_a_file_is_compared_by_its_content_too(self, tmp_path):
         tags = tmp_path / "tags.csv"
         tags.write_text("a")
         before = Inputs.of({"data": {"tags": str(tags)}}, {})
@@ -228,7 +228,7 @@ class TestInputs:
             assert found[0] != found[1]
         assert Inputs.of({"stage": "root"}, {}).config == {"stage": '"root"'}  # a word, though a folder is called so
 
-    def test_a_large_file_goes_by_its_size_and_time(self, tmp_path, monkeypatch):
+    def test_a_large_file_is_compared_by_its_size_and_time(self, tmp_path, monkeypatch):
         monkeypatch.setattr("structseg.pipelines.record._HASHED", 3)
         weights = tmp_path / "w.pth"
         found = []
@@ -239,7 +239,7 @@ class TestInputs:
         assert len(set(found)) == 3
         assert found[2] == found[3]
 
-    def test_changes_are_told(self, monkeypatch):
+    def test_changes_are_described(self, monkeypatch):
         before = Inputs.of({"trainer": {"max_epochs": 8}, "model": {"stage": "coarse"}}, {"coarse": "1"})
         after = Inputs.of({"trainer": {"max_epochs": 1}, "model": {"stage": "coarse", "x": None}}, {"coarse": "2"})
         assert after.changes(before) == "trainer.max_epochs 8 -> 1, model.x nothing -> null, stage coarse changed"
@@ -302,7 +302,7 @@ class TestRunning:
 
         return make
 
-    def test_everything_once_and_then_nothing(self, session, ran, capsys):
+    def test_every_stage_runs_once(self, session, ran, capsys):
         records = session().run()
         assert ran == ALL
         assert records["parts"].run == "run3"
@@ -359,7 +359,7 @@ class TestRunning:
         assert session().run()["coarse"].tests["x"].metrics["miou"] == 0.75
         assert ran == ["test"]
 
-    def test_what_builds_on_a_changed_stage_runs_anew_even_if_killed_between(self, session, ran, tmp_path):
+    def test_dependents_of_a_changed_stage_run_again_even_after_a_kill_in_between(self, session, ran, tmp_path):
         session().run()
         ran.clear()
         write(tmp_path, {**STAGES, "coarse": {"model": {"stage": "rough"}}})
@@ -377,7 +377,7 @@ class TestRunning:
         assert ran == ["coarse", "test", *ALL[3:]]
         assert len(list((session().folder / "coarse").glob("run*"))) == 2, "nothing is deleted"
 
-    def test_the_same_checkpoint_again_keeps_what_builds_on_it(self, session, ran):
+    def test_an_equal_checkpoint_keeps_its_dependents(self, session, ran):
         made = session()
         made.run()
         (made.folder / "coarse" / RECORD).unlink()
@@ -395,7 +395,7 @@ class TestRunning:
             (lambda folder: (folder / "run1/checkpoints/best.ckpt").write_text("x"), "best.ckpt was modified"),
         ],
     )  # fmt: skip
-    def test_what_is_damaged_runs_anew(self, session, ran, harm, why):
+    def test_a_damaged_stage_runs_again(self, session, ran, harm, why):
         made = session(last="coarse")
         made.run()
         harm(made.folder / "coarse")
@@ -404,7 +404,7 @@ class TestRunning:
         made.run()
         assert ran == ["coarse", "test"]
 
-    def test_until_runs_what_is_needed_and_rows_do_without_tests(self, session, ran):
+    def test_until_runs_the_needed_stages_and_rows_need_no_tests(self, session, ran):
         assert list(session(last="parts").run(tests=False)) == ["coarse", "parts"]
         assert ran == ["coarse", "parts"]
 
@@ -502,7 +502,7 @@ class TestProcesses:
         assert str(error.value) == ("stage a failed (exit code 3); the same command continues: structseg fit --x 'b c'")
 
     @pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
-    def test_an_end_from_outside_ends_it_too(self, monkeypatch, tmp_path, capsys, sent):
+    def test_a_signal_ends_the_child_too(self, monkeypatch, tmp_path, capsys, sent):
         pid = tmp_path / "pid"
         self.become(
             monkeypatch,
@@ -640,7 +640,7 @@ def test_a_pipeline_through_the_command_line_killed_in_the_middle(tmp_path, caps
         ([], "PIPELINE is missing, as in: structseg pipeline stn_icnn/synthetic"),
     ],
 )
-def test_what_is_refused_before_torch_is_loaded(args, message):
+def test_faults_are_found_before_torch_is_loaded(args, message):
     code, out, err = light("pipeline", *args)
     assert (code > 0, out, err.count("\n")) == (True, "", 1)
     assert message in err

@@ -1,4 +1,4 @@
-"""Rounds of a pipeline: predictions by a fit's checkpoint, arms, reports and the room on the disk."""
+"""Rounds of a pipeline: predictions by a fit's checkpoint, arms, reports, disk space."""
 
 import json
 import shutil
@@ -62,14 +62,14 @@ class TestFile:
         assert stages["round_0/segmenter"].needs == ("round_0/cams",)
         assert stages["round_0/cams"].tests == {}
 
-    def test_of_an_option_the_predictions_own_holds_unless_the_arm_has_one_for_it(self, tmp_path):
+    def test_a_predictions_own_option_holds_unless_the_arm_sets_it(self, tmp_path):
         arms = {"x": {"classifier": {"data": {"x": 2}}}, "y": {"cams": {"data": {"x": 3}}}}
         stages = load_pipeline(write(tmp_path, arms=arms)).stages
         assert stages["round_1_x/cams"].args == ("--model", "C", "--data.x", "2", "--data.x", "1")  # the last one holds
         assert stages["round_1_y/cams"].args == ("--model", "C", "--data.x", "1", "--data.x", "3")
         assert stages["round_1_x/classifier"].args == ("--model", "C", "--data.x", "2")
 
-    def test_until_has_the_rounds_before_whole(self, tmp_path):
+    def test_until_includes_all_stages_of_earlier_rounds(self, tmp_path):
         found = load_pipeline(write(tmp_path))
         names = [stage.name for stage in found.needed("round_2_none/classifier")]
         assert names == [f"{f}/{s}" for f in ("round_0", "round_1_none") for s in STAGES] + ["round_2_none/classifier"]
@@ -206,7 +206,7 @@ class TestRunning:
         session("none").run(tests=False)
         assert [line.split()[1].split("/")[0] for line in ran] == ["round_1_none"] * 4 + ["round_2_none"] * 4
 
-    def test_what_is_handed_on(self, session):
+    def test_paths_that_stages_get(self, session):
         made = session()
         made.run(tests=False)
         stage, root = made.pipeline.stages["round_1_sum/cams"], made.folder
@@ -218,7 +218,7 @@ class TestRunning:
             "--ckpt_path", str(checkpoint), "--data.predict_out", str(root / "round_1_sum"), "--seed_everything", "107",
         ]  # fmt: skip
 
-    def test_a_changed_artefact_runs_its_stage_and_what_builds_on_it_anew(self, session, ran):
+    def test_a_changed_artefact_runs_its_stage_and_dependents_again(self, session, ran):
         made = session(last="round_1_sum/segmenter")
         made.run(tests=False)
         ran.clear()
@@ -240,7 +240,7 @@ class TestRunning:
         made.run(tests=False)
         assert len(ran) == 4 + 3
 
-    def test_finished_predictions_of_another_configuration_are_replaced_if_that_is_said(self, session, ran):
+    def test_predictions_of_another_configuration_are_replaced_only_with_anew(self, session, ran):
         session(last="round_0/segmenter").run(tests=False)
         masks = session(last="round_0/segmenter").folder / "round_0/cams/a.png"
         before = masks.read_text()
@@ -264,7 +264,7 @@ class TestRunning:
         other.run(tests=False)
         assert len(ran) == 3, "finished, by this configuration"
 
-    def test_a_fit_alone_has_a_folder_for_each_configuration(self, session, ran):
+    def test_a_single_fit_has_a_folder_for_each_configuration(self, session, ran):
         session(last="round_0/classifier").run(tests=False)
         session(last="round_0/classifier", data={"size": 9}).run(tests=False)
         assert len(ran) == 2
@@ -275,7 +275,7 @@ class TestRunning:
         (made.folder / "round_0/set.npz").unlink()
         assert "round_0/set.npz is missing" in str(list(made.survey())[-1][1])
 
-    def test_a_killed_run_goes_on_where_it_was(self, session, ran):
+    def test_a_killed_run_continues_at_its_stage(self, session, ran):
         ran.fail = "stage round_1_sum/segmenter"
         with pytest.raises(RuntimeError):
             session().run(tests=False)
@@ -298,7 +298,7 @@ class TestRunning:
         assert report["stages"]["segmenter"]["scores"] == {"plain": plain, "crf": plain}
         assert not (made.folder / "round_1_sum/report.json").exists()
 
-    def test_a_round_that_is_made_anew_has_no_report_until_it_is_whole(self, session, ran):
+    def test_a_repeated_round_has_no_report_until_it_is_complete(self, session, ran):
         made = session(last="round_0/masks")
         made.run()
         report = made.folder / "round_0/report.json"
@@ -324,7 +324,7 @@ class TestRunning:
         main([*given, "--anew"])
         assert "without --dry-run" not in capsys.readouterr().out
 
-    def test_the_crf_is_asked_for_before_anything_runs(self, session, ran, monkeypatch):
+    def test_the_crf_is_checked_before_anything_runs(self, session, ran, monkeypatch):
         def missing():
             raise ValueError("no pydensecrf")
 
@@ -368,7 +368,7 @@ class TestRunning:
         with pytest.raises(RuntimeError, match=r"stage round_0/cams left no .*round_0/cams"):
             made.run(tests=False)
 
-    def test_the_disk_is_spoken_of_and_has_to_have_room(self, session, ran, capsys, monkeypatch):
+    def test_the_needed_disk_space_is_printed_and_checked(self, session, ran, capsys, monkeypatch):
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(rounds.shutil, "disk_usage", lambda path: usage(0, 0, 100_000_000))
         with pytest.raises(OSError, match=r"120 MB are needed at .*, 100 MB are free; set --runs_dir"):
@@ -379,7 +379,7 @@ class TestRunning:
         session(round_megabytes=20).run(tests=False)
         assert "disk: about 0 MB for 2 rounds" in capsys.readouterr().out, "as round 0 was measured"
 
-    def test_a_need_that_nobody_knows_is_said(self, session, capsys):
+    def test_an_unknown_need_is_reported(self, session, capsys):
         session(last="round_0/classifier").run(tests=False)
         assert "disk: round_megabytes is not set, the need is unknown" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""`structseg rounds`: the table of a run's rounds, their notices, and the pictures of what they made."""
+"""`structseg rounds`: the table of a run's rounds, their notices, and pictures of their artefacts."""
 
 import json
 
@@ -129,7 +129,7 @@ class TestTable:
             ({"plain": {"map": 0.5}}, (None, None)),
         ],
     )
-    def test_tests_are_told_apart_by_what_they_logged(self, run, tests, expected):
+    def test_tests_are_distinguished_by_their_metrics(self, run, tests, expected):
         report(run / "round_0", tests)
         found = Round.read(run / "round_0").tested()
         assert tuple(None if np.isnan(value) else value for value in found) == expected
@@ -182,7 +182,7 @@ class TestFolder:
         only = ["round_1_sum", "round_0"]
         assert [path.name for path in find_rounds(run, only)] == only
 
-    def test_what_is_no_run(self, run):
+    def test_a_folder_that_is_no_run(self, run):
         with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give that of a pipeline's run"):
             find_rounds(run / "nowhere")
         with pytest.raises(ValueError, match=r"conta_made is not a run of .*: it has no round_0; give .*conta_made/7$"):

@@ -1,4 +1,4 @@
-"""Everything that `structseg predict` writes and says, for a network whose labels are known in every pixel."""
+"""The files and messages of `structseg predict`, for a network whose labels are known in every pixel."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_one_image_in_every_pixel(size: tuple[int, int], tmp_path: Path, predict
     assert struct.unpack(">IIBB", header) == (*size, 8, 3)  # width, height, bit depth, palette
 
 
-def test_options_reach_what_is_loaded(tmp_path: Path, predict: Any) -> None:
+def test_options_reach_load(tmp_path: Path, predict: Any) -> None:
     save(tmp_path / "p.png", (4, 4))
     (tmp_path / "b.ckpt").touch()
     (tmp_path / "run/checkpoints").mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_options_reach_what_is_loaded(tmp_path: Path, predict: Any) -> None:
     }  # fmt: skip
 
 
-def test_what_is_passed_over_is_said_and_the_rest_is_labelled(tmp_path: Path, predict: Any, capsys: Any) -> None:
+def test_failed_images_are_reported_and_the_rest_is_labelled(tmp_path: Path, predict: Any, capsys: Any) -> None:
     for number, name in enumerate(("in/a.png", "in/b.bmp", "in/sub/c.png", "in/d.png", "in/wide.png")):
         save(tmp_path / name, (3 if "wide" in name else 4, 4), number)
     (tmp_path / "in/d.png").write_text("text")
@@ -212,7 +212,7 @@ def test_nothing_that_can_be_read_is_an_error_without_any_file(tmp_path: Path, p
     assert not (tmp_path / "predictions").exists()
 
 
-def test_background_alone_is_said(tmp_path: Path, predict: Any, capsys: Any) -> None:
+def test_only_background_is_reported(tmp_path: Path, predict: Any, capsys: Any) -> None:
     save(tmp_path / "in/a.png", (4, 4))
     for number, said in ((0, False), (1, True)):
         save(tmp_path / f"in/b{number}.png", (4, 4))
@@ -279,7 +279,7 @@ def test_output_stems(names: list[str], stems: list[str]) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_what_was_done_before_an_interruption_is_kept_whole(error: Any, tmp_path: Path, predict: Any) -> None:
+def test_predictions_before_an_interruption_are_kept(error: Any, tmp_path: Path, predict: Any) -> None:
     for name, width in (("a", 4), ("b", 4), ("c", 3), ("d", 4)):
         save(tmp_path / f"in/{name}.png", (width, 4))
     with pytest.raises(error):

@@ -71,7 +71,7 @@ def test_the_verdict_follows_the_rule(differences, more, verdict):
     assert claim(**more).verdict(found(*differences)) == verdict
 
 
-def test_claims_meet_their_runs():
+def test_claims_are_judged_by_their_runs():
     rows = {name: row(name, config=f"experiments/{name[0]}/x.yaml") for name in ("a", "a2", "a3", "a4", "b")}
     values = {"a": (0.5, 0.6, 0.8), "a2": (0.4, 0.4, 0.5), "a3": (0.1, 0.3, 0.3), "a4": (0.1, 0.2, 0.1)}
     runs = [run(name, seed, value) for name, own in values.items() for seed, value in enumerate(own)]
@@ -92,7 +92,7 @@ def test_claims_meet_their_runs():
     assert judge(claims[:1], rows, [])[0].cells == ("c", "-", "-", "-", "0", "not decided")
 
 
-def test_faults_of_the_file_come_at_once(tmp_path):
+def test_all_faults_of_the_file_are_listed(tmp_path):
     rows = {"a": row(), "b": row("b", also=["x"])}
     path = tmp_path / "claims.yaml"
     assert load_claims(path, rows) == []

@@ -60,7 +60,7 @@ class TestBySeed:
         for table in (one, two):
             assert table.notes[0] == "No interval with fewer than 3 seeds."
 
-    def test_another_processor_is_refused_or_said(self, tmp_path):
+    def test_another_processor_is_refused_or_noted(self, tmp_path):
         for seed, name in ((0, "EPYC, 2 cores"), (1, "Xeon, 2 cores")):
             measured(tmp_path, "a", seed=seed)
             measured(tmp_path, "b", seed=seed, hardware=name)
@@ -79,7 +79,7 @@ class TestBySeed:
         measured(tmp_path, "a", seed=1, hardware="Xeon, 2 cores")
         assert len(tables(tmp_path)[0].lines) == 3, "each seed has its own"
 
-    def test_another_round_0_is_said(self, tmp_path):
+    def test_another_round_0_is_noted(self, tmp_path):
         kept = {"also": ["round_0.cams.cam_miou"]}
         for name, start in (("a", 0.3), ("b", 0.4), ("c", 0.3)):
             measured(tmp_path, name, metrics={"clean.miou": 0.5, "round_0.cams.cam_miou": start})
@@ -88,7 +88,7 @@ class TestBySeed:
         for second in (row("c", **kept), row("b", stage="round_0_x/cams", **kept)):  # arms from round 0 on share none
             assert not [said for said in tables(tmp_path, row(**kept), second)[0].notes if "began" in said]
 
-    def test_other_rounds_are_said(self, tmp_path):
+    def test_other_rounds_are_noted(self, tmp_path):
         for name in "abc":
             measured(tmp_path, name)
         two, one = row("a", stage="round_2_a/segmenter"), row("b", stage="round_1_b/segmenter")
@@ -128,14 +128,14 @@ class TestOverImages:
         assert (low, high) == pytest.approx((0.1 - 0.253, 0.1 + 0.253), abs=0.02)
         assert bootstrap(tmp_path)["component_error"] == found, "the seed is fixed"
 
-    def test_a_class_that_is_nowhere_is_left_out(self, tmp_path):
+    def test_a_class_without_pixels_is_left_out(self, tmp_path):
         for name in "ab":
             measured(tmp_path, name, {"": [image("x", tp=(50, 0), fp=(0, 0), fn=(50, 0))]})
         by = bootstrap(tmp_path)
         assert by["miou"][:2] == ("0.5000", "0.5000")
         assert set(by["iou/face"][:3]) | {by["iou/face"][3]} == {"nan", "+nan", "+nan to +nan"}
 
-    def test_one_seed_alone_and_each_test(self, tmp_path):
+    def test_the_bootstrap_uses_one_seed_for_each_test(self, tmp_path):
         for seed, kept in ((0, "a"), (1, "ab"), (2, "ab")):
             for name in "ab":
                 own = {"": [image("x", error=seed)], "round_1.masks": [image("z")]} if name in kept else None

@@ -85,7 +85,7 @@ def test_damaged_images_are_named(tmp_path, content):
         read_images(path)
 
 
-def test_a_killed_writer_leaves_the_runs_that_were_there(tmp_path, monkeypatch):
+def test_a_killed_writer_keeps_the_earlier_runs(tmp_path, monkeypatch):
     """Whichever file it was at."""
     write_run(tmp_path, run(), {"": [HEADER, image("x")]})
     before = read_runs(tmp_path)
@@ -123,7 +123,7 @@ def test_writers_wait_for_each_other(tmp_path):
     assert [found.seed for found in read_runs(tmp_path)] == list(range(6))
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_earlier_file(tmp_path):
     path = tmp_path / "x.json"
     write_result(path, {"a": math.nan, "b": [math.inf, 1]})
     before = path.read_text()

@@ -91,7 +91,7 @@ def test_a_thousand_test_images_take_less_than_ten_megabytes(tmp_path):
     assert len(page(folder, out=tmp_path / "r.html")) < 10_000_000
 
 
-def test_a_run_that_is_still_going(made, tmp_path):
+def test_a_running_fit(made, tmp_path):
     folder = shutil.copytree(made[0], tmp_path / "exp" / "going")
     for name in ("finished.json", "classes_test.csv", "images_test.csv.gz", "notices_test.txt"):
         (folder / name).unlink()
@@ -111,7 +111,7 @@ def test_a_run_that_is_still_going(made, tmp_path):
      "pictures/confusion_test.png", "experiment.yaml", "notices_test.txt"],
 )  # fmt: skip
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe{", None])
-def test_what_is_half_written_is_said(made, tmp_path, name, content):
+def test_damaged_files_are_noted(made, tmp_path, name, content):
     folder = shutil.copytree(made[0], tmp_path / "exp" / "x")
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
@@ -123,7 +123,7 @@ def test_what_is_half_written_is_said(made, tmp_path, name, content):
     )
 
 
-def test_what_is_no_run_is_refused_in_a_line(made, tmp_path, monkeypatch):
+def test_other_targets_are_refused_in_one_line(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for targets, kind, message in (
         ([made[0].parent], FileNotFoundError, r"no run in .*exp \(no experiment.yaml\); the newest in it is .*1a2b"),

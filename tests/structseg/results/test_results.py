@@ -204,7 +204,7 @@ class TestFiles:
         logged = {"test/miou": 0.5, "val/iou/skin": 0.25, "val/miou": 0.9, "train/loss": 1.0}
         assert nest_metrics(logged, "val") == {"iou": {"skin": 0.25}, "miou": 0.9}
 
-    def test_the_commit_outside_a_checkout_is_as_told(self, tmp_path, monkeypatch):
+    def test_the_commit_outside_a_checkout_comes_from_the_environment(self, tmp_path, monkeypatch):
         monkeypatch.setattr(provenance, "ROOT", tmp_path)
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
         monkeypatch.delenv("STRUCTSEG_COMMIT", raising=False)
@@ -214,7 +214,7 @@ class TestFiles:
         monkeypatch.setenv("STRUCTSEG_COMMIT", "abc-dirty")
         assert commit() == ("abc", True)
 
-    def test_results_do_not_make_a_checkout_dirty_and_anything_else_does(self, tmp_path, monkeypatch):
+    def test_only_other_files_than_results_make_a_checkout_dirty(self, tmp_path, monkeypatch):
         monkeypatch.setattr(provenance, "ROOT", tmp_path)
         git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
         (tmp_path / "pyproject.toml").write_text("")
@@ -241,7 +241,7 @@ class TestFiles:
         assert kept_images(own, 1, {"128": table}) == {}, "of the first seed alone"
         assert list(kept_images(row(), 0, {"": table})) == [""]
 
-    def test_settings_that_have_changed_since_are_measured_anew(self, tmp_path):
+    def test_rows_with_changed_settings_are_measured_again(self, tmp_path):
         (tmp_path / "c.yaml").write_text("trainer: {max_epochs: 3}  # a comment says nothing\n")
         rows = {"a": row(config=str(tmp_path / "c.yaml"), seeds=[0])}
         runs = [run(recipe=Recipes().of(rows["a"]))]
@@ -250,7 +250,7 @@ class TestFiles:
         (tmp_path / "c.yaml").write_text("trainer: {max_epochs: 4}\n")
         assert [str(job) for job in results.choose_jobs(rows, runs, ["missing"], None)] == ["a.0"]
 
-    def test_a_recipe_is_what_the_files_say_of_a_row(self, tmp_path):
+    def test_a_recipe_depends_on_the_settings_of_a_row(self, tmp_path):
         stages = {"one": {"model": {"x": 1}}, "two": {"model": {"x": 2}}}
         path = str(write_pipeline(tmp_path, stages))
         mine = row(config=None, pipeline=path, stage="one")
@@ -399,7 +399,7 @@ class TestRunning:
             os.kill(pid, 0)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-    def test_no_cuda_device_is_said_in_one_line(self, place):
+    def test_no_cuda_device_is_one_line(self, place):
         with pytest.raises(ValueError, match="no CUDA device on this machine"):
             run_jobs([Job(row(), 0)], Place("cuda", None, place.runs_dir, place.manifest, place.results))
 

@@ -1,4 +1,4 @@
-"""One's own runs: listed, compared, pruned; folders as a fit leaves them, made here without one."""
+"""`structseg runs`: lists, compares and prunes run folders, which are made here without a fit."""
 
 import fcntl
 import gzip
@@ -43,7 +43,7 @@ def by_name(root):
     return {run.name: run for run in find_runs(root)}
 
 
-def test_what_a_run_is(runs):
+def test_a_run(runs):
     found = by_name(runs)
     assert {name: (run.state, run.epochs, run.best) for name, run in found.items()} == {
         "faces/one": ("finished", 3, "val/miou 0.7000"),
@@ -55,7 +55,7 @@ def test_what_a_run_is(runs):
     assert said == {"faces/one": "model.optimizer.lr=0.1", "faces/two": "model.optimizer.lr=0.01", "other/three": ""}
 
 
-def test_a_run_that_is_going_on(runs):
+def test_a_running_run(runs):
     with (runs / "faces/two/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = by_name(runs)["faces/two"]
@@ -80,7 +80,7 @@ def test_images_are_paired(runs):
     assert rows["boundary_f1"] == ("0.3750", "0.8750", "+0.5000")
 
 
-def test_pruning_says_first_and_spares_the_best(runs, capsys):
+def test_pruning_lists_files_first_and_keeps_the_best(runs, capsys):
     main(["prune", "--runs_dir", str(runs)])
     assert "4 MB would be freed" in capsys.readouterr().out
     assert len(list(runs.rglob("last.ckpt"))) == 3
@@ -101,7 +101,7 @@ def test_pruning_says_first_and_spares_the_best(runs, capsys):
         (["compare", "one", "others"], "not scored on the same images"),
     ],
 )
-def test_what_cannot_be_compared(runs, words, said):
+def test_runs_that_cannot_be_compared(runs, words, said):
     (make_run(runs, "faces/broken") / "images_test.csv.gz").write_bytes(b"half")
     make_run(runs, "faces/others", images=("c,1,1,1,1.0",))
     with pytest.raises((UsageError, ValueError), match=said):

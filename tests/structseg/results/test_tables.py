@@ -78,7 +78,7 @@ class TestShipped:
             text = method_table(rows_of_method(rows, method), shipped[1], [f for f in found if f.method == method])
             assert max(map(len, text.splitlines())) <= WIDTH
 
-    def test_the_pages_say_what_the_runs_say(self, shipped):
+    def test_the_pages_agree_with_the_runs(self, shipped):
         tables, pictures = page(*shipped)
         for name, text in (("docs/results.md", tables), ("README.md", readme_lines(shipped[2]))):
             shown = (ROOT / name).read_text()
@@ -89,7 +89,7 @@ class TestShipped:
             assert path.stat().st_size < 60_000
             assert f"(results/{method}.svg)" in tables
 
-    def test_it_answers_without_what_trains_or_draws(self):
+    def test_it_needs_neither_torch_nor_matplotlib(self):
         """`structseg results` has to answer within a second."""
         heavy = ("torch", "pytorch_lightning", "matplotlib", "jsonargparse", "rich", "scipy.stats")
         code = (
