@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from structseg.messages import UsageError
 from structseg.options.arguments import check_data, parse_tool
 from structseg.options.plain_parser import PlainParser
+from structseg.provenance import available_cores
 
 
 def make_parser() -> PlainParser:
@@ -17,9 +16,10 @@ def make_parser() -> PlainParser:
         usage="%(prog)s CONFIG [options] [--data.OPTION VALUE ...]",
         description="Reports every broken file of a data set at once; the exit code is 1 with any.",
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("config", metavar="CONFIG", help="an experiment, by path or name; its data part is used")
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes; 0 reads in this one")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), metavar="N", help="processes; 0 reads in this one"
+    )
     return parser
 
 

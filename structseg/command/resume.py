@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from structseg.command.processes import exclusive_lock
-from structseg.files import FINISHED
+from structseg.files import FINISHED, write_whole
 from structseg.lightning_modules.callbacks.checkpoints import LAST, PREVIOUS
 from structseg.lightning_modules.checkpoints.card import read_card
 
@@ -143,9 +143,7 @@ def _end(config: Mapping[str, Any]) -> str:
 
 def mark_finished(folder: Path, config: Mapping[str, Any]) -> None:
     """Marks the fit in this folder as finished."""
-    beside = folder / f"{FINISHED}.part"
-    beside.write_text(_end(config))
-    beside.replace(folder / FINISHED)
+    write_whole(folder / FINISHED, _end(config).encode())
 
 
 def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from structseg.files import write_whole
 from structseg.options.plain_parser import PlainParser
+from structseg.provenance import available_cores
 
 FILE = "dataset.yaml"
 _SHOWN = 20  # faults that are printed
@@ -21,9 +22,12 @@ def make_parser() -> PlainParser:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds images and masks, or images and tags")
     parser.add_argument("--overwrite", action="store_true", help=f"replace an existing {FILE}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
-        "--workers", type=int, default=cores, metavar="N", help="processes that read masks; default: all cores"
+        "--workers",
+        type=int,
+        default=available_cores(),
+        metavar="N",
+        help="processes that read masks; default: all cores",
     )
     return parser
 
@@ -49,9 +53,7 @@ def main(args: list[str]) -> None:
     from structseg.own_data.propose import as_yaml, propose  # loads numpy
 
     tree, report, faults = propose(home, given.workers)
-    part = target.with_name(f".{FILE}.part")
-    part.write_text(as_yaml(tree), encoding="utf-8")
-    part.replace(target)
+    write_whole(target, as_yaml(tree).encode())
     print("\n".join(f"  {line}" for line in report))
     if faults:
         print(f"{len(faults)} faults, which fit refuses:")

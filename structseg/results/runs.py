@@ -19,6 +19,7 @@ from structseg.command.processes import is_locked
 from structseg.files import CONFIG_NAME, FINISHED
 from structseg.messages import UsageError, nearest
 from structseg.options.plain_parser import PlainParser
+from structseg.pipelines.round_report import size
 from structseg.tables import TextTable
 from structseg.yaml_files import flatten
 
@@ -50,7 +51,7 @@ class OwnRun:
     @property
     def bytes(self) -> int:
         """Size of all its files."""
-        return sum(path.lstat().st_size for path in self.path.rglob("*") if path.is_file())
+        return size(self.path)
 
 
 def find_runs(root: Path) -> list[OwnRun]:
