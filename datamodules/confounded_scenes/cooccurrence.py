@@ -31,7 +31,7 @@ def partner(kind: int) -> int:
     return kind + 1 if kind % 2 else kind - 1
 
 
-def habitual_ground(kind: int) -> int:
+def usual_ground(kind: int) -> int:
     """The index in `GROUNDS` of a class's usual ground; further classes use the grounds again in turn."""
     return (kind - 1) // 2 % len(GROUNDS)
 
@@ -53,17 +53,6 @@ def base_probability(strength: float) -> float:
     return low
 
 
-def partner_probability(strength: float) -> float:
-    """The probability of a class's partner in an image with the class: b + s (1 - b)."""
-    base = base_probability(strength)
-    return base + strength * (1.0 - base)
-
-
-def ground_probability(strength: float) -> float:
-    """The probability of an object's usual ground: g + s (1 - g), g = 1 / number of grounds."""
-    return 1.0 / len(GROUNDS) + strength * (1.0 - 1.0 / len(GROUNDS))
-
-
 def draw_classes(dice: Dice, strength: float, only: Collection[int] | None = None) -> list[int]:
     """Draws the classes of an image, ascending, at least one; with `only`, of these.
 
@@ -83,4 +72,4 @@ def draw_classes(dice: Dice, strength: float, only: Collection[int] | None = Non
 
 def draw_ground(dice: Dice, kind: int, strength: float) -> int:
     """Draws the ground, an index of `GROUNDS`, of an object of a class."""
-    return habitual_ground(kind) if dice.chance(strength) else int(dice.uniform() * len(GROUNDS))
+    return usual_ground(kind) if dice.chance(strength) else int(dice.uniform() * len(GROUNDS))

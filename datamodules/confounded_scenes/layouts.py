@@ -78,8 +78,8 @@ def _shuffled(names: list[str], seed: int) -> list[str]:
 class PaintedLayouts:
     """Label maps painted with a texture for each class and a ground; the masks are exact and keep the void.
 
-    The classes of an image are those of the layout. The ground depends on the class with most pixels: it is its
-    `habitual_ground` with `ground_probability(strength)`.
+    The classes of an image are those of the layout. The ground depends on the class with most pixels, as by
+    `draw_ground`.
 
     Args:
         folder: of VOC-style masks with indices 0..20 and 255.

@@ -22,7 +22,7 @@ from tests.data.lfw import make_lfw
 from tests.data.voc import make_voc
 
 DRAWN = ("SyntheticFacesDataModule", "ConfoundedScenesDataModule", "SegmentationDataModule")
-# What a DataModule's defaults are where they differ from the base's.
+# Defaults that differ from the base's.
 BASE = {
     "size": (256, 256), "batch_size": 8, "num_workers": 0, "score_at": "size",
     "predict_out": "predictions", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
@@ -147,7 +147,7 @@ COPIED.remove("SegmentationDataModule")  # it holds no data
 )
 def test_datamodules_and_data_sets_can_be_pickled_and_copied(name, copied, tmp_path):
     data = made(name, tmp_path)
-    split = "test" if "originals" in name else "train"  # parts are hidden in evaluation alone
+    split = "test" if "originals" in name else "train"  # parts are hidden in evaluation only
     sample = data.dataset(split)[0]
     for other in (copied(data).dataset(split), copied(data.dataset(split))):
         again = other[0]

@@ -96,7 +96,7 @@ PAPER = Augmentation(rotate=15, translate=0.2, scale=(0.2, 1.2), noise=0.05, ran
 
 
 def middles(dots):
-    """What became of three dots, red, green and blue, of one image (3, H, W): the middle (x, y) of each."""
+    """The centres (x, y) of three dots, red, green and blue, in an image (3, H, W)."""
     dots = torch.where(dots > 0.05, dots, 0.0)  # without the noise
     y, x = torch.meshgrid(torch.arange(dots.shape[1]), torch.arange(dots.shape[2]), indexing="ij")
     return torch.stack([(dots * x).sum((1, 2)), (dots * y).sum((1, 2))], 1) / dots.sum((1, 2))[:, None]

@@ -1,10 +1,10 @@
-"""ConfoundedScenesDataModule: training confounded, test balanced, masks in the asked space, faults named together."""
+"""ConfoundedScenesDataModule: training confounded, test balanced, masks in the given label space, all faults named."""
 
 import numpy as np
 import pytest
 import torch
 
-from structseg.datamodules.confounded_scenes.cooccurrence import habitual_ground, partner
+from structseg.datamodules.confounded_scenes.cooccurrence import partner, usual_ground
 from structseg.datamodules.confounded_scenes.datamodule import ConfoundedScenesDataModule
 from structseg.datamodules.confounded_scenes.dataset import ConfoundedScenes
 from structseg.datamodules.label_spaces import SCENES, VOC
@@ -21,7 +21,7 @@ def _data(**settings) -> ConfoundedScenesDataModule:
 
 
 def _with_partner(data, split) -> float:
-    """The share of the classes in the split's tags whose partner is there too."""
+    """The share of the classes in the split's tags whose partner is in the image, too."""
     found = []
     for name in data.entries(split):
         kinds = {SCENES.classes.index(tag) for tag in data.tags_of(name)}
@@ -121,7 +121,7 @@ def test_the_ground_of_layouts_is_confounded_in_training_only(folder, monkeypatc
 
     def spy(dice, kind, strength):
         strengths.append(strength)
-        return habitual_ground(kind)
+        return usual_ground(kind)
 
     monkeypatch.setattr("structseg.datamodules.confounded_scenes.layouts.draw_ground", spy)
     data = _data(layouts=str(folder), label_space="voc", co_occurrence=0.6)

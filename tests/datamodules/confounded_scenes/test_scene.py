@@ -1,4 +1,4 @@
-"""ConfoundedScenes: company as strong as its number says, exact masks, the same pixels everywhere."""
+"""ConfoundedScenes: co-occurrence of the given strength, exact masks, the same pixels everywhere."""
 
 import hashlib
 import math
@@ -13,10 +13,8 @@ from structseg.datamodules.confounded_scenes.cooccurrence import (
     base_probability,
     draw_classes,
     draw_ground,
-    ground_probability,
-    habitual_ground,
     partner,
-    partner_probability,
+    usual_ground,
 )
 from structseg.datamodules.confounded_scenes.dataset import ConfoundedScenes
 from structseg.datamodules.confounded_scenes.scene import SceneCanvas, Thing
@@ -38,15 +36,23 @@ def _digest(index: int, size: tuple[int, int] = (48, 64)) -> str:
     return hashlib.sha256(picture.image.tobytes() + picture.mask.tobytes()).hexdigest()
 
 
+def partner_probability(strength: float) -> float:
+    return base_probability(strength) + strength * (1 - base_probability(strength))
+
+
+def ground_probability(strength: float) -> float:
+    return 1 / len(GROUNDS) + strength * (1 - 1 / len(GROUNDS))
+
+
 def _near(share: float, expected: float, trials: int, deviations: float = 4.0) -> bool:
-    """Within that many standard deviations of sampling; where the expectation is certain, exact."""
+    """Whether a share is within that many standard deviations of sampling from the expected one."""
     return abs(share - expected) <= deviations * math.sqrt(expected * (1 - expected) / trials) + 1e-12
 
 
 def test_partners_are_mutual_and_share_a_ground():
     assert [partner(kind) for kind in KINDS] == [2, 1, 4, 3, 6, 5, 8, 7]
-    assert [GROUNDS[habitual_ground(kind)] for kind in (1, 3, 5, 7)] == ["night", "water", "meadow", "pavement"]
-    assert all(habitual_ground(kind) == habitual_ground(partner(kind)) for kind in KINDS)
+    assert [GROUNDS[usual_ground(kind)] for kind in (1, 3, 5, 7)] == ["night", "water", "meadow", "pavement"]
+    assert all(usual_ground(kind) == usual_ground(partner(kind)) for kind in KINDS)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -68,34 +74,34 @@ def test_the_probabilities_that_the_documentation_states():
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_company_is_as_strong_as_the_number_says(strength):
+def test_classes_co_occur_with_the_given_strength(strength):
     dice, images = _dice(1), 20000
     here = np.zeros((images, len(SCENES)), bool)
     for row in here:
         row[draw_classes(dice, strength)] = True
     assert here[:, 1:].any(1).all()
-    base, company = base_probability(strength), partner_probability(strength)
+    base, together = base_probability(strength), partner_probability(strength)
     for kind in KINDS:
         assert _near(here[:, kind].mean(), FREQUENCY, images), SCENES.classes[kind]
         with_kind = here[here[:, kind]]
         for other in set(KINDS) - {kind}:
-            expected = company if other == partner(kind) else base
+            expected = together if other == partner(kind) else base
             assert _near(with_kind[:, other].mean(), expected, len(with_kind), 4.5), (kind, other)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_grounds_are_as_habitual_as_the_number_says(strength):
+def test_grounds_are_usual_with_the_given_strength(strength):
     dice, draws = _dice(2), 4000
     for kind in (1, 4, 7):
         grounds = np.bincount([draw_ground(dice, kind, strength) for _ in range(draws)], minlength=len(GROUNDS)) / draws
         for index, share in enumerate(grounds):
-            habitual = index == habitual_ground(kind)
-            expected = ground_probability(strength) if habitual else (1 - strength) / len(GROUNDS)
+            usual = index == usual_ground(kind)
+            expected = ground_probability(strength) if usual else (1 - strength) / len(GROUNDS)
             assert _near(share, expected, draws), (kind, index)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_whole_scenes_keep_to_the_numbers(strength):
+def test_whole_scenes_have_the_given_strength(strength):
     scenes = ConfoundedScenes(5)
     all_things = [scenes.things(0, index, strength) for index in range(1500)]
     pairs = [
@@ -103,10 +109,10 @@ def test_whole_scenes_keep_to_the_numbers(strength):
         for things in all_things
         for thing in things
     ]
-    # The things of a scene are not independent of each other: as many images as half the things, at worst.
+    # The objects of a scene are dependent: at worst there are half as many independent images as objects.
     trials = len(pairs) // 2
     assert _near(np.mean([other is not None for _, other in pairs]), partner_probability(strength), trials)
-    at_home = np.mean([thing.ground == habitual_ground(thing.kind) for thing, _ in pairs])
+    at_home = np.mean([thing.ground == usual_ground(thing.kind) for thing, _ in pairs])
     assert _near(at_home, ground_probability(strength), trials)
     together = [(thing, other) for thing, other in pairs if other is not None]
     assert _near(np.mean([thing.touching for thing, _ in together]), strength, len(together) // 2)

@@ -1,4 +1,4 @@
-"""What is found below a folder, what is passed over or refused, and which input a source names."""
+"""The images below a folder, files that are skipped or refused, and the kinds of sources."""
 
 from __future__ import annotations
 

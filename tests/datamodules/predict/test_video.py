@@ -1,4 +1,4 @@
-"""Frames against the video that they were written to, and the messages for what cannot be read."""
+"""Frames against the video that they were written to, and errors for unreadable sources."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_frames_in_order(suffix: str, tmp_path: Path) -> None:
         assert np.abs(pixels[10:40, 40:60] - 20 * number).max() < 6
         assert pixels[10:40, 5:25, 0].min() > 190
         assert pixels[10:40, 5:25, 1:].max() < 12
-    assert len(list(frames)) == 10  # a second pass begins anew
+    assert len(list(frames)) == 10  # a second pass restarts
 
 
 def test_a_fractional_rate(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_camera_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 class Camera:
-    """Stands in for an open device: endless frames, some of which are not there yet."""
+    """A substitute for an open device: endless frames, some of which are not available yet."""
 
     def __init__(self) -> None:
         self.delivered, self.closed = 0, False

@@ -34,7 +34,7 @@ def _paint(face, size=(128, 128), texture: int = 5, grain: int = 6) -> Rendering
 
 
 def _upright(seed: int, **changes):
-    """A frontal face without anything before it."""
+    """A frontal face without occluders."""
     face = _face(seed, glasses=None, hat=None, occluder=None, beard=None, **changes)
     pose = dataclasses.replace(face.pose, x=0.0, y=0.0, scale=0.8, yaw=0.0, pitch=0.0, roll=0.0)
     hair = dataclasses.replace(face.hair, kind="bald", bun_size=0.0)
@@ -219,7 +219,7 @@ def test_a_closed_mouth_has_no_inside():
 
 @pytest.fixture(scope="module")
 def clear_pictures() -> list[Rendering]:
-    """Forty faces without blur, noise or anything before them."""
+    """Forty faces without blur, noise or occluders."""
     pictures = []
     for index in range(40):
         face = _face(index, glasses=None, hat=None, occluder=None, beard=None)

@@ -58,7 +58,7 @@ class VaryingFaces(Faces):
 
 @pytest.fixture
 def slic_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry a call of SLIC."""
+    """One entry per call of SLIC."""
     calls: list[int] = []
     real: Callable = blobs_module._slic
 
@@ -71,7 +71,7 @@ def slic_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def check_form(blobs: np.ndarray, mask: np.ndarray) -> None:
-    """Dense ids, and one label a blob."""
+    """Dense ids, and one label per blob."""
     assert blobs.dtype == np.int64
     assert blobs.shape == mask.shape
     assert set(np.unique(blobs)) == set(range(blobs.max() + 1))
@@ -211,7 +211,7 @@ def test_superpixels_are_made_once(slic_calls: list[int]) -> None:
     data = BlobDataset(Faces(), "superpixels")
     first = [data[index]["blobs"] for index in range(3)]
     kept = first[0].clone()
-    first[0].zero_()  # what a user does to an item stays his
+    first[0].zero_()  # changes of a sample do not reach the memory
     assert torch.equal(data[0]["blobs"], kept)
     assert torch.equal(data[2]["blobs"], first[2])
     assert len(slic_calls) == 3

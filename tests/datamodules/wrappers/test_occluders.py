@@ -1,4 +1,4 @@
-"""Occluders: each lies where it should, labels follow coverage, chance comes from the numbers given alone."""
+"""Occluders: each is at its place, labels follow coverage, randomness comes from the given numbers only."""
 
 import numpy as np
 import pytest
@@ -361,7 +361,7 @@ def test_a_larger_mask_is_labelled_at_its_own_size(size):
         assert alpha.shape == mask.shape
         # But for rounding, the size of the image has no say in the label.
         assert np.mean((same >= 0.5) != (alpha >= 0.5)) < 1e-4
-        # A pixel that no part of the label reaches has the old colour, one amidst it a new one.
+        # Pixels away from the occluder keep their colour, those inside it change.
         whole = np.asarray(Image.fromarray(alpha).resize(size[::-1], Image.Resampling.BOX))
         around = np.pad(whole, 2, mode="edge")
         window = np.lib.stride_tricks.sliding_window_view(around, (5, 5))
