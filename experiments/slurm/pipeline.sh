@@ -1,7 +1,7 @@
 #!/bin/bash
-# A pipeline as jobs that wait for each other, one a stage (`structseg submit FILE` does the same):
+# A pipeline as dependent jobs, one for each stage (`structseg submit FILE` does the same):
 #   experiments/slurm/pipeline.sh experiments/stn_icnn/synthetic.yaml [-- further arguments of every stage]
-# Options of sbatch for all of them come by its own environment: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT.
+# Options of sbatch for all jobs are set by its environment variables: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT.
 set -euo pipefail
 file="${1:?give a pipeline: pipeline.sh FILE [-- further arguments of every stage]}"
 script="$(dirname "$0")/pipeline_stage.sbatch"
