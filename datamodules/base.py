@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning_fabric.utilities.seed import pl_worker_init_function
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
@@ -28,6 +33,21 @@ from structseg.datamodules.wrappers.full_size import Originals
 from structseg.datamodules.wrappers.hidden_parts import HiddenPartsDataset
 from structseg.datamodules.wrappers.repeated import RepeatedDataset
 from structseg.datamodules.wrappers.unlabelled import UnlabelledDataset
+
+
+def _start_worker(worker: int, rank: int) -> None:
+    """Seeds a process that decodes images as Lightning does, and has it pass over the first signal to stop.
+
+    A scheduler sends the signal to all processes, and without this one the fit could not end the step that it saves.
+    """
+    if int(os.environ.get("PL_SEED_WORKERS", "0")):
+        pl_worker_init_function(worker, rank)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _pass_over_once)
+
+
+def _pass_over_once(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # the second one is that of the process that trains, at its end
 
 
 class SegmentationDataModule(LightningDataModule, DataSettings):
@@ -190,6 +210,7 @@ class SegmentationDataModule(LightningDataModule, DataSettings):
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(_start_worker, rank=self.trainer.global_rank if self.trainer else 0),
         )
 
     def _sampler(self, data: Dataset[Sample], train: bool) -> DistributedSampler[Sample]:

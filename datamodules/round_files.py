@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The fields of a folder's `about.json`, unchecked; raises as `ArtefactManifest.read`."""
     path = folder / ABOUT
     with _named(path):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("not fields and values")
         return content

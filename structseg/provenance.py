@@ -58,6 +58,6 @@ def hardware(device: Device) -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
         model = found[1].strip() if found else model
     return f"{model}, {available_cores()} cores, {torch.get_num_threads()} threads"

@@ -121,3 +121,11 @@ class TestWheel:
         run = ["-m", "structseg", "fit", "--config", "fasseg_unet/synthetic", "--trainer.fast_dev_run", "true"]
         done = self.python(wheel, *run, "--trainer.accelerator", "cpu", "--data.num_workers", "0", "--data.train", "6")
         assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_text_files_are_read_and_written_as_utf_8():
+    """Whatever the system's encoding is."""
+    bare = re.compile(r"\.read_text\(\)|\.open\((\"[rwa]t?\")?\)|\.write_text\((?!.*encoding=)")
+    files = (path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    found = [f"{path.name}: {line}" for path in files for line in path.read_text().splitlines() if bare.search(line)]
+    assert not found

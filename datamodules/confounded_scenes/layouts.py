@@ -68,7 +68,7 @@ def choose_layouts(
 def _read_list(file: Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"no list {file}; give --data.layout_lists a file with one name a line")
-    return list(dict.fromkeys(file.read_text().split()))
+    return list(dict.fromkeys(file.read_text(encoding="utf-8").split()))
 
 
 def _shuffled(names: list[str], seed: int) -> list[str]:

@@ -26,7 +26,7 @@ def read_curves(csv_path: Path) -> dict[str, Curve]:
     Values that are missing, nan or infinite are left out; of an epoch that stands twice, the last is taken.
     """
     points: dict[str, dict[float, float]] = {}
-    with csv_path.open(newline="") as file:
+    with csv_path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             for key, name in {**_LOSSES, _SCORE: _SCORE}.items():
                 epoch, value = _number(row.get("epoch")), _number(row.get(key))

@@ -122,7 +122,7 @@ def script(
             tested.
     """
     left, lines = dict(options), []
-    text = (TEMPLATES / template).read_text().splitlines()
+    text = (TEMPLATES / template).read_text(encoding="utf-8").splitlines()
     directives = [line for line in text if line.startswith("#SBATCH ")]
     for line in directives:
         key = line.removeprefix("#SBATCH --").partition("=")[0]
@@ -298,7 +298,7 @@ def submit(found: list[Job]) -> list[str]:
         job.path.parent.mkdir(
             parents=True, exist_ok=True
         )  # the logs go there too; without the folder a job fails silently
-        job.path.write_text(job.text)
+        job.path.write_text(job.text, encoding="utf-8")
     kept = ", ".join(str(job.path) for job in found)
     if shutil.which("sbatch") is None:
         raise RuntimeError(f"there is no sbatch on this machine; submit on a machine with SLURM: {kept}")
@@ -371,7 +371,11 @@ def parsed(args: list[str]) -> argparse.Namespace:
         given.sbatch[name[2:]] = value if equals else "" if after.startswith("--") else after
     if given.setup:
         on_command_line = any(word.partition("=")[0] == "--setup" for word in args)
-        given.setup = (Path(given.setup) if on_command_line else site.parent / given.setup).read_text().splitlines()
+        given.setup = (
+            (Path(given.setup) if on_command_line else site.parent / given.setup)
+            .read_text(encoding="utf-8")
+            .splitlines()
+        )
     return given
 
 

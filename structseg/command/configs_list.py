@@ -47,6 +47,6 @@ def main(args: list[str]) -> None:
 
 def sentence_of(path: Path) -> str:
     """The first sentence of the comment at the top of a configuration."""
-    comment = re.match(r"(#.*\n)*", path.read_text() + "\n")
+    comment = re.match(r"(#.*\n)*", path.read_text(encoding="utf-8") + "\n")
     text = " ".join(line.lstrip("# ").strip() for line in (comment[0] if comment else "").splitlines())
     return re.split(r"(?<=[.!?]) (?=[A-Z-]|structseg )", text)[0]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -66,6 +66,12 @@ _KNOWN_WARNINGS = (
     "Total length of `list`",  # no validation images; the suite reports that itself
     "You're resuming from a checkpoint that ended before the epoch",  # the sampler skips the images already seen
     "Checkpoint directory .* exists and is not empty",  # a resumed run continues in its folder
+)
+
+_LINES_OF = ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.trainer.connectors.checkpoint_connector")
+_KNOWN_LINES = (
+    "\N{ELECTRIC LIGHT BULB} Tip: For seamless",  # an advertisement
+    "`weights_only` was not set",  # said of a checkpoint that is written
 )
 
 _RESUME_HELP = "auto: the same command resumes its own run, however it ended; a finished run is not repeated"
@@ -236,6 +242,8 @@ class StructsegCLI(LightningCLI):
         """The trainer with the suite's loggers, callbacks and plugins; everything is written to the run's folder."""
         config = self._get(self.config_init, "trainer")
         predicting = self.subcommand == "predict"
+        if config["barebones"]:
+            raise ValueError("--trainer.barebones keeps no checkpoint and no score; use --trainer.fast_dev_run true")
         if config["logger"] is None:
             kwargs["logger"] = False if predicting or config["fast_dev_run"] else make_loggers(self.folder, self.step)
         elif config["logger"] is not False and not predicting and not config["fast_dev_run"]:
@@ -245,7 +253,7 @@ class StructsegCLI(LightningCLI):
         config["callbacks"] = [StepSeed(), NumericGuard(), *given, MidEpoch(), Interruption()]
         if isinstance(self.model, SegmentationModule):
             config["callbacks"] += [ScoreTables(), ImageScores()]
-        if config["enable_progress_bar"] is not False:
+        if config["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in given):
             config["callbacks"].append(RichProgressBar())
         if predicting:
             from structseg.lightning_modules.conta.round_writers import artefact_writer
@@ -305,7 +313,7 @@ class StructsegCLI(LightningCLI):
             return
         self.folder.notices.unlink(missing_ok=True)
         if notices := self.model.all_notices():
-            self.folder.notices.write_text("".join(f"{notice}\n" for notice in notices))
+            self.folder.notices.write_text("".join(f"{notice}\n" for notice in notices), encoding="utf-8")
 
     def _begin(self, *splits: Split) -> None:
         if not self.datamodule.download:  # otherwise the files may not be there yet
@@ -367,9 +375,8 @@ def run(args: list[str]) -> StructsegCLI:
     if job_id() and threading.current_thread() is threading.main_thread():
         signal.signal(REQUEUE, requeue_before_training)
     os.environ.setdefault("WANDB_SILENT", "true")
-    for name in ("pytorch_lightning", "lightning"):  # an advertisement
-        logger = logging.getLogger(f"{name}.utilities.rank_zero")
-        logger.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+    for name in _LINES_OF:
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_KNOWN_LINES))
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=known)
     given = with_card(args)

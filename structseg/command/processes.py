@@ -41,7 +41,7 @@ def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     last = time.monotonic() + patience
-    with (folder / _LOCK).open("w") as lock:
+    with (folder / _LOCK).open("w", encoding="utf-8") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +58,7 @@ def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
 def is_locked(folder: Path) -> bool:
     """Whether another process has locked a folder; nothing is written."""
     try:
-        with (folder / _LOCK).open() as lock:
+        with (folder / _LOCK).open(encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

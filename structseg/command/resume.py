@@ -108,7 +108,9 @@ def find_unfinished(experiment: Path, config: Mapping[str, Any]) -> Path | None:
         if (run / FINISHED).is_file() or not (run / "checkpoints" / LAST).is_file():
             continue
         with suppress(OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, RuntimeError):
-            if id_of(_unlinked(yaml.safe_load((run / "experiment.yaml").read_text()))) == id_of(_unlinked(config)):
+            if id_of(_unlinked(yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8")))) == id_of(
+                _unlinked(config)
+            ):
                 with exclusive_lock(run):
                     return run
     return None

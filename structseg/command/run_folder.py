@@ -134,7 +134,7 @@ def _claim(folder: Path) -> bool:
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         beside.mkdir(parents=True)
-        (beside / _CLAIM).write_text(launch)
+        (beside / _CLAIM).write_text(launch, encoding="utf-8")
         (beside / membership).touch()
         beside.rename(folder)
         return True
@@ -143,7 +143,7 @@ def _claim(folder: Path) -> bool:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) or not folder.exists():
             raise OSError(f"no run folder {folder} ({error.strerror}); set --runs_dir") from None
     try:
-        if (folder / _CLAIM).read_text() != launch or (folder / CONFIG_NAME).exists():
+        if (folder / _CLAIM).read_text(encoding="utf-8") != launch or (folder / CONFIG_NAME).exists():
             return False
         (folder / membership).touch(exist_ok=False)
     except OSError:  # it names no launch, or this process has joined it before

@@ -33,12 +33,12 @@ class KeepConfig(SaveConfigCallback):
         text = re.sub(r"(?m)^(resume|run_id|memory): .*\n", "", text)  # how the run was started, not its settings
         new = yaml.safe_load(text)
         if path.is_file():
-            old = flatten(yaml.safe_load(path.read_text()) or {})
+            old = flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
             for key, value in flatten(new).items():
                 before = old.get(key)
                 if (type(before), before) != (type(value), value) and key != "ckpt_path":  # 1.0 is all, 1 is one
                     print(f"resumed with {key}: {before} -> {value}")
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 settings = {**new, "initial_weights": pl_module.initial_weights}
@@ -88,6 +88,6 @@ def with_card(args: list[str]) -> list[str]:
     refuse_moved(card["config"], f"{path} was written before its classes moved: ")
     config = dict(card["config"])
     config.get("data", {}).get("init_args", {}).pop("predict_dir", None)  # an option of earlier versions
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="card-", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".yaml", prefix="card-", delete=False) as file:
         yaml.safe_dump(config, file)
     return [args[0], "--config", file.name, "--experiment", path.resolve().parent.parent.parent.name, *args[1:]]

@@ -35,7 +35,7 @@ def class_modules() -> dict[str, tuple[str, ...]]:
         folder = _folder(room)
         for file in sorted(folder.rglob("*.py")):
             module = ".".join(["structseg", room, *file.relative_to(folder).with_suffix("").parts])
-            for name in _CLASS.findall(file.read_text()):
+            for name in _CLASS.findall(file.read_text(encoding="utf-8")):
                 modules[name] = (*modules.get(name, ()), module.removesuffix(".__init__"))
     return modules
 
@@ -45,7 +45,7 @@ def required_arguments(name: str) -> set[str]:
     name = name.rpartition(".")[2]
     for module in class_modules().get(name, ()):
         _, room, *parts = module.split(".")
-        tree = ast.parse(_folder(room).joinpath(*parts).with_suffix(".py").read_text())
+        tree = ast.parse(_folder(room).joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and node.name == name:
                 made = [f.args for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,8 @@ from structseg.options.class_index import class_modules
 from structseg.options.config_files import load_config
 from structseg.options.option_names import nearest_option, with_pairs
 
+# A saved configuration holds the values of enumerations, such as the default `interval` of Lightning's Timer.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, one: dumper.represent_data(one.value))
 set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value to link, not a group of options
 
 

@@ -121,7 +121,7 @@ class Record:
 def read_record(folder: Path) -> Record | None:
     """The record in a stage's folder; None where the stage is not finished or the file is damaged."""
     try:
-        content = json.loads((folder / RECORD).read_text())
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         content.pop("fingerprint")
         content["inputs"] = Inputs(**content["inputs"])
         content["notices"] = tuple(content.get("notices", ()))

@@ -65,7 +65,7 @@ class Round:
             done = {f"{folder.name}/{stage}": record for stage, record in records.items() if record is not None}
             return cls(folder.name, round_report(folder.name, done), finished=False)
         try:
-            report = json.loads(path.read_text())
+            report = json.loads(path.read_text(encoding="utf-8"))
             for stage in report["stages"].values():
                 _ = flat_metrics(stage["scores"]), list(stage["notices"])
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -150,7 +150,7 @@ def run_datamodule(folder: Path, root: str | None = None) -> WeaklySupervisedDat
     paths = _by_age(first.glob(f"{record.run if record else '*'}/{CONFIG_NAME}"))
     if not paths:
         raise FileNotFoundError(f"no RUN_ID/{CONFIG_NAME} in {first}, whose configuration names the images")
-    config = yaml.safe_load(paths[-1].read_text())
+    config = yaml.safe_load(paths[-1].read_text(encoding="utf-8"))
     if root is not None:
         if "root" not in config["data"]["init_args"]:
             raise ValueError(f"{config['data']['class_path'].rpartition('.')[2]} has no root; leave out --root")

@@ -284,7 +284,7 @@ class Session:
                 f"the test of stage {stage.name} left no figures in {log}; do not change --trainer.logger"
             )
         file = path.parent.parent / NOTICES_NAME
-        notices = tuple(file.read_text().splitlines()) if file.is_file() else ()
+        notices = tuple(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
         return Scored(stage.tests[test], figures[-1], round(seconds, 1), notices)
 
 
@@ -297,7 +297,7 @@ def _test_figures(log: Path) -> list[dict[str, float]]:
     """The values that each test of a run logged, by name without `test/`."""
     if not log.is_file():
         return []
-    with log.open(newline="") as file:
+    with log.open(encoding="utf-8", newline="") as file:
         lines = [
             {key[5:]: float(value) for key, value in line.items() if key.startswith("test/") and value}
             for line in csv.DictReader(file)

@@ -123,7 +123,7 @@ def main(args: list[str]) -> None:
 def _write(tables: str, pictures: Mapping[str, str], first: str) -> None:
     for name, text in (("docs/results.md", tables), ("README.md", first)):
         path = ROOT / name
-        write_whole(path, with_block(path.read_text(), text).encode())
+        write_whole(path, with_block(path.read_text(encoding="utf-8"), text).encode())
         print(name)
     for method, picture in pictures.items():
         write_whole(ROOT / "docs" / "results" / f"{method}.svg", picture.encode())

@@ -158,7 +158,9 @@ def _train_stages(row: Row, seed: int, device: Device, data: str | None, runs_di
     rounds, scored = _rounds(session, records, str(row.stage))
     stage = session.pipeline.stages[str(row.stage)]
     best = session.checkpoint(stage.predicts or stage.name)  # for a prediction its fit is tested
-    images: Any = make_datamodule(yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text())).dataset("train")
+    images: Any = make_datamodule(
+        yaml.safe_load((best.parent.parent / CONFIG_NAME).read_text(encoding="utf-8"))
+    ).dataset("train")
     seconds = sum(record.seconds for record in records.values())
     return Trained(best, len(images), seconds, any(record.dirty for record in records.values()), rounds, scored)
 

@@ -62,7 +62,7 @@ def find_runs(root: Path) -> list[OwnRun]:
 
 def _read(folder: Path, root: Path) -> OwnRun:
     try:
-        content = yaml.safe_load((folder / CONFIG_NAME).read_text())
+        content = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         content = None
     settings = _settings(content) if isinstance(content, Mapping) else {}

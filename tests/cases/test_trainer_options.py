@@ -103,3 +103,23 @@ def test_tensorboard_lies_in_the_runs_folder(fit, tmp_path):
     done = fit("--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path / "other"))
     assert (done.folder.path / "metrics.csv").is_file()
     assert list(done.folder.path.glob("events.out.tfevents*"))
+
+
+def test_a_progress_bar_of_the_users_takes_the_place_of_ours(fit):
+    cli = fit("--trainer.callbacks", "TQDMProgressBar", "--trainer.enable_progress_bar", "true")
+    assert [type(one).__name__ for one in cli.trainer.progress_bar_callbacks] == ["TQDMProgressBar"]
+
+
+def test_a_callback_whose_default_is_an_enumeration_is_saved(fit, tmp_path):
+    fit("--trainer.callbacks", "Timer", "--trainer.callbacks.duration", "00:00:10:00")
+    assert "interval: step" in next(tmp_path.glob("*/*/experiment.yaml")).read_text()
+
+
+def test_barebones_is_refused(fit):
+    with pytest.raises(ValueError, match="barebones keeps no checkpoint"):
+        fit("--trainer.barebones", "true")
+
+
+def test_what_the_trainer_says_in_vain_is_not_shown(fit, caplog):
+    fit()
+    assert "weights_only" not in caplog.text

@@ -284,12 +284,15 @@ class TestSignals:
     @pytest.mark.slow
     def test_on_the_command_line(self, config, tmp_path):
         command = [sys.executable, "-m", "structseg", "fit", "--config", str(config), "--resume", "auto",
-                   "--runs_dir", str(tmp_path), "--trainer.max_epochs", "400", "--checkpoint.save_every_steps", "1"]  # fmt: skip
-        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                   "--runs_dir", str(tmp_path), "--trainer.max_epochs", "400", "--checkpoint.save_every_steps", "1",
+                   "--data.num_workers", "2"]  # fmt: skip
+        process = subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
         while not list(tmp_path.glob("*/*/checkpoints/last.ckpt")):
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the processes that decode images get it too
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 143, said
         assert "structseg: error: terminated; resume a fit" in said
