@@ -305,12 +305,19 @@ class StructsegCLI(LightningCLI):
             mark_finished(self.folder.path, self.config[self.subcommand])
             best = self.folder.checkpoints / BEST
             if best.is_file():
-                print(f"next: structseg test {best}, or structseg predict {best} PHOTO")
+                labels_pixels = isinstance(self.model, SegmentationModule)
+                further = (
+                    f"structseg predict {best} PHOTO" if labels_pixels else "the next stage of a structseg pipeline"
+                )
+                print(f"next: structseg test {best}, or {further}")
 
     def after_test(self) -> None:
         """Writes the notices of the test beside its figures."""
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if not isinstance(self.model, SegmentationModule):  # whose scores have tables
+            found = {key: float(v) for key, v in self.trainer.callback_metrics.items() if key.startswith("test/")}
+            print("\n".join(f"{key:32} {value:.4f}" for key, value in found.items()) or "the test has no scores")
         self.folder.notices.unlink(missing_ok=True)
         if notices := self.model.all_notices():
             self.folder.notices.write_text("".join(f"{notice}\n" for notice in notices), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import re
 import time
 import zlib
@@ -37,7 +38,7 @@ class OwnRun:
         name: EXPERIMENT/RUN_ID, the path below the folder of all runs.
         settings: values of its resolved configuration by option.
         state: `running`, `finished` or `stopped`.
-        epochs: how many have been logged.
+        epochs: how many are finished.
         best: the best value of the watched score, with its name; empty where nothing has been scored.
     """
 
@@ -56,7 +57,12 @@ class OwnRun:
 
 def find_runs(root: Path) -> list[OwnRun]:
     """All runs below a folder, the newest first."""
-    configs = sorted(root.rglob(CONFIG_NAME), key=lambda path: path.stat().st_mtime, reverse=True)
+    configs = []
+    for place, folders, files in os.walk(root):
+        if CONFIG_NAME in files:
+            configs.append(Path(place) / CONFIG_NAME)
+            folders.clear()  # trackers keep copies in a run's folder
+    configs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [_read(path.parent, root) for path in configs]
 
 
@@ -70,7 +76,10 @@ def _read(folder: Path, root: Path) -> OwnRun:
     if (folder / "metrics.csv").is_file():
         with (folder / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-    epochs = [int(row["epoch"]) + 1 for row in rows if (row.get("epoch") or "").isdecimal() and row.get("step")]
+    whole = [
+        row for row in rows if any(v and (k.startswith("val/") or k == "train/loss_epoch") for k, v in row.items())
+    ]
+    epochs = [int(row["epoch"]) + 1 for row in whole if (row.get("epoch") or "").isdecimal() and row.get("step")]
     state = "running" if is_locked(folder) else "finished" if (folder / FINISHED).is_file() else "stopped"
     key = settings.get("checkpoint.monitor") or "val/loss"
     scores = [float(row[key]) for row in rows if row.get(key)]

@@ -163,3 +163,15 @@ def test_a_fit_without_masks_or_with_those_of_another_stage_is_refused_in_one_li
         run(fit)
     with pytest.raises(FileNotFoundError, match=r"no folder .*round_0/pseudo_masks.*--until round_0/pseudo_masks"):
         run([*fit, "--data.masks", masks])
+
+
+@pytest.mark.slow
+def test_a_classifier_alone_names_its_next_command_and_prints_its_test_scores(tmp_path, capsys):
+    configs = ["--config", str(CONTA / "scenes_data.yaml"), "--config", str(CONTA / "small_classifier.yaml")]
+    done = run(["fit", *configs, *TINY, "--model.weights", "random", "--runs_dir", str(tmp_path)])
+    best = done.folder.checkpoints / "best.ckpt"
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"next: structseg test {best}, or the next stage of a structseg pipeline"
+    )
+    run(["test", str(best), "--trainer.enable_progress_bar", "false"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][:2] == ["test/map", "test/absent_classes"]

@@ -55,6 +55,19 @@ def test_a_run(runs):
     assert said == {"faces/one": "model.optimizer.lr=0.1", "faces/two": "model.optimizer.lr=0.01", "other/three": ""}
 
 
+def test_copies_that_a_tracker_keeps_are_no_runs(runs):
+    inner = runs / "faces/one/wandb/offline-run/files"
+    inner.mkdir(parents=True)
+    (inner / "experiment.yaml").write_text((runs / "faces/one/experiment.yaml").read_text())
+    assert set(by_name(runs)) == {"faces/one", "faces/two", "other/three"}
+
+
+def test_an_epoch_that_was_stopped_does_not_count(runs):
+    metrics = runs / "faces/one/metrics.csv"
+    metrics.write_text("epoch,step,val/miou,train/loss_step\n0,1,0.5,\n1,3,,0.7\n")
+    assert by_name(runs)["faces/one"].epochs == 1
+
+
 def test_a_running_run(runs):
     with (runs / "faces/two/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
