@@ -1,4 +1,4 @@
-"""What every module of the suite shares: normalisation, optimiser, schedule, notices, the card of its checkpoints."""
+"""Base class of all modules: normalisation, optimiser, schedule, notices, and the card in the checkpoints."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ def _weights(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-register_type(Tensor, Tensor.tolist, _weights)  # a configuration can give torch's own losses their weights of classes
+register_type(Tensor, Tensor.tolist, _weights)  # so that a configuration can give torch's losses class weights
 
 
 class StepOutput(TypedDict, total=False):
-    """What a step hands to Lightning and to the callbacks: the scalar loss, and the (N, H, W) classes in evaluation."""
+    """What a step returns to Lightning and the callbacks: the scalar loss and, in evaluation, (N, H, W) classes."""
 
     loss: Tensor
     prediction: Tensor
 
 
 class TrainedModule(NormalizedNetwork, LightningModule):
-    """A network with the classes that it knows, and all that does not depend on what it is trained for.
+    """A network and its classes, with what all methods share in training.
 
     Args:
-        network: on normalised images (N, 3, H, W).
+        network: takes normalised images (N, 3, H, W).
         label_space: the classes.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes the schedule from the optimiser. `PolyLR`, `OneCycle` and torch's `OneCycleLR` step each
             batch, every other schedule each epoch.
-        mean: of each channel, on images in 0..1.
-        std: deviation of each channel, on images in 0..1.
-        recipe_batch: images an optimiser step in the recipe that is followed, all devices and accumulated batches
-            together, which a fit is held to by a notice; None: no recipe.
+        mean: of each channel, for images in 0..1.
+        std: standard deviation of each channel, for images in 0..1.
+        recipe_batch: images in an optimiser step of the published recipe, over all devices and accumulated batches; a
+            fit with another number gives a notice. None: no recipe.
 
     Attributes:
-        notices: what a reader of the figures has to know; they travel in the checkpoint's card.
-        wants_weights: whether the method needs pre-trained weights, so that random ones give a notice.
-        batch_norm: `frozen`: the statistics of every batch norm stay as they are; a child that may ask for it calls
-            `train()` when it is made, as the trainer leaves each part in the mode in which it finds it.
+        notices: warnings that a reader of the results needs; they are stored in the checkpoint's card.
+        wants_weights: whether the method needs pre-trained weights; random ones then give a notice.
+        batch_norm: `frozen` keeps the statistics of every batch norm. A subclass that offers it calls `train()` in its
+            `__init__`, as the trainer leaves the modes of submodules unchanged.
     """
 
     wants_weights: bool = False
@@ -90,7 +90,7 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         self.input_size: tuple[int, int] | None = None  # of the last training batch, for the checkpoint's card
         self.resolved_config: dict[str, Any] = {}  # set by the command line, for the checkpoint's card
         self.notices: list[str] = []
-        self._validated = False  # since the epoch began
+        self._validated = False  # in this epoch
 
     def _check_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         wanted = (getattr(self.network, "mean", None), getattr(self.network, "std", None))
@@ -102,21 +102,21 @@ class TrainedModule(NormalizedNetwork, LightningModule):
 
     @property
     def initial_weights(self) -> str:
-        """Where the network's first weights came from, in words."""
+        """The source of the network's initial weights."""
         return str(getattr(self.network, "initial_weights", "random"))
 
     def all_notices(self) -> list[str]:
-        """The module's, and those of the data that it is trained with."""
+        """The notices of the module and of its datamodule, each once."""
         return list(dict.fromkeys([*self.notices, *data_of(self._trainer).notices]))
 
     def notice(self, text: str) -> None:
-        """Warns, and keeps the text for the card; once for each text."""
+        """Warns, and keeps the text for the card; a known text is passed over."""
         if text not in self.notices:
             self.notices.append(text)
             rank_zero_warn(text)
 
     def on_fit_start(self) -> None:
-        """Notices what fails in silence: random weights, a batch that is not the recipe's.
+        """Gives a notice for random weights and for a batch size other than the recipe's.
 
         Raises:
             ValueError: a precision without float32 weights.
@@ -128,44 +128,41 @@ class TrainedModule(NormalizedNetwork, LightningModule):
             )
         if self.wants_weights and self.initial_weights.startswith("random"):
             self.notice("the network starts from random weights, the method from pre-trained ones; set --model.weights")
-        if self.recipe_batch is None:
-            return
-        each = data_of(self.trainer).batch_size
-        if each is None:
+        batch_size = data_of(self.trainer).batch_size
+        if self.recipe_batch is None or batch_size is None:
             return
         steps, devices = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        if each * steps * devices != self.recipe_batch:
+        if (images := batch_size * steps * devices) != self.recipe_batch:
             self.notice(
-                f"{each * steps * devices} images an optimiser step ({each} a batch, {steps} batches, {devices} "
-                f"devices), the recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the learning "
-                "rate"
+                f"{images} images an optimiser step ({batch_size} a batch, {steps} batches, {devices} devices), the "
+                f"recipe has {self.recipe_batch}; set --trainer.accumulate_grad_batches or the learning rate"
             )
 
     def on_train_start(self) -> None:
-        """Has an epoch of a few steps log its last one, so that nothing that a step logs is in no file."""
+        """Lowers `log_every_n_steps` to the steps of a short epoch, whose step values would else not be logged."""
         steps = self.trainer.num_training_batches
         if 0 < steps < self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self.trainer.log_every_n_steps = int(steps)  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self) -> None:
-        """Steps a ReduceLROnPlateau that watches what this epoch has logged: before `last.ckpt` is written."""
+        """Steps a ReduceLROnPlateau whose monitored value this epoch has logged, before `last.ckpt` is written."""
         for config in self.trainer.lr_scheduler_configs:
-            watched = config.monitor or ""
-            if config.reduce_on_plateau and (self._validated or watched.startswith("train/")):
-                config.scheduler.step(self.trainer.callback_metrics[watched])  # type: ignore[arg-type]
+            monitor = config.monitor or ""
+            if config.reduce_on_plateau and (self._validated or monitor.startswith("train/")):
+                config.scheduler.step(self.trainer.callback_metrics[monitor])  # type: ignore[arg-type]
         self._validated = False
 
     def on_validation_start(self) -> None:
-        """Takes the first process's buffers (batch statistics) on all, as DDP does at the first batch that each sees.
+        """Broadcasts the first process's buffers (batch statistics) to all.
 
-        A process without a validation image sees none, and the others would wait for it.
+        DDP does so at the first batch of each process, and would wait for one without validation images.
         """
         self._validated = not self.trainer.sanity_checking
-        wrapped = self.trainer.model
-        if isinstance(wrapped, DistributedDataParallel) and wrapped.broadcast_buffers:
+        ddp = self.trainer.model
+        if isinstance(ddp, DistributedDataParallel) and ddp.broadcast_buffers:
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
-            wrapped.require_forward_param_sync = False
+            ddp.require_forward_param_sync = False
 
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         raise NotImplementedError(f"{type(self).__name__} has no step")
@@ -183,15 +180,15 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         return self._step(batch, "test")
 
     def on_test_start(self) -> None:
-        """Starts from nothing."""
+        """Resets the test loss."""
         self.test_loss.reset()
 
     def norms(self) -> Iterator[nn.Module]:
-        """The batch norms of the network."""
+        """The batch norm layers of the network."""
         return (module for module in self.network.modules() if isinstance(module, _BatchNorm))
 
     def train(self, mode: bool = True) -> Self:
-        """Like `train()`, but a frozen batch norm stays in evaluation mode."""
+        """Like `nn.Module.train`, but frozen batch norms stay in evaluation mode."""
         super().train(mode)
         if self.batch_norm == "frozen":
             for norm in self.norms():
@@ -204,11 +201,11 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(image), sync_dist=True)
 
     def _log_scores(self, prefix: str, scores: Metric, loss: MeanMetric | None = None) -> None:
-        """Logs all that a metric computes, and starts it anew where there will be another epoch."""
+        """Logs all values of a metric; resets it, except in a test, after which they are still read."""
         values = {prefix + key: value.float() for key, value in scores.compute().items()}
         if loss is not None:
             values[prefix + "loss"] = loss.compute()
-        # The metrics have already met over the ranks: every rank logs the same numbers.
+        # No sync_dist: the metrics are already summed over the ranks.
         for key, value in values.items():
             self.log(key, value, prog_bar=key in _SHOWN)
         for metric in (scores, loss):
@@ -216,15 +213,19 @@ class TrainedModule(NormalizedNetwork, LightningModule):
                 metric.reset()
 
     def logged_keys(self) -> set[str]:
-        """Every key that a fit logs, so that a watched key can be checked before it starts."""
+        """All keys that a fit logs, so that monitored keys can be checked before it starts."""
         return {"train/loss", "train/loss_step", "train/loss_epoch", "val/loss"}
 
     def _parameter_groups(self) -> Iterable[Any]:
-        """Parameters for the optimiser, or groups of them; `lr_factor` of a group multiplies its learning rate."""
+        """The parameters, or groups of them, for the optimiser; a group's `lr_factor` multiplies its learning rate."""
         return self.parameters()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser, and the schedule with the interval that it needs."""
+        """The optimiser, and the schedule with its interval.
+
+        Raises:
+            ValueError: too few steps for `OneCycleLR`, or a monitored key that is not logged.
+        """
         optimizer = self.optimizer(self._parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group.get("lr_factor", 1.0)
@@ -248,18 +249,18 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_step else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = getattr(schedule, "monitor", "val/loss")
-            config["frequency"] = sys.maxsize  # never by Lightning, which does it after the epoch's checkpoint
-            held_out = data_of(self.trainer).has_validation
-            known = {key for key in self.logged_keys() if held_out or key.startswith("train/")}
-            if config["monitor"] not in known:
+            config["frequency"] = sys.maxsize  # never by Lightning, which steps it after the epoch's checkpoint
+            has_validation = data_of(self.trainer).has_validation
+            logged = {key for key in self.logged_keys() if has_validation or key.startswith("train/")}
+            if config["monitor"] not in logged:
                 raise ValueError(
                     f"lr_scheduler watches {config['monitor']}, which no step logs here; "
-                    f"set --model.lr_scheduler.monitor, such as to {'val/loss' if held_out else 'train/loss'}"
+                    f"set --model.lr_scheduler.monitor, such as to {'val/loss' if has_validation else 'train/loss'}"
                 )
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def make_card(self) -> dict[str, Any]:
-        """What this module is, in plain values."""
+        """The module's card: what a checkpoint says of itself, in plain values."""
         return {
             "method": type(self).__name__,
             **card.describe_space(self.label_space),
@@ -276,26 +277,26 @@ class TrainedModule(NormalizedNetwork, LightningModule):
         checkpoint[card.KEY] = self.make_card()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another method or of other classes; a fit takes its own optimiser settings.
+        """Checks method and classes of the checkpoint; a resumed fit uses its own optimiser settings.
 
         Raises:
-            ValueError: it does not fit; the message says how.
+            ValueError: no card, another method, or other classes.
         """
-        found = checkpoint.get(card.KEY)
-        if found is None:
+        saved = checkpoint.get(card.KEY)
+        if saved is None:
             raise ValueError("the checkpoint has no card of structseg; use one that `structseg fit` wrote")
-        if found["method"] != type(self).__name__:
+        if saved["method"] != type(self).__name__:
             raise ValueError(
-                f"the checkpoint is of method {found['method']}, the model is {type(self).__name__}; "
-                f"use --model {found['method']} or another checkpoint"
+                f"the checkpoint is of method {saved['method']}, the model is {type(self).__name__}; "
+                f"use --model {saved['method']} or another checkpoint"
             )
-        if tuple(found["classes"]) != self.label_space.classes:
+        if tuple(saved["classes"]) != self.label_space.classes:
             raise ValueError(
-                f"the checkpoint has the classes of {found['label_space']} ({', '.join(found['classes'])}), the data "
+                f"the checkpoint has the classes of {saved['label_space']} ({', '.join(saved['classes'])}), the data "
                 f"those of {self.label_space.name} ({', '.join(self.label_space.classes)}); set --data.label_space"
             )
-        if found["size"]:
-            self.input_size = (found["size"][0], found["size"][1])
+        if saved["size"]:
+            self.input_size = (saved["size"][0], saved["size"][1])
         if self._trainer is not None and self.trainer.state.fn == "fit" and self.resolved_config:
-            arguments = ((c.get("model") or {}).get("init_args") or {} for c in (found["config"], self.resolved_config))
+            arguments = ((c.get("model") or {}).get("init_args") or {} for c in (saved["config"], self.resolved_config))
             apply_settings(checkpoint, *arguments)

@@ -1,4 +1,4 @@
-"""Structure via consensus: face segmentation and occlusion, trained so that the pixels of a region agree."""
+"""Structure via consensus: segmentation of faces and occlusions with a loss for the agreement of pixels in a region."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from structseg.losses.consensus import ConsensusLoss
 
 
 class ConsensusSegmenter(SegmentationModule):
-    """A network trained with the consensus loss, or with any other loss as the ablation; scored for structure too.
+    """A network trained with the consensus loss (or another one, for the ablation), also scored for structure.
 
-    The regions are the batch's `blobs`, which the datamodule makes (`--data.blobs`), or the labels where it makes none.
+    The regions are the batch's `blobs` if the datamodule makes them (`--data.blobs`), else the labels.
 
     Source: Masi, Mathai, AbdAlmageed, "Towards Learning Structure via Consensus for Face Segmentation and Parsing",
     CVPR 2020.
 
     Args:
-        label_space: the classes, linked to the data's.
+        label_space: the classes; the command line sets them from the data.
         network: makes the network from the number of classes: `FaceOccNet`, or `SMPNetwork` for every architecture and
             encoder of segmentation-models-pytorch.
         loss: logits (N, K, H, W) and target (N, H, W) to a scalar; default: `ConsensusLoss` as in the paper.
             `torch.nn.CrossEntropyLoss` with the labels' `ignore_index` is the ablation.
         teacher_ckpt: checkpoint of a model of the same classes, whose predictions on the augmented images replace the
-            training labels, such as for faces without any. Read when a fit starts, and not part of this checkpoint.
-        teacher: `hard` takes the teacher's likeliest classes, `soft` its probabilities.
+            training labels, as for faces without labels. Read when a fit starts; not part of this model's checkpoints.
+        teacher: `hard` uses the teacher's likeliest classes, `soft` its probabilities.
         **kwargs: settings of `SegmentationModule`.
 
     Raises:
-        ValueError: a soft teacher without a checkpoint, or for a loss that does not take it.
+        ValueError: a soft teacher without a checkpoint, or with a loss other than `ConsensusLoss`.
     """
 
     scores_class = StructuredMetrics
@@ -60,67 +60,65 @@ class ConsensusSegmenter(SegmentationModule):
             raise ValueError("teacher is soft, but no teacher is given; set --model.teacher_ckpt")
         if teacher == "soft" and not isinstance(loss, ConsensusLoss):
             raise ValueError(
-                f"a soft teacher needs ConsensusLoss, not {type(loss).__name__}; beta 0 leaves its label term alone"
+                f"a soft teacher needs ConsensusLoss, not {type(loss).__name__}; with beta 0 it has no consensus term"
             )
         self.teacher_ckpt = None if teacher_ckpt is None else Path(teacher_ckpt)
         self.soft_teacher = teacher == "soft"
-        self._teacher: list[SegmentationModule] = []  # in a list, so that it is no part of this module's state
+        self._teacher: list[SegmentationModule] = []  # in a list, which keeps it out of this module's state
         self.test_superpixels = SuperpixelAccuracy(label_space.ignore_index)
-        self._superpixels_count = False
+        self._scores_superpixels = False
 
     def on_fit_start(self) -> None:
-        """Reads the teacher.
+        """Also loads the teacher.
 
         Raises:
-            ValueError: no teacher for images without labels, or it is no checkpoint of this suite, or has other
-                classes.
+            ValueError: no teacher for images without labels, a file that is not a checkpoint of structseg, or a
+                teacher of other classes.
         """
         super().on_fit_start()
         if self.teacher_ckpt is not None:
             self._teacher = [load_teacher(self.teacher_ckpt, self.label_space).to(self.device)]
 
     def _loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
-        target, blobs = batch["mask"], batch.get("blobs")
         if not isinstance(self.loss, ConsensusLoss):
-            loss: Tensor = self.loss(logits, target)
-        else:
-            loss = self.loss(logits, target, blobs, names=batch.get("name"))
+            return super()._loss(logits, batch)
+        loss: Tensor = self.loss(logits, batch["mask"], batch.get("blobs"), names=batch.get("name"))
         return loss
 
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if split == "train" and self._teacher:
-            batch = self._taught(batch)
+            batch = self._with_teacher_labels(batch)
         output = super()._step(batch, split)
-        if split == "test" and self._superpixels_count:
+        if split == "test" and self._scores_superpixels:
             self.test_superpixels.update(output["prediction"], batch["mask"], batch["blobs"])
         return output
 
     def on_test_start(self) -> None:
-        """Starts from nothing."""
+        """Also resets the superpixel accuracy."""
         super().on_test_start()
         self.test_superpixels.reset()
-        # Asked once: the data look at every file of the test set to say so.
-        self._superpixels_count = data_of(self.trainer).tests_superpixels
+        # Kept, as the datamodule reads every file of the test set to answer.
+        self._scores_superpixels = data_of(self.trainer).tests_superpixels
 
     @torch.no_grad()
-    def _taught(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the teacher's labels; regions that are cut by other labels are cut by these too."""
+    def _with_teacher_labels(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the teacher's labels; blobs are split by these, so that each has one label."""
         ignore = self.label_space.ignore_index
         probabilities = self._teacher[0].evaluate(batch["image"]).softmax(1)
         classes = probabilities.argmax(1)
-        outside = batch["mask"] == ignore  # of the image, after augmentation: stays unlabelled
+        padding = batch["mask"] == ignore  # outside the augmented image: stays unlabelled
         if self.soft_teacher:
-            labels = probabilities.masked_fill(outside[:, None], 0)
+            labels = probabilities.masked_fill(padding[:, None], 0)
         else:
-            labels = classes.masked_fill(outside, ignore)
-        taught = {**batch, "mask": labels}
+            labels = classes.masked_fill(padding, ignore)
+        labelled = {**batch, "mask": labels}
         if "blobs" in batch:
-            taught["blobs"] = batch["blobs"] * len(self.label_space) + classes
-        return taught
+            labelled["blobs"] = batch["blobs"] * len(self.label_space) + classes
+        return labelled
 
     def on_test_epoch_end(self) -> None:
-        """Also logs `test/superpixel_accuracy` where the data's blobs are the published superpixels."""
+        """Also logs `test/superpixel_accuracy` if the data's blobs are the published superpixels."""
         super().on_test_epoch_end()
-        if self._superpixels_count:
+        if self._scores_superpixels:
             for key, value in self.test_superpixels.compute().items():
                 self.log(f"test/{key}", value)

@@ -13,7 +13,7 @@ from structseg.lightning_modules.segmentation import SegmentationModule
 
 
 class FASSEGUNet(SegmentationModule):
-    """The readme's network, or any other that maps images to logits of their own size.
+    """The network of the published readme, or any other that maps images to logits of the same size.
 
     Source: the network and recipe of goldmyu/face-semantic-segmentation; data: Khan, Mauro, Leonardi, ICIP 2015.
 
@@ -21,7 +21,7 @@ class FASSEGUNet(SegmentationModule):
         network: makes the network from the number of classes: `ReadmeUNet`, or `SMPNetwork` for every architecture and
             encoder of segmentation-models-pytorch.
         loss: logits (N, K, H, W) and target (N, H, W) to a scalar; default: cross-entropy over the labelled pixels.
-        label_space: the classes, linked to the data's.
+        label_space: the classes; the command line sets them from the data.
         **kwargs: settings of `SegmentationModule`.
     """
 

@@ -1,7 +1,7 @@
-"""From images to the classes of their pixels, without a trainer: what evaluation, prediction and `load` share.
+"""Inference without a trainer: the classes of an image's pixels, for evaluation, prediction and `structseg.load`.
 
-Nothing here needs Lightning, so that a photograph is labelled without waiting for its import. A method's module
-inherits its `Inference` and adds how it is trained.
+Nothing here imports Lightning, which would delay a prediction. A method's module inherits from its `Inference` and adds
+the training.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Size = tuple[int, int]
 
 
 class PixelScores(Protocol):
-    """What a network found in one image of (h, w) pixels; worked out at that size when it is asked for."""
+    """The prediction for one image of (h, w) pixels, computed on demand."""
 
     def classes(self) -> Tensor:
-        """(h, w) uint8: the likeliest class of each pixel, the first of several."""
+        """(h, w) uint8: the likeliest class of each pixel; of equal ones the first."""
 
     def probabilities(self) -> Iterator[Tensor]:
-        """(K, rows, w) float32, one band of rows below the other; each pixel's K values sum to 1."""
+        """Bands (K, rows, w) float32 from top to bottom; each pixel's K values sum to 1."""
 
 
 class LogitScores(NamedTuple):
-    """`PixelScores` of logits (K, H, W) that are enlarged to `size`, bilinear."""
+    """`PixelScores` of logits (K, H, W), resized to `size` by bilinear interpolation."""
 
     logits: Tensor
     size: Size
@@ -46,7 +46,7 @@ class LogitScores(NamedTuple):
 
 
 class Probabilities(NamedTuple):
-    """`PixelScores` of probabilities (K, h, w) that are there already."""
+    """`PixelScores` of given probabilities (K, h, w)."""
 
     whole: Tensor
 
@@ -60,35 +60,35 @@ class Probabilities(NamedTuple):
 
 
 class MeanScores(NamedTuple):
-    """`PixelScores` of several networks: the average of their probabilities, at the photograph's size."""
+    """`PixelScores` of several networks: the average of their probabilities at the image's size."""
 
     members: Sequence[PixelScores]
 
     def classes(self) -> Tensor:
-        """(h, w) uint8; takes about 16 K bytes a pixel, where the members do not come in bands."""
+        """(h, w) uint8; needs about 16 K bytes a pixel if the members return all rows at once."""
         return torch.cat([band.argmax(0).to(torch.uint8) for band in self.probabilities()])
 
     def probabilities(self) -> Iterator[Tensor]:
         """In the bands of the members."""
-        first, *others = [member.probabilities() for member in self.members]
+        first, *rest = [member.probabilities() for member in self.members]
         for band in first:
             total = band.clone()
-            for other in others:  # one at a time: memory does not grow with their number
-                total += next(other)
+            for bands in rest:  # one at a time: memory does not grow with their number
+                total += next(bands)
             yield total.div_(len(self.members))
 
 
 class NormalizedNetwork(nn.Module):
-    """A network with the classes that it knows and the normalisation of its images.
+    """A network, its classes, and the normalisation of its images.
 
     Attributes:
-        network: on normalised images (N, 3, H, W).
+        network: takes normalised images (N, 3, H, W).
         label_space: the classes.
-        mean: (3, 1, 1), of each channel, on images in 0..1.
-        std: (3, 1, 1), deviation of each channel, on images in 0..1.
+        mean: (3, 1, 1), of each channel, for images in 0..1.
+        std: (3, 1, 1), standard deviation of each channel, for images in 0..1.
     """
 
-    network: Any  # an nn.Module; each method knows what else it has
+    network: Any  # an nn.Module, with further attributes in some methods
     label_space: LabelSpace
     mean: Tensor
     std: Tensor
@@ -96,7 +96,7 @@ class NormalizedNetwork(nn.Module):
     def set_network(
         self, network: nn.Module, label_space: LabelSpace, mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        """Takes over what the class's attributes say."""
+        """Sets the attributes of the class."""
         # Channels last halves the time of a bf16 step on a CPU.
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.label_space = label_space
@@ -104,17 +104,17 @@ class NormalizedNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def normalized(self, image: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in 0..1 as the network takes them."""
+        """Normalised images, from images (N, 3, H, W) in 0..1."""
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class Inference(NormalizedNetwork):
-    """A network that labels pixels, as it is evaluated.
+    """A network that labels pixels, without its training.
 
     Attributes:
         flip_test: average the class probabilities of each image and its mirror image.
-        options: the names of what may be set otherwise for a prediction than for the training.
-        wants_originals: whether a batch has to hold the images at their own size too, as `original`.
+        options: names of the settings that a prediction may change.
+        wants_originals: whether a batch also needs the full-size images, as `original`.
     """
 
     options: tuple[str, ...] = ("flip_test",)
@@ -125,15 +125,15 @@ class Inference(NormalizedNetwork):
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any], label_space: LabelSpace, options: Mapping[str, Any]) -> Self:
-        """Made from a checkpoint's card, with weights that are still to be loaded.
+        """An instance with the settings of a checkpoint's card; its weights are still to be loaded.
 
         Args:
             card: as `read_card` returns it.
-            label_space: its classes.
-            options: what is set otherwise than in training; names of `options` alone.
+            label_space: the card's classes.
+            options: settings that differ from those in training; only names of the attribute `options`.
 
         Raises:
-            ValueError: settings that do not go together.
+            ValueError: settings that contradict each other.
             ImportError: the class of a network is not found.
         """
         self = cls()
@@ -144,14 +144,14 @@ class Inference(NormalizedNetwork):
         return self
 
     def make_network(self, settings: Mapping[str, Any], label_space: LabelSpace) -> nn.Module:
-        """The network of these settings of the method; a child makes its own."""
-        return made(settings["network"], len(label_space))
+        """The network for the method's settings; for subclasses to override."""
+        return network_from_spec(settings["network"], len(label_space))
 
     def set_up(self, card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """What a child needs besides, from the card and from the settings of its method."""
+        """Reads further settings, from the card and from the method's settings; for subclasses to override."""
 
     def set_flip(self, flip_test: bool) -> None:
-        """Keeps whether to look at mirror images, and what the classes are in them."""
+        """Sets `flip_test`, and the classes of mirror images."""
         self.flip_test = flip_test
         mirrored = self.label_space.flip_lookup()[: len(self.label_space)]
         self.register_buffer("mirrored_classes", mirrored, persistent=False)
@@ -160,7 +160,7 @@ class Inference(NormalizedNetwork):
         """Logits (N, K, H, W) of images (N, 3, H, W) in 0..1.
 
         Raises:
-            ValueError: the network gives another number of channels than there are classes.
+            ValueError: the network's number of channels differs from that of the classes.
         """
         logits: Tensor = self.network(self.normalized(image))
         channels = (logits[-1] if isinstance(logits, list) else logits).shape[1]  # a list of several scales in training
@@ -173,7 +173,7 @@ class Inference(NormalizedNetwork):
         return logits
 
     def evaluate(self, image: Tensor) -> Tensor:
-        """As `forward`, in float32; with `flip_test`, log-probabilities of the image and its mirror image, averaged."""
+        """Float32 logits; with `flip_test`, the log of the probabilities averaged over image and mirror image."""
         logits: Tensor = self(image).float()
         if not self.flip_test:
             return logits
@@ -181,46 +181,46 @@ class Inference(NormalizedNetwork):
         return torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
 
     def evaluated(self, batch: Mapping[str, Any]) -> Tensor:
-        """`evaluate` of a batch's images.
+        """`evaluate` of a batch's images, checked.
 
         Raises:
-            ValueError: logits are nan or infinite, which would pass for a class; the message names the images.
+            ValueError: logits are nan or infinite; the message names the images.
         """
         return require_finite(self.evaluate(batch["image"]), batch)
 
     def check_prediction(self) -> None:
-        """Raises ValueError where the method cannot label photographs as it is set."""
+        """Raises ValueError if the method cannot predict with these settings."""
 
     def label(self, batch: Mapping[str, Any], sizes: Sequence[Size]) -> Sequence[PixelScores]:
-        """What is found in each photograph.
+        """The prediction for each image.
 
         Args:
-            batch: `image` (N, 3, H, W) in 0..1 at the network's size, `name`, and `original` where `wants_originals`.
-            sizes: (h, w) of each photograph.
+            batch: `image` (N, 3, H, W) in 0..1 at the network's size, `name`, and `original` if `wants_originals`.
+            sizes: (h, w) of each original image.
         """
-        return [LogitScores(one, size) for one, size in zip(self.evaluated(batch), sizes, strict=True)]
+        return [LogitScores(logits, size) for logits, size in zip(self.evaluated(batch), sizes, strict=True)]
 
 
-def made(given: Any, *arguments: Any) -> nn.Module:
-    """A network from its settings in a card: its class's path, or `{class_path: ..., init_args: {...}}`.
+def network_from_spec(spec: Any, *arguments: Any) -> nn.Module:
+    """A network from its settings in a card.
 
     Args:
-        given: the settings.
-        *arguments: what the method gives the network, before the settings.
+        spec: the path of its class, or `{class_path: ..., init_args: {...}}`.
+        *arguments: positional arguments of the class.
 
     Raises:
-        ValueError: the path is no network's.
-        ImportError: there is no such module.
+        ValueError: the path is not that of a network.
+        ImportError: the module does not exist.
     """
-    path, settings = (given, {}) if isinstance(given, str) else (given["class_path"], given.get("init_args") or {})
+    path, settings = (spec, {}) if isinstance(spec, str) else (spec["class_path"], spec.get("init_args") or {})
     module, _, name = path.rpartition(".")
-    kind = getattr(import_module(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"{path} is no network; a card names the class of a torch.nn.Module")
-    return kind(*arguments, **{key: _plain(value) for key, value in settings.items()})
+    network_class = getattr(import_module(module), name, None)
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise ValueError(f"{path} is not a network; a card names a subclass of torch.nn.Module")
+    return network_class(*arguments, **{key: _argument(value) for key, value in settings.items()})
 
 
-def _plain(value: Any) -> Any:
+def _argument(value: Any) -> Any:
     if isinstance(value, dict) and "class_path" in value:
-        return made(value)
-    return tuple(map(_plain, value)) if isinstance(value, list) else value
+        return network_from_spec(value)
+    return tuple(map(_argument, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Logits at the network's size to classes at the image's size, in little memory."""
+"""Resizing and checking of logits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The winning class of each pixel after bilinear resizing, the same as `F.interpolate(logits, size).argmax(1)`.
+    """The class of each pixel after bilinear resizing, equal to `F.interpolate(logits, size).argmax(1)`.
 
-    One class at a time, so that the memory does not grow with K: about 14 bytes a pixel of `size` where the whole
-    takes 4 (K + 1) and more.
+    One class at a time, so that memory does not grow with K: about 14 bytes a pixel of `size` instead of 4 (K + 1) or
+    more.
 
     Args:
         logits: (N, K, H, W), K from 1 to 256. Of equal logits the first class wins; a nan never does.
@@ -38,26 +38,26 @@ def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (N, K, H, W) brought to (N, K, *size), bilinear; as they are where the size already fits."""
+    """Logits (N, K, H, W) resized to (N, K, *size), bilinear; unchanged if they have that size."""
     if (logits.shape[-2], logits.shape[-1]) == tuple(size):
         return logits
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def require_finite(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """The logits of a batch in evaluation, each pixel of which has a largest one.
+    """The logits, if the largest one of each pixel is finite: nan would be taken for a class.
 
     Args:
-        logits: (N, K, H, W), or (N, K) of whole images; a class that is ruled out may be -inf.
-        batch: that of the N images, with their `name`.
+        logits: (N, K, H, W), or (N, K) of whole images; an excluded class may be -inf.
+        batch: the batch of the N images, with their `name`.
 
     Raises:
         ValueError: nan, inf, or -inf for all classes at some pixel; the message names the images.
     """
-    good = logits.amax(1).isfinite().reshape(len(logits), -1).all(1)
-    if not good.all():
-        names = batch.get("name", range(len(good)))
-        wrong = ", ".join(str(name) for name, fine in zip(names, good.tolist(), strict=True) if not fine)
+    finite = logits.amax(1).isfinite().reshape(len(logits), -1).all(1)
+    if not finite.all():
+        names = batch.get("name", range(len(finite)))
+        wrong = ", ".join(str(name) for name, good in zip(names, finite.tolist(), strict=True) if not good)
         raise ValueError(
             f"the logits of {wrong} are not finite; the training has diverged: take an earlier checkpoint, or train "
             "with a lower learning rate"

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that count optimiser steps and learn from the module how many there are."""
+"""Learning-rate schedules over optimiser steps, whose number the module fills in."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class _Counted(LRScheduler):
-    """A schedule over a number of steps that the trainer knows; a resumed run has its own number, not the old one's."""
+class _StepSchedule(LRScheduler):
+    """A schedule over a number of steps that the trainer knows."""
 
     total_steps: int | None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over everything; the number of steps only where none is known."""
-        own = self.total_steps
+        """Loads the state; a number of steps that is already set is kept, as a resumed run may have another one."""
+        total_steps = self.total_steps
         super().load_state_dict(state_dict)
-        self.total_steps = own or self.total_steps
+        self.total_steps = total_steps or self.total_steps
 
     def _position(self) -> tuple[int, int]:
-        """The step, and of how many; the first step is the same for any number of steps."""
+        """The current step and the number of steps; at step 0 any number will do."""
         if self.total_steps is None:
             if self.last_epoch > 0:
                 raise ValueError(f"{type(self).__name__} was stepped without total_steps; give it their number")
@@ -30,15 +30,14 @@ class _Counted(LRScheduler):
         return self.last_epoch, self.total_steps
 
 
-class PolyLR(_Counted):
+class PolyLR(_StepSchedule):
     """Polynomial decay to zero in stairs: lr * (1 - every * floor(step / every) / total_steps) ** power.
 
-    To be stepped once an optimiser step. From `total_steps` on it is 0. Each parameter group keeps its own base
-    learning rate. As DeepLab uses it: power 0.9, changed every 10 iterations.
+    To be stepped at each optimiser step; 0 from `total_steps` on. DeepLab has power 0.9 and changes every 10 steps.
 
     Args:
-        optimizer: whose learning rates are set.
-        total_steps: optimiser steps of the training; None: the module fills in the trainer's own number.
+        optimizer: the optimiser; each parameter group has its own base learning rate.
+        total_steps: optimiser steps of the training; None: the module sets the trainer's number.
         power: exponent, above 0.
         every: steps between two changes of the learning rate.
 
@@ -75,18 +74,18 @@ class PolyLR(_Counted):
         return [lr * factor for lr in self.base_lrs]
 
 
-class OneCycle(_Counted):
-    """One cycle by cosines: from lr / start up to lr over the first `warmup` share, then down to lr / end.
+class OneCycle(_StepSchedule):
+    """One cosine cycle: from lr / start up to lr over the first `warmup` share of the steps, then down to lr / end.
 
-    The optimiser's own learning rate is the highest one; momentum is left alone. From `total_steps` on the learning
+    The optimiser's learning rate lr is the highest one; momentum is not changed. From `total_steps` on the learning
     rate stays at lr / end. Source: Smith and Topin, 2017, with cosines as in fastai.
 
     Args:
-        optimizer: whose learning rates are set.
-        total_steps: optimiser steps of the training; None: the module fills in the trainer's own number.
-        warmup: share of the steps on the way up, 0..1.
-        start: the learning rate is divided by this at the first step.
-        end: the learning rate is divided by this at the last step.
+        optimizer: the optimiser; each parameter group has its own base learning rate.
+        total_steps: optimiser steps of the training; None: the module sets the trainer's number.
+        warmup: share of the steps with a rising learning rate, at least 0 and below 1.
+        start: divisor of the learning rate at the first step, at least 1.
+        end: divisor of the learning rate at the last step, at least 1.
 
     Raises:
         ValueError: an argument out of its range.

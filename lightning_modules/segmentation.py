@@ -1,4 +1,4 @@
-"""What all methods that label pixels share: the steps and the scores."""
+"""Base class of the methods that label pixels: steps, loss and scores."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class SegmentationModule(Inference, TrainedModule):
     """A network that labels pixels, trained with a loss, scored by one confusion matrix over each data set.
 
     Args:
-        network: images (N, 3, H, W), normalised, to logits (N, K, H, W).
-        loss: logits (N, K, H, W) and target (N, H, W) to a scalar. Those of the suite, and torch's cross-entropy, are
-            of the whole batch over all processes; of any other several processes take the mean of their own.
+        network: normalised images (N, 3, H, W) to logits (N, K, H, W).
+        loss: logits (N, K, H, W) and target (N, H, W) to a scalar. The losses of structseg and torch's cross-entropy
+            are computed over the batches of all processes together; any other loss over that of each process.
         label_space: the K classes.
         flip_test: average the class probabilities of each image and its mirror image in evaluation and prediction.
         **kwargs: settings of `TrainedModule`.
     """
 
-    scores_class: type[SegmentationMetrics] = SegmentationMetrics  # a child may ask for one that counts more
+    scores_class: type[SegmentationMetrics] = SegmentationMetrics  # for subclasses to override
 
     def __init__(
         self,
@@ -62,15 +62,15 @@ class SegmentationModule(Inference, TrainedModule):
         return self.scores_class(space.classes, space.ignore_index, space.groups)
 
     @property
-    def _of_all_ranks(self) -> bool:
-        """Whether the loss is one of the suite's, which are of the batches of all processes together."""
+    def _loss_over_ranks(self) -> bool:
+        """Whether the loss is computed over the batches of all processes together, as those of structseg are."""
         return type(self.loss).__module__.startswith("structseg.losses.")
 
     def on_fit_start(self) -> None:
-        """Also counts the pixels for `balanced` weights, and notices a loss that several processes make another one of.
+        """Also counts pixels for `balanced` weights; gives a notice for a loss that depends on the number of processes.
 
         Raises:
-            ValueError: `balanced`, or images without labels and without a teacher, and there are no masks.
+            ValueError: images without labels and without a teacher, or `balanced` weights without masks to count.
         """
         super().on_fit_start()
         if data_of(self.trainer).unlabelled and getattr(self, "teacher_ckpt", None) is None:
@@ -80,34 +80,34 @@ class SegmentationModule(Inference, TrainedModule):
         if isinstance(self.loss, ClassWeighted) and self.loss.needs_balance:
             self.loss.balance(data_of(self.trainer).class_pixels().to(self.device))
             rank_zero_info(f"balanced class weights: {self._class_weights()}")
-        if self.trainer.world_size > 1 and not self._of_all_ranks:
+        if self.trainer.world_size > 1 and not self._loss_over_ranks:
             self.notice(
-                f"{type(self.loss).__name__} sees the batch of each of {self.trainer.world_size} processes by itself: "
-                "where it divides by what a batch holds, or is no mean over images, one process learns another thing"
+                f"{type(self.loss).__name__} is computed on the batch of each of {self.trainer.world_size} processes "
+                "separately: unless it is a mean over images, the training differs from one on a single process"
             )
 
     def _class_weights(self) -> dict[str, float]:
-        """The weights of the classes in the loss, by name; empty where it has none."""
+        """The loss's class weights by class name; empty if it has none."""
         weight = self.loss.weight if isinstance(self.loss, ClassWeighted) else None
         values = [] if weight is None else weight.tolist()
         return {name: round(value, 6) for name, value in zip(self.label_space.classes, values, strict=False)}
 
     def make_card(self) -> dict[str, Any]:
-        """Also the weights of the classes in the loss, where it has some."""
+        """Also the loss's class weights, if it has any."""
         weights = self._class_weights()
         return {**super().make_card(), **({"class_weights": weights} if weights else {})}
 
     def on_train_start(self) -> None:
-        """Also looks whether the network can be trained with the fewest images that a batch of an epoch holds.
+        """Also checks that the network can be trained if an epoch has a batch of one image.
 
         Raises:
-            ValueError: that is one, of which a batch norm would see one value a channel.
+            ValueError: a batch norm would have a single value for a channel.
         """
         super().on_train_start()
         data, sampler = data_of(self.trainer), getattr(self.trainer.train_dataloader, "sampler", None)
-        images, each = len(sampler) if isinstance(sampler, Sized) else 0, data.batch_size
+        images, batch_size = len(sampler) if isinstance(sampler, Sized) else 0, data.batch_size
         size = getattr(data, "size", None)
-        if not each or size is None or (images % each != 1 and each != 1):
+        if not batch_size or size is None or (images % batch_size != 1 and batch_size != 1):
             return
         before = {name: buffer.clone() for name, buffer in self.named_buffers()}
         try:
@@ -117,8 +117,8 @@ class SegmentationModule(Inference, TrainedModule):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"the last batch of an epoch has one image ({images} images, {each} a batch), and this network's batch "
-                "norm needs two; set another --data.batch_size"
+                f"the last batch of an epoch has one image ({images} images, {batch_size} a batch), and this network's "
+                "batch norm needs two; set another --data.batch_size"
             ) from None
         finally:
             for name, buffer in self.named_buffers():
@@ -136,10 +136,10 @@ class SegmentationModule(Inference, TrainedModule):
             return {"loss": loss}
         mask = batch["mask"]
         logits = resize_logits(self.evaluated(batch), (mask.shape[-2], mask.shape[-1]))
-        return self._count(split, self._loss(logits, batch), logits.argmax(1), batch)
+        return self._score(split, self._loss(logits, batch), logits.argmax(1), batch)
 
-    def _count(self, split: Split, loss: Tensor, prediction: Tensor, batch: dict[str, Any]) -> StepOutput:
-        """Counts the (N, H, W) classes of an evaluated batch."""
+    def _score(self, split: Split, loss: Tensor, prediction: Tensor, batch: dict[str, Any]) -> StepOutput:
+        """Updates loss and scores with the (N, H, W) predicted classes of a batch."""
         mask = batch["mask"]
         mean, scores = (self.val_loss, self.val_scores) if split == "val" else (self.test_loss, self.test_scores)
         mean.update(loss, len(prediction))
@@ -156,7 +156,7 @@ class SegmentationModule(Inference, TrainedModule):
         self._log_scores("val/", self.val_scores, self.val_loss)
 
     def on_test_start(self) -> None:
-        """Starts from nothing, with a set of scores for each named part of the test set."""
+        """Also resets the scores, and makes those of each named part of the test set."""
         super().on_test_start()
         self.test_scores.reset()
         self._subsets = dict(data_of(self.trainer).test_subsets)
@@ -169,5 +169,5 @@ class SegmentationModule(Inference, TrainedModule):
             self._log_scores(f"test/{name}/", scores)  # type: ignore[arg-type]
 
     def logged_keys(self) -> set[str]:
-        """Every key that a fit logs, so that a watched key can be checked before it starts."""
+        """Also all scores as `val/...`."""
         return super().logged_keys() | {f"val/{key}" for key in self.val_scores.metric_keys}

@@ -1,4 +1,4 @@
-"""Keeps what each image of an evaluation scored, for tests that pair images and to find those that went wrong."""
+"""The scores of each image of an evaluation, for paired comparisons and to find the worst images."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from structseg.lightning_modules.drawing.label_sheets import Example, error_tile
 from structseg.lightning_modules.metrics.structure import boundary_f1, component_errors
 
 PIXELS = ("tp", "fp", "fn")
-WORST = 20  # images that are drawn
-TILE = 192  # pixels of a panel of theirs, at most
+WORST = 20  # number of images that are drawn
+TILE = 192  # longest side of a panel, in pixels
 VALUES = ("component_error", "component_error_relative", "boundary_f1")
 
 
 class ImageScores(Callback):
     """Writes `images_test.csv.gz` after `test`, `images_val.csv.gz` after `validate`, into the run's folder.
 
-    A row an image, sorted by name, each image of all processes once: `name`; `tp/CLASS`, `fp/CLASS`, `fn/CLASS` in
-    pixels; `component_error` and `component_error_relative` (`component_errors`); `boundary_f1`, the mean of
-    `boundary_f1` over the image's classes, nan where it has none. 927 images of 3 classes make some 30 KB.
+    One row for each image, sorted by name: `name`; `tp/CLASS`, `fp/CLASS`, `fn/CLASS` in pixels; `component_error` and
+    `component_error_relative` (`component_errors`); `boundary_f1`, the mean over the image's classes, nan if it has
+    none. 927 images of 3 classes make about 30 KB.
 
-    The `WORST` images by their own mean IoU are drawn too, as `pictures/worst_test/01.jpg`, 02, ...: image, truth,
-    prediction, and where these differ.
+    The `WORST` images by mean IoU are drawn as `pictures/worst_test/01.jpg`, 02, ...: image, truth, prediction, and
+    where these differ.
 
     Reads `label_space` of the module, `prediction` (N, H, W) of its step, `mask` and `name` of the batch.
     """
@@ -46,7 +46,7 @@ class ImageScores(Callback):
         self._worst: list[tuple[float, str, Example]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from nothing."""
+        """Drops the rows of an earlier evaluation."""
         self._rows, self._worst = [], []
 
     on_validation_start = on_test_start
@@ -69,7 +69,7 @@ class ImageScores(Callback):
             if len(self._worst) < WORST or key < self._worst[-1][:2]:
                 pixels = (batch["image"][i], batch["mask"][i], outputs["prediction"][i])
                 example = make_example(*pixels, space, row[0], TILE)
-                self._worst = sorted([*self._worst, (*key, example)], key=lambda known: known[:2])[:WORST]
+                self._worst = sorted([*self._worst, (*key, example)], key=lambda entry: entry[:2])[:WORST]
 
     def on_validation_batch_end(
         self,
@@ -80,16 +80,16 @@ class ImageScores(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """As `on_test_batch_end`, where `validate` runs on its own."""
+        """Like `on_test_batch_end`, in `validate` but not in a fit."""
         if trainer.state.fn == "validate":
             self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the file."""
+        """Writes file and pictures."""
         self._write(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After `validate`, writes the file."""
+        """Writes file and pictures after `validate`."""
         if trainer.state.fn == "validate":
             self._write(trainer, pl_module, "val")
 
@@ -98,39 +98,39 @@ class ImageScores(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it writes nothing
             return
         rows = [row for part in gathered(rows, trainer.world_size) for row in part]
-        worst = [known for part in gathered(worst, trainer.world_size) for known in part]
+        worst = [entry for part in gathered(worst, trainer.world_size) for entry in part]
         if not trainer.is_global_zero:
             return
         space: Any = pl_module.label_space
         path = images_file(Path(trainer.default_root_dir), split)
-        once = sorted({tuple(row) for row in rows})
+        unique = sorted({tuple(row) for row in rows})
         try:
-            write_table(path, [image_columns(space.classes), *once])
+            write_table(path, [image_columns(space.classes), *unique])
             _draw(worst, worst_folder(path.parent, split), space)
         except OSError as error:
             rank_zero_warn(f"the scores of each image could not be written ({error}); the run continues")
 
 
 def _draw(worst: Sequence[tuple[float, str, Example]], folder: Path, space: LabelSpace) -> None:
-    """The pictures of the worst images, in the place of those of the test before."""
+    """Draws the worst images, replacing the pictures of an earlier evaluation."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    once = {known[:2]: known[2] for known in worst}  # with several processes an image may come twice
-    for number, key in enumerate(sorted(once)[:WORST], 1):
-        error_tile(once[key], space).save(folder / f"{number:02d}.jpg", quality=88, subsampling=0)
+    unique = {entry[:2]: entry[2] for entry in worst}  # with several processes an image may occur twice
+    for number, key in enumerate(sorted(unique)[:WORST], 1):
+        error_tile(unique[key], space).save(folder / f"{number:02d}.jpg", quality=88, subsampling=0)
 
 
 def worst_folder(folder: Path, split: str) -> Path:
-    """Where a run's folder has the pictures of the worst images of `test` or `val`."""
+    """The folder, in a run's folder, of the pictures of the worst images of `test` or `val`."""
     return folder / "pictures" / f"worst_{split}"
 
 
 def image_miou(row: Sequence[str], classes: int) -> float:
-    """The mean IoU of one image, over the classes that its truth or prediction has; 1 where it has none.
+    """The mean IoU of one image, over the classes in its truth or prediction; 1 if there are none.
 
     Args:
         row: the cells of the image, under `image_columns`.
-        classes: K.
+        classes: number of classes K.
     """
     counts = np.array(row[1 : 1 + 3 * classes], float).reshape(3, classes)
     present = counts.sum(0) > 0
@@ -138,21 +138,21 @@ def image_miou(row: Sequence[str], classes: int) -> float:
 
 
 def gathered(value: Any, processes: int) -> list[Any]:
-    """What each process holds, by rank."""
+    """The values of all processes, by rank."""
     if processes == 1:
         return [value]
-    found: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def images_file(folder: Path, split: str) -> Path:
-    """Where a run's folder has the scores of each image of `test` or `val`."""
+    """The file, in a run's folder, with the scores of each image of `test` or `val`."""
     return folder / f"images_{split}.csv.gz"
 
 
 def image_columns(classes: Sequence[str]) -> list[str]:
-    """The header of the file."""
+    """The header of `images_file`."""
     return ["name", *(f"{count}/{name}" for count in PIXELS for name in classes), *VALUES]
 
 
@@ -160,9 +160,9 @@ def image_rows(names: Sequence[str], prediction: Tensor, target: Tensor, space: 
     """The cells of each image of a batch, under `image_columns`.
 
     Args:
-        names: N.
+        names: the N images' names.
         prediction: (N, H, W) integer class indices.
-        target: (N, H, W) integer class indices, the space's `ignore_index` where nothing counts.
+        target: (N, H, W) integer class indices, or the space's `ignore_index`.
         space: the K classes.
     """
     prediction, target = prediction.cpu(), target.cpu()
@@ -182,23 +182,23 @@ def image_rows(names: Sequence[str], prediction: Tensor, target: Tensor, space: 
 
 
 def write_table(path: Path, lines: Iterable[Sequence[str]]) -> None:
-    """Writes lines of cells as `.csv.gz`: beside, synced, then renamed; equal lines make equal bytes."""
+    """Writes lines of cells as `.csv.gz`, atomically; equal lines give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.part")
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(lines)
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             file.write(gzip.compress(text.getvalue().encode(), mtime=0))
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        part.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def read_table(path: Path) -> list[list[str]]:
-    """The lines that `write_table` wrote.
+    """The lines of a file by `write_table`.
 
     Raises:
         ValueError: the file is damaged.

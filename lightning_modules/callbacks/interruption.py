@@ -1,4 +1,4 @@
-"""A fit that gets a signal to stop saves first, between two steps, on every process at the same one."""
+"""Saves a fit that is sent a signal to stop, after the same step on every process."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from structseg.lightning_modules.callbacks.checkpoints import BestAndLast
 
-REQUEUE = signal.SIGUSR1  # what `#SBATCH --signal=USR1@120` sends before the time is over
+REQUEUE = signal.SIGUSR1  # sent before the time limit by `#SBATCH --signal=USR1@120`
 _SIGNALS = (signal.SIGTERM, REQUEUE)
 
 
 class Interruption(Callback):
-    """Saves `last.ckpt` at the end of the step in which a signal came, and stops there.
+    """Saves `last.ckpt` at the end of the optimiser step in which a signal arrives, and stops the fit.
 
-    SIGTERM (`scancel`, pre-emption, a shutdown): saves and stops; to requeue the job is SLURM's. SIGUSR1: saves, and
-    under SLURM requeues the job and stops; elsewhere the fit continues. With accumulated batches the step is that of
-    the optimiser. A signal after an epoch's last step waits for validation: the epoch's own checkpoint is the one to
-    keep.
+    SIGTERM (`scancel`, pre-emption, a shutdown): saves and stops; requeueing is left to SLURM. SIGUSR1: under SLURM
+    saves, requeues the job and stops; elsewhere it saves and the fit continues. After an epoch's last step the fit
+    stops only once validation is done and the epoch's checkpoint is written.
 
-    All processes stop at the same step, however late a signal reaches some of them: they ask each other at each step.
+    All processes stop at the same step, even if the signal reaches only some: they exchange it at each step.
 
     Raises:
         SIGTERMException: the fit has saved and stops.
@@ -40,30 +39,30 @@ class Interruption(Callback):
         self._before: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remembers the handlers that were there before Lightning's, for `teardown`."""
+        """Keeps the handlers that were set before Lightning's, for `teardown`."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def _install(self) -> None:
-        """Takes the place of Lightning's handlers, which save amid a step, or let SIGTERM pass."""
+        """Replaces Lightning's handlers, which save within a step or ignore SIGTERM."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self._received != signal.SIGTERM:  # the stronger one
+        if self._received != signal.SIGTERM:  # which takes precedence
             self._received = number
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal is only kept in mind."""
+        """From here on, signals are only recorded."""
         self._install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Likewise, where nothing is held out."""
+        """As `on_sanity_check_start`, for a fit without validation."""
         self._install()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops between two epochs, where the last one has just been saved."""
+        """Stops between two epochs if the last one is saved."""
         checkpoint = _checkpoint(trainer)
         if checkpoint is not None and checkpoint.is_saved(trainer):
             self._act(trainer)
@@ -71,9 +70,9 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves and stops, if any process got a signal."""
+        """Saves and stops if any process got a signal."""
         loop = trainer.fit_loop.epoch_loop
-        # What is saved after an epoch's last step would be taken for an epoch that is validated.
+        # Saved after an epoch's last step, a resume would skip the epoch's validation.
         if not loop.batch_progress.is_last_batch and not loop._should_accumulate():
             self._act(trainer)
 
@@ -96,15 +95,15 @@ class Interruption(Callback):
         if number == REQUEUE:
             if trainer.is_global_zero:
                 requeue()
-            trainer.strategy.barrier()  # a process that ends earlier takes the others with it
+            trainer.strategy.barrier()  # if one process ended before, the launcher would end the others
         raise SIGTERMException
 
     def _log(self, trainer: Trainer) -> None:
-        """The step's figures, whose turn would come after the callbacks; a tracker may have been stopped already."""
+        """Logs the step's values, which Lightning does after the callbacks; a logger may have been stopped already."""
         try:
             trainer._logger_connector.update_train_step_metrics()
-        except Exception as error:  # noqa: BLE001  # whatever a tracker raises, the fit is saved
-            rank_zero_warn(f"the last step's figures are lost: {error}")
+        except Exception as error:  # noqa: BLE001  # any error of a logger: the fit is saved
+            rank_zero_warn(f"the last step's values were not logged: {error}")
         for logger in trainer.loggers:
             with suppress(Exception):
                 logger.save()
@@ -119,10 +118,10 @@ class Interruption(Callback):
         return int(_SIGNALS[int(flag) - 1]) if int(flag) else 0
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Puts the handlers back that were there before the fit."""
+        """Restores the handlers that were set before the fit."""
         if threading.current_thread() is threading.main_thread():
             for number, before in self._before.items():
-                if before is not None:  # of another language than Python: it cannot be put back
+                if before is not None:  # None: a handler not installed from Python, which cannot be restored
                     signal.signal(number, before)
         self._before = {}
 
@@ -134,25 +133,24 @@ def _checkpoint(trainer: Trainer) -> BestAndLast | None:
 
 
 def requeue_before_training(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  # a handler's arguments
-    """Handler of SIGUSR1 where a command has nothing to save yet: the job is to run again from its start."""
+    """Handler of SIGUSR1 before there is anything to save: requeues the job, which then starts again."""
     if os.environ.get("SLURM_PROCID", "0") == "0":
         requeue()
     raise SIGTERMException
 
 
 def job_id() -> str | None:
-    """What SLURM calls this job, `ARRAY_TASK` for one of an array; None outside SLURM."""
+    """SLURM's id of this job, `ARRAY_TASK` for a task of an array; None outside SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def requeue() -> None:
-    """Asks SLURM to run this job again, and says so where it will not."""
+    """Asks SLURM to run this job again; warns if it refuses."""
     command = ["scontrol", "requeue", str(job_id())]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=60, start_new_session=True
-        )  # a session of its own: what SLURM sends to this job does not end it
+        # A new session, so that signals to this job do not end the command.
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, start_new_session=True)
         problem = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)

@@ -1,4 +1,4 @@
-"""Stops a fit whose loss or gradients are not finite, on all processes at once, and keeps the batch."""
+"""Stops a fit whose loss or gradients are not finite, on all processes at once, and saves the batch."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ _SHOWN = 4  # names of a batch that the error lists
 
 
 class NumericGuard(Callback):
-    """Raises where a loss or a gradient is nan or infinite, before the optimiser steps on it.
+    """Raises if a loss or a gradient is nan or infinite, before the optimiser uses it.
 
-    All processes learn of it in the same step and raise the same message. The batch is kept in the run's folder as
-    `failed_batch.pt`, of further processes whose numbers are wrong as `failed_batch_rankR.pt`; so is that of a step
-    which refuses its numbers with a ValueError of its own. See `failed_batch`.
+    All processes raise the same message in the same step. The batch is saved in the run's folder as `failed_batch.pt`,
+    and those of further affected processes as `failed_batch_rankR.pt` (`failed_batch`); so is the batch of a step that
+    raises a ValueError itself.
 
-    Gradients are left to the gradient scaler where there is one, which expects some that are not finite.
+    With a gradient scaler gradients are not checked: it handles those that are not finite.
     """
 
     def __init__(self) -> None:
-        self._step: tuple[Any, int, int] | None = None  # batch, its place in the epoch, torch's seed
+        self._step: tuple[Any, int, int] | None = None  # batch, its index in the epoch, torch's seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Knows the batch."""
+        """Keeps the batch until the step is done."""
         self._step = batch, batch_idx, torch.initial_seed()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Looks at the loss.
+        """Checks the loss.
 
         Raises:
-            ValueError: it is not finite on some process; the message has the step, the batch and its first images.
+            ValueError: it is not finite on some process; the message names step, batch and first images.
         """
         wrong = None if bool(loss.isfinite().all()) else f"the loss is {loss.item()}"
         self._stop_together(trainer, pl_module, wrong)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Looks at the gradients.
+        """Checks the gradients.
 
         Raises:
-            ValueError: one is not finite; the message names the first parameter.
+            ValueError: one is not finite; the message names the first such parameter.
         """
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
-        grads = {name: one.grad for name, one in pl_module.named_parameters() if one.grad is not None}
+        grads = {name: parameter.grad for name, parameter in pl_module.named_parameters() if parameter.grad is not None}
         wrong = None
         if not bool(get_total_norm(grads.values(), norm_type=float("inf")).isfinite()):
             first = next(name for name, grad in grads.items() if not bool(grad.isfinite().all()))
@@ -64,17 +64,17 @@ class NumericGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Forgets the batch."""
+        """Releases the batch."""
         self._step = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keeps the batch of a step that has refused its numbers, such as logits that are nan."""
+        """Saves the batch of a step that raised a ValueError, as for logits that are nan."""
         if self._step is not None and isinstance(exception, ValueError):
             path = Path(trainer.default_root_dir) / _file_name(trainer.global_rank)
-            warnings.warn(self._kept(path, trainer, pl_module, str(exception)), stacklevel=2)
+            warnings.warn(self._save(path, trainer, pl_module, str(exception)), stacklevel=2)
 
     def _stop_together(self, trainer: Trainer, module: LightningModule, wrong: str | None) -> None:
-        """Raises on all processes where something is wrong on one."""
+        """Raises on all processes if there is something `wrong` on one."""
         world, rank = trainer.world_size, trainer.global_rank
         first = world if wrong is None else rank
         if world > 1:
@@ -91,7 +91,7 @@ class NumericGuard(Callback):
         message = gathered(message, world)[first]
         started: Any = getattr(trainer.strategy.launcher, "procs", None)
         if started:
-            # They stop by themselves; Lightning would kill this process for their exit codes, before it has said why.
+            # They raise too; for their exit codes Lightning would kill this process before it shows the message.
             started.clear()
         raise ValueError(message)
 
@@ -105,10 +105,10 @@ class NumericGuard(Callback):
             f"{wrong} in {where}epoch {trainer.current_epoch}, batch {batch_idx}, step {trainer.global_step} "
             f"({', '.join(names[:_SHOWN])}{more})"
         )
-        return f"{what}; lower the learning rate, or look at these images; {self._kept(path, trainer, module, what)}"
+        return f"{what}; lower the learning rate, or look at these images; {self._save(path, trainer, module, what)}"
 
-    def _kept(self, path: Path, trainer: Trainer, module: LightningModule, what: str) -> str:
-        """Saves the batch and says where."""
+    def _save(self, path: Path, trainer: Trainer, module: LightningModule, what: str) -> str:
+        """Saves the batch; returns a sentence on where."""
         assert self._step is not None
         try:
             save_failed_batch(path, trainer, module, *self._step, what)

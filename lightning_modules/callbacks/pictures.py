@@ -1,4 +1,4 @@
-"""Pictures of a run: image | truth | prediction while it trains and when it is tested, and its curves."""
+"""Pictures of a run: image | truth | prediction in validation and test, and the curves of the losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ class Pictures(Callback):
     """Draws the first images of the validation and test data, and at the end of a fit the curves of the losses.
 
     In the run's folder: `pictures/val_epoch_0009.png` (epochs counted from 0), `pictures/val.png` after `validate`,
-    `pictures/test.png`, `pictures/loss.png`. Into W&B, where it is among the loggers: `val/pictures` and
-    `test/pictures`, with truth and prediction as masks to be laid over the image. With several processes the first one
-    draws from its own share of the data. A batch is looked at only when it is drawn.
+    `pictures/test.png`, `pictures/loss.png`. In W&B, if it is among the loggers: `val/pictures` and `test/pictures`,
+    with truth and prediction as mask overlays. With several processes the first one draws images of its own.
 
     Args:
-        count: images to draw; 0 draws the curves alone.
-        every_n_epochs: validation is drawn in every so many epochs, and in the last one (one that `EarlyStopping` ends
-            is known too late).
+        count: images to draw; 0 draws only the curves.
+        every_n_epochs: number of epochs from one drawn validation to the next; the last epoch is drawn too, unless
+            `EarlyStopping` ends the fit.
 
     Raises:
         ValueError: `count` is negative, or `every_n_epochs` below 1.
@@ -40,7 +39,7 @@ class Pictures(Callback):
         self._curves: dict[str, Curve] = {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts with no image."""
+        """Drops the images of an earlier epoch."""
         self._examples = []
 
     def on_validation_batch_end(
@@ -56,12 +55,12 @@ class Pictures(Callback):
         self._keep(trainer, pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws what was kept."""
+        """Draws the kept images."""
         name = f"val_epoch_{trainer.current_epoch:04d}" if trainer.state.fn == "fit" else "val"
         self._draw(trainer, pl_module, "val", name)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the epoch's figures, for runs without `metrics.csv`."""
+        """Keeps the epoch's scores, for runs without `metrics.csv`."""
         if not trainer.sanity_checking:
             self._keep_points(trainer, {"val/loss": "val/loss", "val/miou": "val/miou"})
 
@@ -70,7 +69,7 @@ class Pictures(Callback):
         self._keep_points(trainer, {"train/loss_epoch": "train/loss"})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the curves, those before a resume too where `metrics.csv` has them."""
+        """Draws the curves, from `metrics.csv` if there is one, which also has the epochs before a resume."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         metrics = Path(trainer.default_root_dir) / "metrics.csv"
@@ -83,7 +82,7 @@ class Pictures(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws what was kept."""
+        """Draws the kept images."""
         self._draw(trainer, pl_module, "test", "test")
 
     def _wanted(self, trainer: Trainer) -> bool:
@@ -130,11 +129,10 @@ class Pictures(Callback):
                 )
 
     def _keep_points(self, trainer: Trainer, keys: Mapping[str, str]) -> None:
-        # On every process: reading the figures may be a meeting of all of them.
-        figures = trainer.callback_metrics
+        metrics = trainer.callback_metrics  # on every process: reading may synchronise them
         for key, name in keys.items():
-            if key in figures and figures[key].isfinite():
-                self._curves.setdefault(name, []).append((trainer.current_epoch + 1, float(figures[key])))
+            if key in metrics and metrics[key].isfinite():
+                self._curves.setdefault(name, []).append((trainer.current_epoch + 1, float(metrics[key])))
 
 
 def _space(pl_module: LightningModule) -> LabelSpace:

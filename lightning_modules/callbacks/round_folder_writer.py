@@ -1,4 +1,4 @@
-"""How a predict over a split of the data becomes folders of artefacts: whole, scored, and with what has to be known."""
+"""Writes the predictions for a split of the data as folders of artefacts, with scores and notices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from structseg.datamodules.label_spaces import LabelSpace
 from structseg.datamodules.round_files import ABOUT, ArtefactManifest, place_of
 from structseg.lightning_modules.callbacks.image_scores import gathered, image_columns, image_rows, write_table
 
-IMAGES = "images.csv.gz"  # what each image of a folder of masks scored, as `ImageScores` writes it
+IMAGES = "images.csv.gz"  # the scores of each image of a folder of masks, as by `ImageScores`
 _PART, _OLD = ".part", ".old"
 _UNKNOWN = 255
 
@@ -27,25 +27,25 @@ Truths = Sequence[Tensor | None]  # the (H, W) true mask of each image of a batc
 
 
 class ArtefactWriter(Callback):
-    """Writes what a module predicts of each image into folders of artefacts; a child says which and how.
+    """Base class of the writers of a module's predictions into folders of artefacts.
 
-    `OUT/KIND.part` is filled, `about.json` last, and then named `OUT/KIND`, all folders of a child together; an earlier
-    folder of that name stays until then. Each process writes its own images; the first one names the folders when all
-    have. A run that is broken off leaves no folder under its final name, and what another left as `.part` is removed at
-    the start. Images left out (`limit_predict_batches`, `fast_dev_run`) make no whole folder: nothing is kept.
+    The images go to `OUT/KIND.part`, `about.json` last; then all folders of a writer are renamed to `OUT/KIND`, where
+    an earlier folder stays until then. Each process writes its own images; the first one renames the folders when all
+    are done. A run that is interrupted leaves no new folder under a final name; a `.part` that another one left is
+    removed at the start. If images are missing (`limit_predict_batches`, `fast_dev_run`) nothing is kept.
 
-    `about.json` of each folder has all scores of the stage, as `PREFIX_KEY`, pooled over the images that have a true
-    mask, those that are nan left out; and the notices of module, datamodule and writer. `images.csv.gz` beside it has
-    what each image scored, where the child scores images.
+    `about.json` of each folder has all scores of the stage that are not nan, as `PREFIX_KEY`, pooled over the images
+    that have a true mask; and the notices of module, datamodule and writer. `images.csv.gz` beside it has the scores of
+    each image, if the subclass computes them.
 
     Args:
         out: the round's folder, made if it is missing.
         label_space: the classes.
 
     Attributes:
-        kinds: of a child: the names of its folders, the main one first.
-        headline: of a child: the scores that the last line names.
-        metrics: of a child: what is measured, by the prefix of its scores.
+        kinds: names of the subclass's folders, the main one first.
+        headline: scores that the last line shows.
+        metrics: metrics by the prefix of their scores.
     """
 
     kinds: tuple[str, ...] = ()
@@ -58,26 +58,26 @@ class ArtefactWriter(Callback):
         self._rows: list[list[str]] = []
 
     def score_image(self, name: str, labels: Tensor, truth: Tensor) -> None:
-        """Keeps what an image's (H, W) labels score against its true mask, for tests that pair images."""
+        """Keeps the scores of an image's (H, W) labels against its true mask, for paired comparisons."""
         self._rows += image_rows([name], labels[None], truth[None], self.label_space)
 
     def part(self, kind: str) -> Path:
-        """The folder that is filled."""
+        """The temporary folder of a kind."""
         return self.out / (kind + _PART)
 
     def note(self, case: str, name: str) -> None:
-        """Keeps that an image is a case of something; `notices` gets the images of all processes by case."""
+        """Adds an image to those of a case; `notices` gets the cases of all processes."""
         self._cases.setdefault(case, set()).add(name)
 
     def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
-        """A child writes and scores the images of a batch."""
+        """Writes and scores the images of a batch; for subclasses to override."""
         raise NotImplementedError(f"{type(self).__name__} has no write_batch")
 
     def finish_images(self) -> None:
-        """A child ends what it still has under way on this process."""
+        """Finishes the images of this process; for subclasses to override."""
 
     def measured(self, has_truth: bool) -> dict[str, float]:
-        """All scores; every process comes here, for the counts to meet."""
+        """All scores; all processes must call it, as the metrics are synchronised."""
         if not has_truth:
             return {}
         scores: dict[str, float] = {}
@@ -87,18 +87,18 @@ class ArtefactWriter(Callback):
         return {key: value for key, value in scores.items() if math.isfinite(value)}
 
     def origin(self) -> str:
-        """What distinguishes a child's folders from those of another prediction; on the first process alone."""
+        """An identifier of this prediction; called on the first process only, for subclasses to override."""
         return ""
 
-    def write_more(self, origin: str) -> None:  # for children
-        """A child writes what lies beside its folders; on the first process alone."""
+    def write_more(self, origin: str) -> None:
+        """Writes further files beside the folders; called on the first process only, for subclasses to override."""
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
-        """A child's notices, from the names of the images of each case and the number of all images."""
+        """Notices, from the names of the images of each case and the number of images; for subclasses to override."""
         return []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes empty folders beside the final ones.
+        """Makes the temporary folders.
 
         Raises:
             ValueError: there are artefacts of another split, which would be lost.
@@ -106,13 +106,13 @@ class ArtefactWriter(Callback):
         """
         split = _split(trainer)
         for kind in self.kinds:
-            whole = self.out / kind
-            if (whole / ABOUT).is_file() and (theirs := ArtefactManifest.read(whole).split) not in ("", split):
+            final = self.out / kind
+            if (final / ABOUT).is_file() and (existing := ArtefactManifest.read(final).split) not in ("", split):
                 raise ValueError(
-                    f"{whole} holds the {kind} of the {theirs} images, in whose place those of {split} would come; set "
+                    f"{final} holds the {kind} of the {existing} images, which those of {split} would replace; set "
                     f"--data.predict_out to another folder, or remove this one"
                 )
-        trainer.predict_loop.return_predictions = False  # they are on disk; in memory they would pile up
+        trainer.predict_loop.return_predictions = False  # they are on disk, and would fill the memory
         self._cases, self._rows = {"images": set(), "with truth": set()}, []
         for metric in self.metrics.values():
             metric.reset()
@@ -140,7 +140,7 @@ class ArtefactWriter(Callback):
 
         Raises:
             TypeError: the module did not predict artefacts.
-            OSError: the disk is full; the message says where.
+            OSError: the disk is full.
         """
         if not isinstance(outputs, dict):
             raise TypeError(
@@ -149,31 +149,31 @@ class ArtefactWriter(Callback):
             )
         self._cases["images"].update(batch["name"])
         truths = masks_of(batch)
-        known = zip(batch["name"], truths, strict=True)
-        self._cases["with truth"].update(name for name, mask in known if mask is not None)
+        named_truths = zip(batch["name"], truths, strict=True)
+        self._cases["with truth"].update(name for name, mask in named_truths if mask is not None)
         with self._disk():
             self.write_batch(outputs, batch, truths)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores, and gives the folders their names when every process has written its images."""
+        """Computes the scores, and renames the folders when every process has written its images."""
         with self._disk():
             self.finish_images()
-        said = [*getattr(pl_module, "notices", ()), *data_of(trainer).notices]
+        notices = [*getattr(pl_module, "notices", ()), *data_of(trainer).notices]
         cases: dict[str, set[str]] = {}
         rows: list[list[str]] = []
-        for theirs, their_said, their_rows in gathered((self._cases, said, self._rows), trainer.world_size):
-            rows += their_rows
-            for case, names in theirs.items():
+        for rank_cases, rank_notices, rank_rows in gathered((self._cases, notices, self._rows), trainer.world_size):
+            rows += rank_rows
+            for case, names in rank_cases.items():
                 cases.setdefault(case, set()).update(names)
-            said += [text for text in their_said if text not in said]
+            notices += [text for text in rank_notices if text not in notices]
         scores = self.measured(bool(cases["with truth"]))
         if trainer.is_global_zero:
             self._rows = sorted({tuple(row): row for row in rows}.values())
-            self._conclude(trainer, pl_module, cases, scores, said)
-        trainer.strategy.barrier()  # what comes next finds the folders, on every process
+            self._conclude(trainer, pl_module, cases, scores, notices)
+        trainer.strategy.barrier()  # until the folders are renamed
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Removes what is not whole; not on several devices, where others may still write into it."""
+        """Removes the temporary folders; not with several processes, where others may still write into them."""
         if trainer.world_size == 1:
             self._discard()
 
@@ -183,12 +183,12 @@ class ArtefactWriter(Callback):
         pl_module: LightningModule,
         cases: dict[str, set[str]],
         scores: dict[str, float],
-        said: list[str],
+        notices: list[str],
     ) -> None:
-        images, wanted = len(cases["images"]), len(trainer.predict_dataloaders.dataset)  # type: ignore[union-attr]
-        if images < wanted:
+        images, expected = len(cases["images"]), len(trainer.predict_dataloaders.dataset)  # type: ignore[union-attr]
+        if images < expected:
             self._discard()
-            rank_zero_warn(f"{images} of {wanted} images were predicted, so no {self.kinds[0]} are kept")
+            rank_zero_warn(f"{images} of {expected} images were predicted, so no {self.kinds[0]} are kept")
             return
         own = [*self._on_truth(len(cases["with truth"]), images), *self.notices(cases, images)]
         for text in own:
@@ -204,14 +204,14 @@ class ArtefactWriter(Callback):
                     classes=self.label_space.classes,
                     images=images,
                     scores=scores,
-                    notices=tuple(dict.fromkeys([*said, *own])),
+                    notices=tuple(dict.fromkeys([*notices, *own])),
                     split=_split(trainer),
                     origin=origin,
                 ).write(self.part(kind))
             if self._rows:
                 write_table(self.part(self.kinds[0]) / IMAGES, [image_columns(self.label_space.classes), *self._rows])
             self.write_more(origin)
-            for kind in reversed(self.kinds):  # the main one last: where it is, all are
+            for kind in reversed(self.kinds):  # the main one last: if it exists, all do
                 _replace(self.part(kind), self.out / kind)
         figures = "".join(f", {key} {scores[key]:.3f}" for key in self.headline if key in scores)
         rank_zero_info(f"{place_of(self.out / self.kinds[0])}: {images} images{figures or ', no scores'}")
@@ -237,7 +237,7 @@ class ArtefactWriter(Callback):
             free = shutil.disk_usage(self.out).free / 1e6
             raise OSError(
                 f"no room on the disk for {self.part(self.kinds[0])} ({free:.0f} MB free); make room and run this "
-                f"stage again: what was finished is kept"
+                f"stage again: finished stages are kept"
             ) from None
 
 
@@ -252,14 +252,14 @@ def some(names: set[str], most: int = 3) -> str:
 
 
 def masks_of(batch: dict[str, Any]) -> Sequence[Tensor | None]:
-    """The true mask (H, W) of each image of a batch; None where it is unknown: 255 everywhere."""
+    """The true mask (H, W) of each image of a batch; None for an image without one: 255 everywhere."""
     if "mask" not in batch:
         return [None] * len(batch["name"])
     return [mask if bool((mask != _UNKNOWN).any()) else None for mask in batch["mask"]]
 
 
 def _tidy(final: Path) -> None:
-    """Undoes what a broken run left: a folder that had made room gets its name back."""
+    """Removes the leftovers of an interrupted run; a folder that it had moved away gets its name back."""
     part, old = final.with_name(final.name + _PART), final.with_name(final.name + _OLD)
     shutil.rmtree(part, ignore_errors=True)
     if old.exists() and not final.exists():

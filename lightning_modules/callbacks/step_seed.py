@@ -1,4 +1,4 @@
-"""Random numbers that belong to a step, not to what ran before it."""
+"""Random numbers that depend on the training step only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class StepSeed(Callback):
-    """Seeds torch before each training batch by (seed, epoch, batch, rank), so that dropout survives a resume."""
+    """Seeds torch before each training batch by (seed, epoch, batch, rank), so that a resumed fit has equal dropout."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seeds the generators of all devices."""

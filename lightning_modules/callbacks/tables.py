@@ -1,10 +1,10 @@
-"""Tables of a run: the scores of each class and the confusion matrix, as files, in W&B and in the terminal."""
+"""Tables of class scores and confusion matrices, as files, in W&B and in the terminal."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _STRUCTURE = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What was scored, detached from the metric that goes on counting.
+    """A copy of a metric's values.
 
     Attributes:
         classes: the K names.
@@ -46,7 +46,7 @@ class Scores:
 
     @classmethod
     def of(cls, metric: SegmentationMetrics) -> Scores:
-        """The scores up to now. Every process has to call it: the counts of all are summed."""
+        """The present scores; all processes must call it, as their counts are summed."""
         values = {key: float(value) for key, value in metric.compute().items()}
         with metric.sync_context():
             confusion = metric.confusion.cpu().numpy().copy()
@@ -58,24 +58,24 @@ class ScoreTables(Callback):
 
     In the run's folder: `classes_val.csv`, `classes_test.csv` (nan for a class that is absent),
     `pictures/confusion_val.png`, `pictures/confusion_test.png`; for a named part of the test set
-    `classes_test_PART.csv` and `pictures/confusion_test_PART.png`. Into W&B, where it is among the loggers:
-    `val/classes`, `val/confusion` (pixels, rows truth), `test/classes`, `test/confusion`, `test/PART/...`. After `test`
-    the scores are printed.
+    `classes_test_PART.csv` and `pictures/confusion_test_PART.png`. In W&B, if it is among the loggers: `val/classes`,
+    `val/confusion` (pixels, rows truth), `test/classes`, `test/confusion`, `test/PART/...`. After `test` the scores are
+    printed.
 
-    The scores are read before the module logs and resets them: Lightning calls the callbacks first.
+    The scores are read before the module resets them: Lightning calls callbacks before the module.
     """
 
     def __init__(self) -> None:
         self._scores: dict[str, Scores] = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the epoch's scores, so that those of the last one are there whatever ends the fit."""
+        """Keeps the epoch's scores, for the tables at the end of the fit."""
         metric = getattr(pl_module, "val_scores", None)
         if not trainer.sanity_checking and isinstance(metric, SegmentationMetrics):
             self._scores = {"val": Scores.of(metric)}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After `validate`, writes the tables."""
+        """Writes the tables after `validate`."""
         if trainer.state.fn == "validate":
             self._write(trainer)
 
@@ -84,7 +84,7 @@ class ScoreTables(Callback):
         self._write(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the scores of the test set and of its named parts."""
+        """Keeps the scores of the test set and of its named parts."""
         parts = getattr(pl_module, "subset_scores", None)
         metrics = {"test": getattr(pl_module, "test_scores", None)}
         if isinstance(parts, nn.ModuleDict):
@@ -98,11 +98,9 @@ class ScoreTables(Callback):
         self._write(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """After `test`, prints the scores and where the pictures are."""
+        """Prints the scores and the paths of the pictures after `test`."""
         if stage == "test" and trainer.is_global_zero and self._scores:
-            if (
-                trainer.progress_bar_callback is not None
-            ):  # a live bar would run into the table; stopping it twice is fine
+            if trainer.progress_bar_callback is not None:  # a live bar would overlap the table
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
             console = Console()
             if whole := self._scores.get("test"):
@@ -122,16 +120,8 @@ class ScoreTables(Callback):
                 write_files(Path(trainer.default_root_dir), key.replace("/", "_"), scores)
             except OSError as error:
                 rank_zero_warn(f"the score tables could not be written ({error}); the run continues")
-            rows = [
-                [
-                    name,
-                    *(
-                        None if math.isnan(scores.values[f"{s}/{name}"]) else scores.values[f"{s}/{name}"]
-                        for s in _SCORES
-                    ),
-                ]
-                for name in scores.classes
-            ]
+            values = {key: None if math.isnan(value) else value for key, value in scores.values.items()}
+            rows = [[name, *(values[f"{score}/{name}"] for score in _SCORES)] for name in scores.classes]
             counts = [[name, *row] for name, row in zip(scores.classes, scores.confusion.tolist(), strict=True)]
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
@@ -159,8 +149,7 @@ def terminal_table(title: str, scores: Scores, loss: float | None = None) -> Tab
         table.add_column(column, justify="right")
 
     def cells(*keys: str) -> list[str]:
-        found = [scores.values.get(key, math.nan) for key in keys]
-        return ["-" if math.isnan(value) else f"{value:.4f}" for value in found]
+        return _four_digits(scores.values.get(key, math.nan) for key in keys)
 
     for name in scores.classes:
         table.add_row(name, *cells(f"iou/{name}", f"f1/{name}", f"precision/{name}", f"recall/{name}"))
@@ -181,16 +170,19 @@ def terminal_table(title: str, scores: Scores, loss: float | None = None) -> Tab
 
 
 def parts_table(parts: Mapping[str, Scores]) -> Table:
-    """The means of each named part of the test set, a line a part, for the terminal."""
-    keys = {"miou": "mIoU", "mean_f1": "mean F1", "group_f1/overall": "group F1", "pixel_accuracy": "pixel accuracy"}
-    keys |= _STRUCTURE
-    known = [key for key in keys if any(key in scores.values for scores in parts.values())]
+    """The means of each named part of the test set, one row each, for the terminal."""
+    titles = {"miou": "mIoU", "mean_f1": "mean F1", "group_f1/overall": "group F1", "pixel_accuracy": "pixel accuracy"}
+    titles |= _STRUCTURE
+    keys = [key for key in titles if any(key in scores.values for scores in parts.values())]
     table = Table(title="parts of the test set")
     table.add_column("part")
-    for key in known:
-        table.add_column(keys[key], justify="right")
+    for key in keys:
+        table.add_column(titles[key], justify="right")
     for name, scores in parts.items():
-        values = [scores.values.get(key, math.nan) for key in known]
-        cells = ["-" if math.isnan(value) else f"{value:.4f}" for value in values]
+        cells = _four_digits(scores.values.get(key, math.nan) for key in keys)
         table.add_row(name.removeprefix("test/"), *cells)
     return table
+
+
+def _four_digits(values: Iterable[float]) -> list[str]:
+    return ["-" if math.isnan(value) else f"{value:.4f}" for value in values]

@@ -1,4 +1,4 @@
-"""How a mask came about, step by step: image, coarse mask, windows, part masks, remapped mask."""
+"""Pictures of STN-iCNN's steps: image, coarse mask, windows, part masks, remapped mask."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _EDGES = ((255, 153, 51), (255, 204, 102), (51, 51, 255), (102, 204, 255), (76, 
 
 
 class WindowView(NamedTuple):
-    """What a face goes through.
+    """The intermediate results for one face.
 
     Attributes:
         image: (3, h, w) in 0..1, at full size.
         coarse: (h', w') classes of the coarse mask.
-        boxes: (P, 4), left, top, right, bottom of each window, in pixels of the image's own coordinates.
-        crops: (P, 3, a, b) in 0..1, what the windows show.
+        boxes: (P, 4), left, top, right, bottom of each window, in pixels of the image.
+        crops: (P, 3, a, b) in 0..1, the image in the windows.
         parts: (P, a, b) classes of the windows' pixels.
-        mask: (h, w) classes of the whole.
+        mask: (h, w) classes of the final mask.
     """
 
     image: Tensor
@@ -42,11 +42,11 @@ class WindowView(NamedTuple):
 class WindowPictures(Callback):
     """Writes `pictures/NAME.png` into the run's folder: the first faces of a test, step by step.
 
-    The module's `views(batch)` gives a `WindowView` a face.
+    The module's method `views(batch)` returns a `WindowView` for each face.
 
     Args:
-        count: faces to draw.
-        name: of the picture, `windows_test` where it is left out.
+        count: number of faces to draw.
+        name: name of the picture, without its suffix.
     """
 
     def __init__(self, count: int = 4, name: str = "windows_test") -> None:
@@ -54,7 +54,7 @@ class WindowPictures(Callback):
         self._views: list[WindowView] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts with no face."""
+        """Drops the faces of an earlier test."""
         self._views = []
 
     def on_test_batch_end(
@@ -72,7 +72,7 @@ class WindowPictures(Callback):
             self._views += views[: self.count - len(self._views)]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws them."""
+        """Draws the faces."""
         views, self._views = self._views, []
         if not views:
             return
@@ -86,14 +86,13 @@ class WindowPictures(Callback):
 
 
 def draw_views(views: list[WindowView], space: LabelSpace) -> Image.Image:
-    """A line a face: image with its windows | coarse mask | windows over part masks | remapped mask; then a legend."""
+    """A row for each face: image with windows | coarse mask | windows over part masks | final mask; then a legend."""
     lines = [_line(view, space) for view in views]
-    found = torch.cat([classes.flatten() for view in views for classes in (view.coarse, view.mask)]).unique().tolist()
+    labels = torch.cat([classes.flatten() for view in views for classes in (view.coarse, view.mask)]).unique().tolist()
     width = max(line.width for line in lines) + 2 * _GAP
-    key = legend([int(label) for label in found], space, width)
-    page = Image.new(
-        "RGB", (max(width, key.width), sum(line.height + _GAP for line in lines) + _GAP + key.height), "white"
-    )
+    key = legend([int(label) for label in labels], space, width)
+    height = sum(line.height + _GAP for line in lines) + _GAP + key.height
+    page = Image.new("RGB", (max(width, key.width), height), "white")
     top = _GAP
     for line in lines:
         page.paste(line, (_GAP, top))
@@ -116,13 +115,12 @@ def _line(view: WindowView, space: LabelSpace) -> Image.Image:
     side = (_SIDE - _GAP) // 2
     tiles = []
     for crop, part in zip(view.crops, view.parts, strict=True):
-        shown = [Image.fromarray(as_pixels(crop)), Image.fromarray(colorize(part, space))]
-        filters = (Image.Resampling.BILINEAR, Image.Resampling.NEAREST)
-        tiles.append([image.resize((side, side), how) for image, how in zip(shown, filters, strict=True)])
+        crop_image = Image.fromarray(as_pixels(crop)).resize((side, side), Image.Resampling.BILINEAR)
+        part_image = Image.fromarray(colorize(part, space)).resize((side, side), Image.Resampling.NEAREST)
+        tiles.append((crop_image, part_image))
     columns = len(tiles)
-    line = Image.new(
-        "RGB", (3 * size[0] + columns * side + (columns + 2) * _GAP, max(size[1], 2 * side + _GAP)), "white"
-    )
+    length = 3 * size[0] + columns * side + (columns + 2) * _GAP
+    line = Image.new("RGB", (length, max(size[1], 2 * side + _GAP)), "white")
     line.paste(picture, (0, 0))
     line.paste(coarse, (size[0] + _GAP, 0))
     left = 2 * (size[0] + _GAP)

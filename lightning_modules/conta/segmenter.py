@@ -206,7 +206,7 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
         self.scores_without_crf.update(logits.argmax(1), mask)
         images = resize_logits(batch["image"], size)
         prediction = torch.stack([one.argmax(0) for one in self.refined(images, list(logits.softmax(1)))])
-        return self._count(split, self._loss(logits, batch), prediction, batch)
+        return self._score(split, self._loss(logits, batch), prediction, batch)
 
     def on_test_start(self) -> None:
         """Starts from nothing; a CRF that is left out is said."""

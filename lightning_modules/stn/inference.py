@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from structseg.datamodules.label_spaces import FACE_PARTS, LabelSpace
-from structseg.lightning_modules.inference import Inference, PixelScores, made
+from structseg.lightning_modules.inference import Inference, PixelScores, network_from_spec
 from structseg.lightning_modules.logits import classes_at, require_finite, resize_logits
 from structseg.lightning_modules.networks.spatial_transformer import (
     crop_parts,
@@ -90,8 +90,8 @@ class STNInference(Inference):
     paste_to: Tensor
 
     def make_network(self, settings: Mapping[str, Any], label_space: LabelSpace) -> nn.Module:
-        """The coarse network; the other networks are made with it."""
-        network, localizer = (partial(made, settings[name]) for name in ("network", "localizer"))
+        """The coarse network; the networks of the other stages are attributes of this one."""
+        network, localizer = (partial(network_from_spec, settings[name]) for name in ("network", "localizer"))
         self.make_parts(network, localizer, len(label_space))
         return network(len(label_space))
 

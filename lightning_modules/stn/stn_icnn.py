@@ -261,7 +261,7 @@ class STNiCNN(STNInference, SegmentationModule):
     def _labelled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss; 0 where no pixel is labelled, in training none of any process."""
         labelled = (target != self.label_space.ignore_index).any()
-        if self._of_all_ranks and world_size(self.training) > 1:
+        if self._loss_over_ranks and world_size(self.training) > 1:
             labelled = total_over_ranks(labelled.int()) > 0
         loss: Tensor = self.loss(logits, torch.where(labelled, target, torch.zeros_like(target)))
         return loss * labelled
@@ -342,22 +342,22 @@ class STNiCNN(STNInference, SegmentationModule):
         if self.stage == "coarse":
             coarse = self.evaluated(batch)
             loss = self._labelled_loss(coarse, small_labels(batch, data_of(self._trainer).mask_filter))
-            return self._count(split, loss, classes_at_mask_size(coarse, batch), batch)
+            return self._score(split, loss, classes_at_mask_size(coarse, batch), batch)
         frame, labels, sizes, truth, present = self._framed(batch)
         if self.cropper == "true":
             scores, loss = self._parse(batch, frame, truth, labels, present)
-            return self._count(split, loss, logits_at_mask_size(scores, batch).argmax(1), batch)
+            return self._score(split, loss, logits_at_mask_size(scores, batch).argmax(1), batch)
         coarse = self.evaluated(batch)
         theta = self.found_theta(coarse, sizes, size_of(frame))
         (self.val_windows if split == "val" else self.test_windows).update(theta, labels)
         if self.stage == "localizer":
             loss = self._theta_loss(theta, truth, present, sizes, frame)
-            return self._count(split, loss, classes_at_mask_size(coarse, batch), batch)
+            return self._score(split, loss, classes_at_mask_size(coarse, batch), batch)
         if split == "test":
             scores, _ = self._parse(batch, frame, truth, labels, present)
             self.subset_scores[TRUE_WINDOWS].update(logits_at_mask_size(scores, batch).argmax(1), batch["mask"])  # type: ignore[operator]
         scores, loss = self._parse(batch, frame, theta, labels)
-        return self._count(split, loss, logits_at_mask_size(scores, batch).argmax(1), batch)
+        return self._score(split, loss, logits_at_mask_size(scores, batch).argmax(1), batch)
 
     def _parse(
         self, batch: dict[str, Any], frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None

@@ -266,7 +266,7 @@ class TestMoved:
 
     def test_without_its_file_the_next_epoch_is_the_best(self, config, tmp_path, moved):
         (moved / "checkpoints" / "best.ckpt").unlink()
-        with pytest.warns(UserWarning, match=r"best\.ckpt is not there"):
+        with pytest.warns(UserWarning, match=r"best\.ckpt does not exist"):
             auto(config, tmp_path / "new", *FALLS, "--run_id", "mine", "--trainer.max_epochs", "6")
         assert best_step(tmp_path / "new") == 5 * STEPS
 

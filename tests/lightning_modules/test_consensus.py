@@ -118,7 +118,7 @@ class TestTeacher:
         batch["mask"][0, :3] = 255
         outside = batch["mask"] == 255
         probabilities = teacher.evaluate(batch["image"]).softmax(1)
-        taught = student._taught(batch)
+        taught = student._with_teacher_labels(batch)
         if kind == "soft":
             torch.testing.assert_close(taught["mask"], probabilities * ~outside[:, None])
         else:
@@ -135,7 +135,7 @@ class TestTeacher:
         batch = batch_of(size=32)
         batch["mask"][0, :3] = 255
         batch["blobs"] = torch.zeros_like(batch["mask"])
-        taught = student._taught(batch)
+        taught = student._with_teacher_labels(batch)
         assert (taught["mask"][0, :3] == 255).all()
         assert (taught["mask"][0, 3:] != 255).all()
         assert torch.equal(taught["blobs"], teacher.evaluate(batch["image"]).argmax(1))

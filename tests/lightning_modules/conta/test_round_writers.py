@@ -516,7 +516,9 @@ def test_artefacts_of_another_split_are_not_replaced(tmp_path):
 
     run(MaskWriter(tmp_path, SPACE), CONTASegmenter(), datamodule=split_of("train"))
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-    with pytest.raises(ValueError, match=r"masks holds the masks of the train images, in whose place those of val"):
+    with pytest.raises(
+        ValueError, match=r"masks holds the masks of the train images, which those of val would replace"
+    ):
         run(MaskWriter(tmp_path, SPACE, confounders=False), CONTASegmenter(), datamodule=split_of("val"))
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
     run(MaskWriter(tmp_path, SPACE), CONTASegmenter(), datamodule=split_of("train"))  # its own are
