@@ -131,6 +131,23 @@ def _verify_png(file: BinaryIO) -> None:
     raise ValueError("broken PNG file (it has no end)")
 
 
+def check_end(path: Path) -> None:
+    """Decodes an image only if the end of its file is not one of its format; raises as `open_image`."""
+    with path.open("rb") as file:
+        head, size = file.read(12), os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - 4096))
+        tail = file.read()
+    whole = (
+        b"\xff\xd9" in tail if head.startswith(b"\xff\xd8")
+        else b"IEND" in tail[-16:] if head.startswith(b"\x89PNG")
+        else size >= int.from_bytes(head[4:8], "little") + 8 if head.startswith(b"RIFF")
+        else tail.rstrip(b"\0").endswith(b";") if head.startswith(b"GIF8")
+        else True
+    )  # fmt: skip
+    if not whole:
+        open_image(path)
+
+
 def _refuse_planes(image: Image.Image) -> None:
     # Pillow takes the low bytes of such a file for pixels, without a warning.
     if isinstance(image, TiffImageFile) and image.info.get("compression") == "raw":

@@ -41,7 +41,8 @@ class LabelSpace:
         if len(self.classes) != len(self.palette):
             raise ValueError(f"{self.name}: {len(self.classes)} classes but {len(self.palette)} colours; give one each")
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"{self.name}: class names repeat; each must be unique")
+            twice = next(name for number, name in enumerate(self.classes) if name in self.classes[:number])
+            raise ValueError(f"{self.name}: class names repeat, {twice!r} is there twice; each must be unique")
         if not 1 <= len(self.classes) <= 255:
             raise ValueError(f"{self.name}: {len(self.classes)} classes; 1 to 255 fit beside the ignore index")
 

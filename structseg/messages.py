@@ -25,6 +25,11 @@ def interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def counted(number: int, what: str) -> str:
+    """`1 fault`, `2 faults`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """The text with escapes for bytes of file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from structseg.datamodules.folder.pairs import images_below
+from structseg.messages import counted
 
 _MASKS = {
     "mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "truth", "seg", "segs",
@@ -50,6 +51,8 @@ def find_layout(home: Path) -> dict[str, Any]:
         return {**parts["train"]} if list(parts) == ["train"] else parts
     images = found.get((None, False), ".")
     if (None, True) in found:
+        masks = found[None, True]
+        _refuse_class_folders(home, images, masks, files)
         return {"images": images, "masks": _masks_of(files, None, found)}
     stems = [file.stem for file in files]
     ending = _common_affix(stems, set(stems))
@@ -73,9 +76,32 @@ def find_layout(home: Path) -> dict[str, Any]:
     if len(folders) > 1:
         return {"images": images, "tags": "folders"}
     raise ValueError(
-        f"{home} holds {len(files)} images but no masks: no folder such as masks or labels, no files such as "
-        "a_mask.png beside a.jpg, and neither tags.csv nor a folder for each class; name them so"
+        f"{home} holds {counted(len(files), 'image')} but no masks{_arrays(home)}: no folder such as masks or labels, "
+        "no files such as a_mask.png beside a.jpg, and neither tags.csv nor a folder for each class; name them so"
     )
+
+
+def _arrays(home: Path) -> str:
+    """What is said of files of arrays, which are taken for masks."""
+    array = next((path for end in ("npy", "npz", "mat") for path in home.rglob(f"*.{end}")), None)
+    return (
+        "" if array is None else f" that can be read ({array.name} is an array; save masks as PNG, indices or colours)"
+    )
+
+
+def _refuse_class_folders(home: Path, images: str, masks: str, files: Sequence[Path]) -> None:
+    """Raises a ValueError if there is a mask of one image in several folders of the masks, one for each class."""
+    stems = {f.stem for f in files if f.is_relative_to(images) and not f.is_relative_to(masks)}
+    folders: dict[str, set[str]] = {}
+    for file in (f.relative_to(masks) for f in files if f.is_relative_to(masks)):
+        if len(file.parts) > 1:
+            folders.setdefault(file.parts[0], set()).add(file.stem)
+    named = [name for name in folders if not (home / images / name).is_dir() and folders[name] & stems]
+    if len(named) > 1:
+        raise ValueError(
+            f"{home / masks} holds the folders {', '.join(named[:5])}{', ...' * (len(named) > 5)}, as if each were a "
+            "class; one mask for each image, with all classes in it, is needed: merge them"
+        )
 
 
 def _kind(parts: Sequence[str]) -> tuple[str | None, bool, str]:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import structseg
+from structseg.command.processes import FolderInUseError
 from structseg.messages import UsageError, fail, interrupted
 from structseg.options.subcommands import LIGHTNING, SUBCOMMANDS, check_subcommand, overview
 
@@ -27,7 +28,7 @@ def main() -> None:
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except UsageError as error:
-        fail(str(error), 2)
+        fail(_one_line(error), 2)
     except Exception as error:  # the only place where errors become one line
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for output that is flushed at exit
@@ -82,7 +83,7 @@ def _one_line(error: Exception) -> str:
     if lines[0].startswith("Error(s) in loading state_dict"):
         reason = " ".join(" ".join(lines[1:4]).split())[:300]
         return f"the checkpoint does not fit the model ({reason}); use the settings it was trained with"
-    plain = isinstance(error, ValueError | TypeError | OSError)
+    plain = isinstance(error, ValueError | TypeError | OSError | FolderInUseError)
     return (
         " ".join(lines)[:1000] if plain else f"{type(error).__name__}: {lines[0]} (STRUCTSEG_TRACEBACK=1 shows where)"
     )

@@ -28,6 +28,10 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
 
 
+class FolderInUseError(RuntimeError):
+    """Another process works in the folder."""
+
+
 @contextmanager
 def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
     """Locks a folder, so that only one process works in it.
@@ -37,7 +41,7 @@ def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
         patience: seconds to wait for another process to end.
 
     Raises:
-        RuntimeError: another process has the lock.
+        FolderInUseError: another process has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last = time.monotonic() + patience
@@ -48,7 +52,7 @@ def exclusive_lock(folder: Path, patience: float = 0.0) -> Iterator[IO[str]]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= last:
-                    raise RuntimeError(
+                    raise FolderInUseError(
                         f"another process is at work in {folder}; wait until it ends, or end it"
                     ) from None
                 time.sleep(0.5)

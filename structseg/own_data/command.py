@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from structseg.files import write_whole
+from structseg.messages import counted
 from structseg.options.plain_parser import PlainParser
 from structseg.provenance import available_cores
 
@@ -56,9 +57,10 @@ def main(args: list[str]) -> None:
     write_whole(target, as_yaml(tree).encode())
     print("\n".join(f"  {line}" for line in report))
     if faults:
-        print(f"{len(faults)} faults, which fit refuses:")
+        print(f"{counted(len(faults), 'fault')}, which fit refuses:")
         print("\n".join([f"  {fault}" for fault in faults[:_SHOWN]] + ["  ..."] * (len(faults) > _SHOWN)))
+    if faults:
+        print(f"wrote {target}; next: mend the faults, then structseg init {given.folder} --overwrite")
+        raise SystemExit(1)
     method = "structseg fit own/fasseg_unet" if "masks" in str(tree) else "structseg pipeline own/conta"
     print(f"wrote {target}; next: {method} --data.root {given.folder}")
-    if faults:
-        raise SystemExit(1)

@@ -17,12 +17,14 @@ import yaml
 from structseg.datamodules.folder.layout import find_layout
 from structseg.datamodules.folder.masks import grey_depth, lossy, wide_colours
 from structseg.datamodules.folder.pairs import Pair, check_pairs, find_pairs, grouped_split
-from structseg.datamodules.images import image_size, open_image
+from structseg.datamodules.images import check_end, image_size, open_image
+from structseg.messages import counted
 
 _MOST = 254  # values of one mask; with more it is a photograph, or was smoothed
 _VOID = (224, 224, 192)  # VOC's colour of unlabelled pixels
 _SIDE = 256  # images are resized to about as many pixels as a square of this side
 _GROUPS = (r"^(.+)/", r"^([^/_-]+)[_-]", r"^(.+)[_-][^_-]+$")  # parts of a name that a group of images may share
+_SEEDS = 10  # of splits that are tried, so that each class has a training image
 _COLOURS = 1 << 24  # added to a colour, to tell it from a grey value
 
 
@@ -32,14 +34,17 @@ class MaskContent(NamedTuple):
     Attributes:
         fault: why the mask cannot be used, or "".
         coloured: whether its values are colours.
-        values: number of pixels of each grey value, index, or colour (red + 256 green + 65536 blue).
+        values: number of pixels of each grey value, index, or colour (red + 256 green + 65536 blue); those of a palette
+            in the order of its indices.
         size: (height, width) of the photograph.
+        indices: the palette's index of each value; empty without a palette of colours.
     """
 
     fault: str
     coloured: bool
     values: dict[int, int]
     size: tuple[int, int]
+    indices: Sequence[int] = ()
 
 
 def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -56,26 +61,31 @@ def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[s
     every = [pair for found in pairs.values() for pair in found]
     check_pairs(every, faults)
     if "tags" in tree:
-        classes, sizes = _classes_of_tags(home, tree["tags"], every), [_size(pair) for pair in every]
+        classes, present = _classes_of_tags(home, tree["tags"], every)
+        sizes = _sizes(every, faults)
         report.append(f"no masks: tags from {tree['tags']}, for structseg pipeline own/conta")
     else:
         if not every:
             raise ValueError(f"{home}: no image has a mask; {faults[0]}" if faults else f"{home}: no pairs")
-        classes, sizes = _classes_of_masks(home, every, workers, tree, report, faults)
+        classes, sizes, present = _classes_of_masks(home, every, workers, tree, report, faults)
     tree["classes"] = classes
     names = [entry if isinstance(entry, str) else entry["name"] for entry in classes]
     if flips := _flip_pairs(names):
         tree["flip_pairs"] = flips
         report.append(f"a flip exchanges {', '.join(' and '.join(pair) for pair in flips)}")
-    train = len(every)
+    classes_of = dict(zip(every, present, strict=True))
     if "" in parts:
-        tree["split"] = _split(every, report)
-        shares = grouped_split(every, **{"group": None, **tree["split"]})
-        train = len(shares["train"])
-        report.append("split: " + ", ".join(f"{len(part)} {name}" for name, part in shares.items()))
+        tree["split"] = _split(classes_of, report)
+        shares: Mapping[str, Sequence[Pair]] = grouped_split(every, **{"group": None, **tree["split"]})
     else:
-        train = len(pairs["train"])
-        report.append("split as the folders: " + ", ".join(f"{len(part)} {name}" for name, part in pairs.items()))
+        shares = pairs
+    train = len(shares["train"])
+    how = "split" if "" in parts else "split as the folders"
+    report.append(f"{how}: " + ", ".join(f"{len(part)} {name}" for name, part in shares.items()))
+    for split, part in shares.items():
+        lacking = _lacking(part, classes_of)
+        if part and (absent := [name for name in names if name in lacking]):
+            report.append(f"no {split} image has {', '.join(absent)}; correct split in the file")
     height, width = (statistics.median(axis) for axis in zip(*sizes, strict=True))
     scale = min(1.0, _SIDE / sqrt(height * width))
     tree["size"] = [max(32, 32 * round(side * scale / 32)) for side in (height, width)]
@@ -86,6 +96,7 @@ def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[s
         f"{max(s[1] for s in sizes)} (height x width): size {tree['size']}, batch_size {tree['batch_size']}; mean and "
         "std as the packaged weights expect"
     )
+    report.append("of photographs only the header and the end of the file were read; structseg check reads all of them")
     return tree, report, faults
 
 
@@ -105,12 +116,13 @@ def read_mask_content(pair: Pair) -> MaskContent:
         if wide_colours(path, mask):
             return MaskContent(f"{path} has colours of 16 bits a channel; save the mask with 8", False, {}, size)
         coloured, values = _values(path, mask)
+        indices = [i for i, n in enumerate(mask.histogram()) if n] if coloured and mask.mode == "P" else []
     except (OSError, ValueError) as error:
         return MaskContent(str(error), False, {}, (0, 0))
     if not values:
         fault = f"{path} holds more than {_MOST} values; is it a photograph, or was it smoothed?"
         return MaskContent(fault, False, {}, size)
-    return MaskContent("", coloured, values, size)
+    return MaskContent("", coloured, values, size, indices)
 
 
 def _values(path: Path, mask: Any) -> tuple[bool, dict[int, int]]:
@@ -157,16 +169,20 @@ def _mask_contents(pairs: Sequence[Pair], workers: int) -> Iterator[MaskContent]
 
 def _classes_of_masks(
     home: Path, pairs: Sequence[Pair], workers: int, tree: dict[str, Any], report: list[str], faults: list[str]
-) -> tuple[list[Any], list[tuple[int, int]]]:
+) -> tuple[list[Any], list[tuple[int, int]], list[frozenset[str]]]:
     pixels, images, first = Counter[int](), Counter[int](), dict[int, Path]()
     sizes, empty = list[tuple[int, int]](), 0
+    values_of, indices = list[frozenset[int]](), dict[int, set[int]]()
     for pair, content in zip(pairs, _mask_contents(pairs, workers), strict=True):
+        present = {v + _COLOURS * content.coloured: n for v, n in content.values.items()}
+        values_of.append(frozenset(present))
         if content.fault:
             if content.fault not in faults:
                 faults.append(content.fault)
             continue
         sizes.append(content.size)
-        present = {v + _COLOURS * content.coloured: n for v, n in content.values.items()}
+        for value, index in zip(present, content.indices or (-1 for _ in present), strict=True):
+            indices.setdefault(value, set()).add(index)
         empty += len(present) == 1
         for value, count in present.items():
             pixels[value] += count
@@ -189,29 +205,44 @@ def _classes_of_masks(
         kept, other = (_COLOURS, 0) if max(pixels) > _COLOURS else (0, _COLOURS)
         for counter in (pixels, images):
             counter[kept] += counter.pop(other)
+    # The indices of palettes order the classes if they are the same in all masks.
+    fixed = all(len(own) == 1 and -1 not in own for own in indices.values())
     values = sorted(pixels)
     ignored = [v for v in values if v == _COLOURS + _pack(_VOID) or (v == 255 and len(values) > 2 and values[-2] < 128)]
     for value in ignored:
         report.append(f"{_shown(value)} is ignored, as it usually marks pixels that are not labelled")
         values.remove(value)
         tree["ignore"] = [_plain(value)]
-    background = next((v for v in (0, _COLOURS) if v in values), max(values, key=lambda v: pixels[v]))
+    if fixed:
+        values.sort(key=lambda value: min(indices[value]))
+    zero = values[0] if fixed and min(indices[values[0]]) == 0 else None
+    background = next((v for v in (0, _COLOURS, zero) if v in values), max(values, key=lambda v: pixels[v]))
     values = [background, *(v for v in values if v != background)]
     names, source = _names(home, values)
     report.append(f"{len(values)} classes, named {source}:")
+    if fixed or max(values) > _COLOURS:
+        order = "the palettes' indices" if fixed else "their colours (blue, then green, then red)"
+        report.append(f"  in the order of {order}; reorder them in dataset.yaml if another order is wanted")
+    if background not in (0, _COLOURS, zero):
+        report.append(f"  {_shown(background)} is the background, as it has the most pixels")
     total = sum(pixels.values())
     classes: list[Any] = []
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
-        report.append(f"  {name}: {_shown(value)}, {pixels[value] / total:.1%} of the pixels, in {images[value]} masks")
+        report.append(
+            f"  {name}: {_shown(value)}, {pixels[value] / total:.1%} of the pixels, in {counted(images[value], 'mask')}"
+        )
         rare = pixels[value] < 1e-5 * total and images[value] <= max(1, len(pairs) // 100)
         if rare:
             report.append(f"    that is very little: a mistake? first in {first.get(value)}")
         plain = value < _COLOURS and value == index
-        own = [_plain(value), *([0] if both and value == _COLOURS else [])]
-        classes.append(name if plain else {"name": name, "rgb" if value > _COLOURS else "values": own})
+        entry = {"name": name, "rgb" if value >= _COLOURS else "values": [_plain(value)]}
+        classes.append(name if plain else entry | ({"values": [0]} if both and value == _COLOURS else {}))
     if empty:
-        report.append(f"{empty} masks hold only one value")
-    return classes, sizes
+        report.append(f"{empty} {'mask holds' if empty == 1 else 'masks hold'} only one value")
+    name_of = dict(zip(values, names, strict=True))
+    if both:
+        name_of[other] = name_of[kept]
+    return classes, sizes, [frozenset(name_of[v] for v in own if v in name_of) for own in values_of]
 
 
 def _pack(colour: tuple[int, int, int]) -> int:
@@ -246,16 +277,24 @@ def _names(home: Path, values: Sequence[int]) -> tuple[list[str], str]:
     return default, "by their values; name them in the file"
 
 
-def _classes_of_tags(home: Path, tags: str, pairs: Sequence[Pair]) -> list[Any]:
+def _classes_of_tags(home: Path, tags: str, pairs: Sequence[Pair]) -> tuple[list[Any], list[frozenset[str]]]:
+    """The classes, and those of each image."""
     if tags == "folders":
-        classes = {Path(pair.name).parent.name for pair in pairs} - {"", "background"}
+        present = [frozenset({Path(pair.name).parent.name} - {"", "background"}) for pair in pairs]
+        classes = frozenset[str]().union(*present)
     else:
         with (home / tags).open(encoding="utf-8-sig", newline="") as file:
-            cells = [row.get("classes") or "" for row in csv.DictReader(file)]
-        classes = {tag.strip() for cell in cells for tag in (cell.split(";") if ";" in cell else cell.split())} - {""}
+            cells = {row.get("name") or "": row.get("classes") or "" for row in csv.DictReader(file)}
+        own = {
+            name: frozenset(tag.strip() for tag in (cell.split(";") if ";" in cell else cell.split())) - {""}
+            for name, cell in cells.items()
+        }
+        classes = frozenset[str]().union(*own.values())
+        own |= {name.rpartition(".")[0]: tags for name, tags in own.items() if "." in name}
+        present = [own.get(pair.name, own.get(pair.image.stem, frozenset())) for pair in pairs]
     if not classes:
         raise ValueError(f"{home / tags} names no class; its header is name,classes")
-    return ["background", *sorted(classes)]
+    return ["background", *sorted(classes)], present
 
 
 def _flip_pairs(names: Sequence[str]) -> list[list[str]]:
@@ -271,29 +310,69 @@ def _flip_pairs(names: Sequence[str]) -> list[list[str]]:
     return pairs
 
 
-def _split(pairs: Sequence[Pair], report: list[str]) -> dict[str, Any]:
-    """A random split, of whole groups where the names of the images show groups."""
-    shares = {"val": 0.15, "test": 0.15}
+def _lacking(part: Sequence[Pair], classes_of: Mapping[Pair, frozenset[str]]) -> frozenset[str]:
+    """The classes that no image of a part has."""
+    return frozenset[str]().union(*classes_of.values()).difference(*(classes_of[pair] for pair in part))
+
+
+def _split(classes_of: Mapping[Pair, frozenset[str]], report: list[str]) -> dict[str, Any]:
+    """A random split, of whole groups where the names of the images show groups, that leaves each class to train on.
+
+    Groups that are the classes themselves are not kept whole.
+    """
+    pairs, shares = list(classes_of), {"val": 0.15, "test": 0.15}
     if len(pairs) < 8:
-        report.append(f"{len(pairs)} images are too few to hold any out; all are trained on")
+        few = "image is" if len(pairs) == 1 else "images are"
+        report.append(f"{len(pairs)} {few} too few to hold any out; all are trained on")
         return {"seed": 0, "val": 0, "test": 0}
-    for pattern in _GROUPS:
-        groups = Counter(m[1] if (m := re.search(pattern, pair.name)) else pair.name for pair in pairs)
-        if 5 <= len(groups) <= 0.6 * len(pairs) and max(groups.values()) <= 0.4 * len(pairs):
-            try:
-                grouped_split(pairs, 0, group=pattern, **shares)
-            except ValueError:
+    best: tuple[int, dict[str, Any], str] | None = None
+    for pattern in (*_GROUPS, None):
+        group_of = {p: m[1] if pattern and (m := re.search(pattern, p.name)) else p.name for p in pairs}
+        groups = Counter(group_of.values())
+        note = ""
+        if pattern:
+            kinds = {(group, classes_of[pair]) for pair, group in group_of.items()}
+            is_class = len(kinds) == len(groups) == len(set(classes_of.values()))
+            if is_class or not 5 <= len(groups) <= 0.6 * len(pairs) or max(groups.values()) > 0.4 * len(pairs):
                 continue
             largest = ", ".join(name for name, _ in groups.most_common(3))
-            report.append(f"{len(groups)} groups by the names ({largest}, ...), each on one side of the split only")
-            return {"seed": 0, **shares, "group": pattern}
-    return {"seed": 0, **shares}
+            note = f"{len(groups)} groups by the names ({largest}, ...), each on one side of the split only"
+        for seed in range(_SEEDS):
+            split = {"seed": seed, **shares} | ({"group": pattern} if pattern else {})
+            try:
+                lacking = len(_lacking(grouped_split(pairs, **{"group": None, **split})["train"], classes_of))
+            except ValueError:
+                break
+            if best is None or lacking < best[0]:
+                best = lacking, split, note
+            if not lacking:
+                break
+        if best and not best[0]:
+            break
+    assert best is not None  # 8 images without groups can be split
+    if best[2]:
+        report.append(best[2])
+    return best[1]
 
 
 def _size(pair: Pair) -> tuple[int, int]:
-    """(height, width) of the upright photograph; raises as `open_image`."""
+    """(height, width) of the upright photograph; raises as `open_image`, also where the end of the file is missing."""
     width, height = image_size(pair.image)
+    check_end(pair.image)
     return height, width
+
+
+def _sizes(pairs: Sequence[Pair], faults: list[str]) -> list[tuple[int, int]]:
+    """The sizes of the photographs that can be read; the others are faults."""
+    sizes = []
+    for pair in pairs:
+        try:
+            sizes.append(_size(pair))
+        except (OSError, ValueError) as error:
+            faults += [str(error)] * (str(error) not in faults)
+    if not sizes:
+        raise ValueError(f"no photograph can be read; {faults[0]}")
+    return sizes
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from structseg.command.processes import command_line
+from structseg.command.processes import FolderInUseError, command_line, is_locked
 from structseg.messages import nearest
 from structseg.options.arguments import check_data, split_further
 from structseg.options.config_files import find_config
@@ -15,6 +15,7 @@ from structseg.options.option_names import check_names
 from structseg.options.plain_parser import PlainParser
 from structseg.pipelines.file import load_pipeline
 from structseg.pipelines.record import Record
+from structseg.pipelines.stages import pipeline_folder
 from structseg.tables import TextTable
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ def main(args: list[str]) -> None:
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; expected a whole number from 0")
     pipeline = load_pipeline(find_config(given.file)).of_arm(given.arm, given.until)
+    folder = pipeline_folder(pipeline.path, given.seed, given.runs_dir)
+    if not given.dry_run and is_locked(folder):
+        raise FolderInUseError(
+            f"another process is at work in {folder}; wait until it ends, or give another --runs_dir or --seed"
+        )
     for stage in pipeline.needed(given.until):
         base = [word for config in stage.configs for word in ("--config", str(config))]
         try:

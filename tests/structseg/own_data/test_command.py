@@ -8,6 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from structseg.command.main import main as structseg
+from structseg.command.processes import exclusive_lock
 from structseg.datamodules.folder.datamodule import FolderDataModule, WeakFolderDataModule
 from structseg.datamodules.folder.layout import find_layout
 from structseg.own_data.command import main
@@ -90,7 +92,9 @@ LAYOUTS = {
     "images/a.jpg tags.csv": {"images": "images", "tags": "tags.csv"},
     "cat/a.jpg dog/b.jpg": {"images": ".", "tags": "folders"},
     "cat/a.jpg dog/a.jpg": r"cat and .*dog hold files of the same names",
-    "a.jpg b.jpg": "2 images but no masks",
+    "a.jpg b.jpg": "2 images but no masks: no folder",
+    "images/a.jpg masks/a.npy": r"1 image but no masks that can be read \(a.npy is an array; save masks as PNG",
+    "images/a.jpg masks/sky/a.png masks/sea/a.png": "masks holds the folders sea, sky, as if each were a class",
     "notes.txt": "holds no images",
 }  # fmt: skip
 
@@ -158,6 +162,101 @@ def test_a_folder_that_cannot_be_trained_on_gets_no_file(save, message, tmp_path
     assert not (root / "dataset.yaml").exists()
 
 
+def tagged(root, names):
+    make_folder(root, names, file=False)
+    for path in sorted((root / "masks").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (root / "masks").rmdir()
+
+
+@pytest.mark.parametrize("sep", ["/", "_"])
+def test_a_class_is_no_group(sep, tmp_path, capsys):
+    names = [
+        f"{kind}{sep}{kind[0]}{kind[2]}{shot}" for kind in ("bus", "car", "cat", "cow", "dog") for shot in range(6)
+    ]
+    tagged(tmp_path, names)
+    if sep == "_":
+        (tmp_path / "tags.csv").write_text("name,classes\n" + "".join(f"{n},{n.partition(sep)[0]}\n" for n in names))
+    assert "group" not in proposed(tmp_path)["split"]
+    data = WeakFolderDataModule(tmp_path)
+    assert {name[:3] for name in data.names("train")} == {"bus", "car", "cat", "cow", "dog"}
+    lines = [line for line in capsys.readouterr().out.splitlines() if "image has" in line]
+    held = {split: {name[:3] for name in data.names(split)} for split in ("val", "test")}
+    missing = {split: sorted({"bus", "car", "cat", "cow", "dog"} - found) for split, found in held.items()}
+    wanted = [
+        f"  no {split} image has {', '.join(names)}; correct split in the file"
+        for split, names in missing.items()
+        if names
+    ]
+    assert lines == wanted
+
+
+def test_groups_leave_each_class_to_train_on(tmp_path):
+    """One person has all masks of class 2; the first seed would hold some of them out."""
+    for person in range(6):
+
+        def save(path, mask, own=f"p{person}_"):
+            Image.fromarray(mask * (path.name.startswith(own) | (mask < 2))).save(path)
+
+        root = make_folder(tmp_path / str(person), NAMES, save, file=False)
+        assert proposed(root)["split"]["group"]
+        assert any(name.startswith(f"p{person}_") for name in FolderDataModule(root).names("train"))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("tags", [False, True])
+def test_a_truncated_photograph_is_a_fault(suffix, tags, tmp_path, capsys):
+    make_folder(tmp_path, NAMES, file=False)
+    if tags:
+        tagged(tmp_path, NAMES)
+        (tmp_path / "tags.csv").write_text("name,classes\n" + "".join(f"{name},dog\n" for name in NAMES))
+    photo = tmp_path / "images" / "p0_0.png"
+    image = Image.open(photo).copy()
+    photo.unlink()
+    photo = photo.with_suffix(suffix)
+    image.save(photo)
+    photo.write_bytes(photo.read_bytes() + b"more" * 3000 if suffix == ".jpg" else photo.read_bytes())
+    proposed(tmp_path)
+    image.save(photo)
+    photo.write_bytes(photo.read_bytes()[:-200])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        proposed(tmp_path, "--overwrite")
+    out = capsys.readouterr().out
+    assert "1 fault, which fit refuses:" in out
+    assert "p0_0" in out
+    assert f"next: mend the faults, then structseg init {tmp_path} --overwrite" in out
+    assert "next: structseg fit" not in out
+
+
+def test_palettes_keep_their_order_and_colours_are_rgb(tmp_path, capsys):
+    tree = proposed(make_folder(tmp_path, NAMES, palette(), file=False))
+    assert [entry["rgb"] for entry in tree["classes"]] == [[c] for c in COLOURS.tolist()]
+    assert "in the order of the palettes' indices" in capsys.readouterr().out
+    tree = proposed(
+        make_folder(tmp_path, NAMES, lambda path, mask: Image.fromarray(COLOURS[mask]).save(path), file=False),
+        "--overwrite",
+    )
+    assert [entry["rgb"] for entry in tree["classes"]] == [[COLOURS[i].tolist()] for i in (0, 1, 2)]
+    assert "in the order of their colours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"batchsize": 3}, "unknown key 'batchsize' (did you mean batch_size?)"), ({"classes": ["a", "b", "b"]}, "names repeat, 'b' is")],
+)  # fmt: skip
+def test_a_wrong_file_is_one_useful_line(wrong, message, tmp_path, capsys, monkeypatch):
+    root = make_folder(tmp_path, **wrong)
+    monkeypatch.setattr(sys, "argv", ["structseg", "check", "own/fasseg_unet", "--data.root", str(root)])
+    with pytest.raises(SystemExit) as end:
+        structseg()
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert err.startswith(f"structseg: error: {root}/dataset.yaml: ")
+    assert message in err
+    assert len(err) < 350
+
+
 def test_left_and_right_names_are_flip_pairs(tmp_path):
     root = make_folder(tmp_path, NAMES, file=False)
     (root / "classes.txt").write_text("ground\nleft_eye\nright_eye\n")
@@ -179,3 +278,13 @@ def test_help_is_a_page(capsys):
     with pytest.raises(SystemExit) as end:
         main(["x", "--workers", "0"])
     assert end.value.code == 2
+
+
+def test_a_pipeline_in_use_is_found_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["structseg", "pipeline", "own/conta", "--runs_dir", str(tmp_path)])
+    with exclusive_lock(tmp_path / "own_conta" / "0"), pytest.raises(SystemExit):
+        structseg()
+    line = (
+        f"structseg: error: another process is at work in {tmp_path}/own_conta/0; wait until it ends, or give another"
+    )
+    assert capsys.readouterr().err == f"{line} --runs_dir or --seed\n"
