@@ -36,10 +36,10 @@ class Folder:
     Args:
         root: the `dataset.yaml`, or its folder.
         space: label space that the file's classes are mapped to; None: the file's own.
-        jpeg: how lossy masks are read, see `MaskReader`.
+        jpeg: how lossy masks are read, see `MaskReader`; None: as the file says.
     """
 
-    def __init__(self, root: str | Path, space: str | None, jpeg: JPEGMasks) -> None:
+    def __init__(self, root: str | Path, space: str | None, jpeg: JPEGMasks | None) -> None:
         self.file: DatasetFile = read_dataset_file(Path(root).expanduser())
         self.space: LabelSpace = self.file.space if space is None else label_space(space)
         self.reader: MaskReader = self.file.reader(jpeg)
@@ -100,7 +100,8 @@ class _DescribedFolder(SegmentationDataModule):
         batch_size: training images per batch on each device; default: the file's, else 8.
         mean: mean of each channel, on images in 0..1; default: the file's, else 0.5.
         std: standard deviation of each channel; default: the file's, else 0.5.
-        jpeg_masks: whether masks in lossy formats are refused, or read by the nearest class value.
+        jpeg_masks: whether masks in lossy formats are refused, or read by the nearest class value; default: as the file
+            says, else refused.
         **kwargs: settings of the base.
     """
 
@@ -112,7 +113,7 @@ class _DescribedFolder(SegmentationDataModule):
         batch_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
-        jpeg_masks: JPEGMasks = "refuse",
+        jpeg_masks: JPEGMasks | None = None,
         **kwargs: Any,
     ) -> None:
         self.folder = Folder(root, label_space, jpeg_masks)

@@ -25,7 +25,7 @@ from structseg.yaml_files import load_yaml
 
 _KEYS = (
     *SPLITS, "images", "masks", "split", "classes", "ignore", "ignore_classes", "flip_pairs", "groups", "tags", "name",
-    "size", "batch_size", "mean", "std",
+    "size", "batch_size", "mean", "std", "jpeg_masks",
 )  # fmt: skip
 _SPLIT_KEYS = ("seed", "val", "test", "group")
 _NUMBERS = {"size": (2, int, 1), "mean": (3, float, 0), "std": (3, float, 0)}  # length, type, minimum
@@ -62,9 +62,10 @@ class DatasetFile:
         value = self.tree.get(key, default)
         return tuple(value) if isinstance(value, list) else value
 
-    def reader(self, jpeg: JPEGMasks) -> MaskReader:
-        """The reader of the masks."""
-        return MaskReader(self.values, self.space.classes, self.space.palette, jpeg)
+    def reader(self, jpeg: JPEGMasks | None) -> MaskReader:
+        """The reader of the masks; None: lossy ones as the file says, by default refused."""
+        how = jpeg or self.tree.get("jpeg_masks", "refuse")
+        return MaskReader(self.values, self.space.classes, self.space.palette, how)
 
     def splits(self, faults: list[str]) -> dict[Split, tuple[Pair, ...]]:
         """The pairs of each split, by name; `faults` and errors as in `find_pairs`."""
@@ -166,6 +167,8 @@ def _faults(tree: Mapping[str, Any]) -> Any:
         if not isinstance(masks, str) or ("{" in masks and "{stem}" not in masks):
             yield f"masks is {masks!r}; give a folder, or a template with {{stem}} (and {{parent}})"
     yield from _split_faults(tree.get("split") or {})
+    if tree.get("jpeg_masks", "refuse") not in ("refuse", "nearest"):
+        yield f"jpeg_masks is {tree['jpeg_masks']!r}; give refuse or nearest"
     size = tree.get("batch_size", 1)
     if not isinstance(size, int) or size < 1:
         yield f"batch_size is {size!r}; give a whole number from 1"

@@ -24,6 +24,7 @@ _MOST = 254  # values of one mask; with more it is a photograph, or was smoothed
 _VOID = (224, 224, 192)  # VOC's colour of unlabelled pixels
 _SIDE = 256  # images are resized to about as many pixels as a square of this side
 _GROUPS = (r"^(.+)/", r"^([^/_-]+)[_-]", r"^(.+)[_-][^_-]+$")  # parts of a name that a group of images may share
+_LOSSY_MASKS = "save masks as PNG, or write the file yourself, with jpeg_masks: nearest and values far apart"
 _SEEDS = 10  # of splits that are tried, so that each class has a training image
 _COLOURS = 1 << 24  # added to a colour, to tell it from a grey value
 
@@ -112,7 +113,7 @@ def read_mask_content(pair: Pair) -> MaskContent:
         size = _size(pair)
         mask = open_image(path)
         if lossy(path, mask):
-            return MaskContent(f"{path} is {mask.format}, which changes values; save masks as PNG", False, {}, size)
+            return MaskContent(f"{path} is {mask.format}, which changes values; {_LOSSY_MASKS}", False, {}, size)
         if wide_colours(path, mask):
             return MaskContent(f"{path} has colours of 16 bits a channel; save the mask with 8", False, {}, size)
         coloured, values = _values(path, mask)

@@ -29,7 +29,7 @@ BASE = {
 }  # fmt: skip
 FACES = {"size": (128, 128), "batch_size": 16}
 WEAK = {"batch_size": 16, "context_of": "own", "masks": None, "queries": None, "cams": None, "predict_split": None}
-OWN = {"label_space": None, "size": None, "batch_size": None, "mean": None, "std": None, "jpeg_masks": "refuse"}
+OWN = {"label_space": None, "size": None, "batch_size": None, "mean": None, "std": None, "jpeg_masks": None}
 DEFAULTS = {
     "SegmentationDataModule": {"label_space": "fasseg", "seed": 0, "blobs": None},
     "FASSEGDataModule": {"batch_size": 4, "mean": (0.4283, 0.335, 0.275), "std": (0.24, 0.219, 0.216), "seed": 0},

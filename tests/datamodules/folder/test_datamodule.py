@@ -116,7 +116,8 @@ def test_all_faults_of_a_folder_at_once(tmp_path):
         ({"classes": None}, "classes is None; give a list of names"),
         ({"classes": ["background"]}, r"1 class to learn \(background\); give 2 or more"),
         ({"classes": ["a", False]}, "entry 1 is False; give a name in quotes"),
-        ({"classes": ["a", "a"]}, "class names repeat"),
+        ({"classes": ["a", "a"]}, "class names repeat, 'a' is there twice"),
+        ({"jpeg_masks": "near"}, "jpeg_masks is 'near'; give refuse or nearest"),
         ({"classes": ["a", {"name": "b", "valus": [1]}]}, r"unknown key 'valus' \(did you mean values\?\)"),
         ({"classes": ["a", {"name": "b", "values": []}]}, "entry 1 .b. has no values, so no pixel matches it"),
         ({"classes": ["a", {"name": "b", "values": [-1]}]}, "has the value -1; give whole numbers"),
@@ -272,3 +273,17 @@ def test_every_class_is_drawn_equally_often(tmp_path):
     assert drawn[0] != drawn[1]
     share = np.mean(np.concatenate(drawn) == 7)
     assert abs(share - (1 + 1 / 20) / 3) < 0.05  # of three classes: all images of one, and 1/20 of the background's
+
+
+def test_the_file_may_accept_lossy_masks(tmp_path):
+    def save(path, mask):
+        Image.fromarray(mask * 100).save(path, format="JPEG", quality=95)
+
+    classes = [{"name": name, "values": [100 * index]} for index, name in enumerate(CLASSES)]
+    data = FolderDataModule(make_folder(tmp_path, save=save, classes=classes, jpeg_masks="nearest"))
+    pair = data.folder.splits["train"][0]
+    truth = mask_of(["a1", "a2", "b1", "b2", "c1", "c2"].index(pair.name))
+    assert (data.folder.label(pair) == truth).mean() > 0.97
+    strict = FolderDataModule(tmp_path, jpeg_masks="refuse").folder
+    with pytest.raises(ValueError, match="jpeg_masks nearest"):
+        strict.label(strict.splits["train"][0])
