@@ -68,9 +68,10 @@ _KNOWN_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # a resumed run continues in its folder
 )
 
-_LINES_OF = ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.trainer.connectors.checkpoint_connector")
+_LINES_OF = ("", "pytorch_lightning.utilities.rank_zero", "pytorch_lightning.trainer.connectors.checkpoint_connector")
 _KNOWN_LINES = (
     "\N{ELECTRIC LIGHT BULB} Tip: For seamless",  # an advertisement
+    "Images sizes do not match",  # W&B, of photographs
     "`weights_only` was not set",  # said of a checkpoint that is written
 )
 

@@ -64,7 +64,8 @@ def shorten(message: str) -> str:
     required = re.findall(r"arguments are required: ([^\n]+)", message)
     if required:
         hint = ", or give --ckpt_path" if ".model" in required[-1] and "fit." not in required[-1] else ""
-        return f"{where}missing {required[-1]}; give it on the command line or in --config{hint}"
+        option = f": --{key}.{required[-1]}" if key and re.fullmatch(r"\w+", required[-1]) else ""
+        return f"{where}missing {required[-1]}; give it on the command line or in --config{option}{hint}"
     choice = re.search(r"Expected a typing\.Literal\[([^\]]+)\]\. Got value: (\S+)", message)
     if choice:
         return f"{where}expected one of {choice[1]}, got {choice[2]}"

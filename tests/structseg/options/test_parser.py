@@ -25,7 +25,7 @@ from structseg.options.parser import StructsegParser, shorten
         ),
         (
             "Parser key \"data\":\n  the following arguments are required: root\n  - Expected a <class 'NoneType'>",
-            "data: missing root; give it on the command line or in --config",
+            "data: missing root; give it on the command line or in --config: --data.root",
         ),
     ],
 )
