@@ -16,6 +16,7 @@ from structseg.audit.samples import Examined, Finding
 from structseg.datamodules.base import SegmentationDataModule
 from structseg.datamodules.batch import SPLITS, with_defaults
 from structseg.datamodules.files.listing import FileSample, Listed
+from structseg.messages import counted
 
 ABSENT = "classes without a pixel"
 LISTS, IDENTICAL, SIDES = "lists and pairs", "identical images", "left and right"
@@ -58,7 +59,8 @@ def print_report(datamodule: SegmentationDataModule, workers: int) -> None:
     counts = ", ".join(f"{count} {split}" for split, count in report.counts.items())
     _print(report.notices, "notice")
     _print(report.faults, "fault")
-    print(f"{name}: {sum(report.counts.values())} images ({counts or 'none'}), {len(report.faults)} faults")
+    images = counted(sum(report.counts.values()), "image") + (f" ({counts})" if counts else "")
+    print(f"{name}: {images}, {counted(len(report.faults), 'fault')}")
     if report.faults:
         raise SystemExit(1)
 

@@ -339,7 +339,7 @@ def _split(classes_of: Mapping[Pair, frozenset[str]], report: list[str]) -> dict
             largest = ", ".join(name for name, _ in groups.most_common(3))
             note = f"{len(groups)} groups by the names ({largest}, ...), each on one side of the split only"
         for seed in range(_SEEDS):
-            split = {"seed": seed, **shares} | ({"group": pattern} if pattern else {})
+            split: dict[str, Any] = {"seed": seed, **shares} | ({"group": pattern} if pattern else {})
             try:
                 lacking = len(_lacking(grouped_split(pairs, **{"group": None, **split})["train"], classes_of))
             except ValueError:
