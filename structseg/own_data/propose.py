@@ -77,7 +77,7 @@ def propose(home: Path, workers: int) -> tuple[dict[str, Any], list[str], list[s
     classes_of = dict(zip(every, present, strict=True))
     if "" in parts:
         tree["split"] = _split(classes_of, report)
-        shares: Mapping[str, Sequence[Pair]] = grouped_split(every, **{"group": None, **tree["split"]})
+        shares: Mapping[Any, Sequence[Pair]] = grouped_split(every, **{"group": None, **tree["split"]})
     else:
         shares = pairs
     train = len(shares["train"])
