@@ -1,4 +1,4 @@
-"""The card that every checkpoint carries: what it is, in plain values, so that the file alone can predict."""
+"""The card in every checkpoint: its description in plain values, by which the file alone can predict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS: dict[str, type] = {
     "method": str, "label_space": str, "classes": list, "palette": list, "flip_pairs": list, "groups": dict,
     "ignore_index": int, "mean": list, "std": list, "initial_weights": str, "config": dict,
 }  # fmt: skip
-# All that torch's reader was seen to raise on damaged files.
+# Errors of torch.load for damaged files.
 _DAMAGE = (
     AttributeError, EOFError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
     struct.error, zipfile.BadZipFile,
@@ -51,16 +51,16 @@ def describe_space(space: LabelSpace) -> dict[str, Any]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a checkpoint file, with `epoch`, the last one that it has seen; raises as `read_checkpoint`."""
+    """The card of a checkpoint file, with `epoch`, its last one; raises as `read_checkpoint`."""
     return read_checkpoint(path)[0]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The card of a checkpoint file, as `read_card` gives it, and its weights; nothing in the file is run.
+    """The card of a checkpoint file, as `read_card` gives it, and its weights; runs no code of the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, holding more than plain values and tensors, or no checkpoint of this suite.
+        ValueError: damaged, with more than plain values and tensors, or no checkpoint of this suite.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; check --ckpt_path")
@@ -85,7 +85,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _refuse_bombs(path: Path) -> None:
-    """What `torch.save` does not write, and `torch.load` would make room for."""
+    """Raises for content that `torch.save` never writes and for which `torch.load` would reserve memory."""
     with zipfile.ZipFile(path) as packed:
         for info in packed.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
@@ -95,7 +95,7 @@ def _refuse_bombs(path: Path) -> None:
 
 
 def _fault(card: Any) -> str:
-    """What is wrong with a card; nothing where it is as `TrainedModule` writes it."""
+    """The fault of a card; empty if it is as `TrainedModule` writes it."""
     if not isinstance(card, dict):
         return f"it is {card!r}"
     for key, kind in _KINDS.items():

@@ -1,4 +1,4 @@
-"""A training batch that failed, kept with all that is needed to compute its loss again.
+"""Saves a training batch that failed, with all that is needed to compute its loss again.
 
 python -m structseg.lightning_modules.checkpoints.failed_batch RUN_FOLDER/failed_batch.pt
 """
@@ -28,19 +28,19 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 def save_failed_batch(
     path: Path, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, torch_seed: int, what: str
 ) -> None:
-    """Writes the batch, the module's state and the place of the step, whole or not at all; no pickled code.
+    """Writes the batch, the module's state and the step atomically; no pickled code.
 
     Args:
-        path: of the file, that `torch.load(path, weights_only=True)` reads.
-        trainer: whose fit has failed.
-        module: as it was when the batch began: the optimiser has not stepped on it.
-        batch: as the module saw it, augmented.
-        batch_idx: of the epoch.
-        torch_seed: of torch's generator when the step began.
-        what: what is wrong with it.
+        path: of the file, which `torch.load(path, weights_only=True)` reads.
+        trainer: of the failed fit.
+        module: in its state before the optimiser's step.
+        batch: the augmented batch.
+        batch_idx: its index in the epoch.
+        torch_seed: of torch's generator at the start of the step.
+        what: description of the failure.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     content = {
         KEY: module.make_card() if isinstance(module, TrainedModule) else None,
@@ -61,7 +61,7 @@ def save_failed_batch(
 
 
 def _on_cpu(value: Any) -> Any:
-    """Tensors, lists, dicts and plain values as they are, on the CPU; anything else as text."""
+    """Tensors, lists, dicts and plain values on the CPU; other values as text."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
@@ -74,15 +74,15 @@ def _on_cpu(value: Any) -> Any:
 def failed_loss(path: Path, module: TrainedModule | None = None) -> tuple[Tensor, list[str]]:
     """The loss of a saved batch, computed again on the CPU, and the parameters whose gradients are not finite.
 
-    A batch of one of several processes is computed by itself, and without a teacher.
+    A batch of one of several processes is computed alone, and without a teacher.
 
     Args:
         path: the file.
-        module: of the same settings; None makes it from the configuration that the file carries.
+        module: of the same settings; None builds it from the configuration in the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, or has no configuration to make the module from.
+        ValueError: it is damaged, or has no configuration from which to build the module.
     """
     card = read_card(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,16 +111,16 @@ def failed_loss(path: Path, module: TrainedModule | None = None) -> tuple[Tensor
 
 
 def main(args: list[str]) -> None:
-    """The command line: computes the loss of a kept batch again and says which gradients are not finite.
+    """The command line: computes the loss of a saved batch again and names gradients that are not finite.
 
     Raises:
-        SystemExit: how it is called, or what is wrong with the file, in one line.
+        SystemExit: wrong arguments or a fault of the file, in one line.
     """
     if len(args) != 1 or args[0].startswith("-"):
         raise SystemExit(
             "usage: python -m structseg.lightning_modules.checkpoints.failed_batch RUN_FOLDER/failed_batch.pt"
         )
-    warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered")  # logging has nowhere to go
+    warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered")  # there is no logger
     try:
         loss, wrong = failed_loss(Path(args[0]))
     except (ArgumentError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:

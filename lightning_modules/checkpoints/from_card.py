@@ -1,4 +1,4 @@
-"""Modules made again from the card of a checkpoint."""
+"""Builds modules from the card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from structseg.lightning_modules.base import TrainedModule
 from structseg.lightning_modules.checkpoints.card import read_card
 from structseg.lightning_modules.segmentation import SegmentationModule
 
-set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value, not a group of options; the command line does it too
+set_parsing_settings(subclasses_enabled=[LabelSpace])  # one value, not a group of options, as on the command line
 
 Module = TypeVar("Module", bound=TrainedModule)
 
 
 def module_from_card(kind: type[Module], card: dict[str, Any], label_space: LabelSpace) -> Module:
-    """A module with its initial weights, made from the configuration in a checkpoint's card.
+    """Builds a module, with its initial weights, from the configuration in a checkpoint's card.
 
     Raises:
-        Exception: whatever a configuration that does not fit this version makes jsonargparse or the module raise.
+        Exception: any error of jsonargparse or the module, for a configuration of another version.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "model")
@@ -38,7 +38,7 @@ def load_teacher(path: Path, label_space: LabelSpace) -> SegmentationModule:
 
     Args:
         path: a checkpoint that `structseg fit` wrote, of any method.
-        label_space: the classes that it has to have.
+        label_space: the classes that it must have.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,4 +1,4 @@
-"""What labels pixels, made again from a checkpoint alone; without Lightning for the suite's own methods."""
+"""Builds the network that labels pixels from a checkpoint; without Lightning for the suite's own methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structseg.lightning_modules.checkpoints.card import read_checkpoint, space_
 from structseg.lightning_modules.inference import Inference
 
 _ROOM = "structseg.lightning_modules."
-# Where the `Inference` of a method lies; None: it labels no pixels. Every other method is made with all that trains it.
+# The `Inference` class of each method; None: it labels no pixels. Other methods are built with their training code.
 _PLAIN: Mapping[str, str | None] = {
     "fasseg_unet.FASSEGUNet": "inference.Inference",
     "consensus.ConsensusSegmenter": "inference.Inference",
@@ -29,7 +29,7 @@ def load_inference(path: Path, options: Mapping[str, Any]) -> tuple[Inference, d
 
     Args:
         path: a checkpoint that `structseg fit` wrote.
-        options: what is set otherwise than in training, by the name of the method's option; None leaves it as it was.
+        options: settings that differ from training, by the method's option; None keeps that of the training.
 
     Raises:
         FileNotFoundError: no such file.
@@ -79,7 +79,7 @@ def _without_wandb() -> Iterator[None]:
     if "wandb" in sys.modules:
         yield
         return
-    sys.modules["wandb"] = None  # type: ignore[assignment]  # it is not found while this stands
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # so that an import of it fails
     try:
         yield
     finally:
@@ -87,7 +87,7 @@ def _without_wandb() -> Iterator[None]:
 
 
 class _Refused(ValueError):
-    """A checkpoint or an option that is whole, and of no use here."""
+    """A valid checkpoint or option that cannot be used here."""
 
 
 def _class_of(path: str) -> type:
@@ -97,10 +97,10 @@ def _class_of(path: str) -> type:
 
 
 def _whole_module(kind: type[Inference], card: Mapping[str, Any], options: Mapping[str, Any]) -> Inference:
-    """A module of a method that is not the suite's own."""
+    """Builds a module of a user's own method."""
     from structseg.lightning_modules.checkpoints.from_card import module_from_card
 
     model = card["config"]["model"]
     config = {**card["config"], "model": {**model, "init_args": {**model.get("init_args", {}), **options}}}
-    made: Inference = module_from_card(kind, {**card, "config": config}, space_of(dict(card)))  # type: ignore[type-var]
-    return made
+    module: Inference = module_from_card(kind, {**card, "config": config}, space_of(dict(card)))  # type: ignore[type-var]
+    return module

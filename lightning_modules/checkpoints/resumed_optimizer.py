@@ -1,20 +1,20 @@
-"""Another optimiser or schedule in a resumed fit: applied to the state that is restored, or refused."""
+"""New optimiser or schedule settings in a resumed fit: applied to the restored state, or refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Schedules that compute each learning rate from plain numbers which may change between two steps.
+# Schedules that compute each learning rate from numbers that may change between two steps.
 _ADJUSTABLE = ("PolyLR", "OneCycle", "ReduceLROnPlateau")
 _KEEP = "keep the checkpoint's, or begin a new run"
 
 
 def apply_settings(checkpoint: dict[str, Any], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Changes the states of optimiser and schedule in a checkpoint to what a resumed fit is configured with.
+    """Changes the states of optimiser and schedule in a checkpoint to the settings of the resumed fit.
 
-    Lightning would restore the old values over the new ones. A learning rate becomes what it would be at this step,
-    had the run begun with the new one.
+    Lightning would restore the old values. A learning rate becomes what it would be at this step if the run had
+    started with the new one.
 
     Args:
         checkpoint: as Lightning loads it; its `optimizer_states` and `lr_schedulers` are changed in place.
@@ -22,7 +22,7 @@ def apply_settings(checkpoint: dict[str, Any], before: Mapping[str, Any], now: M
         now: those of this fit.
 
     Raises:
-        ValueError: another optimiser or schedule, or a setting of it that cannot change while it runs.
+        ValueError: another optimiser or schedule, or a setting that cannot change in a resumed fit.
     """
     for part in ("optimizer", "lr_scheduler"):
         old, new = _chosen(before.get(part)), _chosen(now.get(part))
@@ -59,7 +59,7 @@ def _adjust_optimizer(checkpoint: dict[str, Any], _: str | None, key: str, old: 
     for state in checkpoint["lr_schedulers"]:
         for name in ("base_lrs", "_last_lr"):
             if name in state:
-                state[name] = [rate * factor for rate in state[name]]
+                state[name] = [lr * factor for lr in state[name]]
     return True
 
 

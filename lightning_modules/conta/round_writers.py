@@ -1,4 +1,4 @@
-"""What each stage of CONTA leaves for the next: activation maps and seeds, pseudo-masks, masks and confounders."""
+"""Writers of the results of CONTA's stages: activation maps and seeds, pseudo-masks, masks and confounders."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ _IRNET = DenseCRF.irnet()
 
 
 class CAMWriter(ArtefactWriter):
-    """`cams/` and `relation_labels/`: the maps, and the seeds that two thresholds and a CRF make of them.
+    """Writes `cams/` and `relation_labels/`: the maps, and their seeds by two thresholds and a CRF.
 
     The CRF runs in worker processes while the next batches are predicted. Scores: `cam_miou` at the best
     `cam_threshold`, `cam_iou/CLASS`; `relation_precision`, `relation_coverage` and the others of `RelationLabelScores`;
-    with a tag offset `company/TAG/CLASS`, by how much a class's company explains a tag; with a context map `m_zeroed`,
+    with a tag offset `company/TAG/CLASS`, its coefficients; with a context map `m_zeroed`,
     `m_swapped` and `m_tested`, see `ManipulationCheck`.
 
-    An image without tags, or whose every map is empty, is background in its relation labels, as in the published code;
-    both are noticed by name.
+    The relation labels of an image without tags, or with empty maps only, are background, as in the published code;
+    notices name both.
 
     Args:
         out: the round's folder.
         label_space: the classes.
         crf: settings of the CRF.
-        foreground: threshold above which a pixel is a seed of its class.
-        background: threshold up to which it is a seed of the background.
-        relative: take both as multiples of the threshold at which the maps are best; all images are kept until then.
-        workers: processes of the CRF, on each device; None shares out the cores, 0 uses none.
-        pairs: names of classes whose mix-up is counted by itself.
+        foreground: threshold; a pixel above it is a seed of its class.
+        background: threshold; a pixel up to it is a seed of the background.
+        relative: take both as multiples of the threshold at which the maps are best; keeps all images in memory.
+        workers: processes of the CRF on each device; None divides the cores among the devices, 0 uses none.
+        pairs: names of classes whose confusion is scored separately.
     """
 
     kinds: tuple[str, ...] = ("cams", "relation_labels")
@@ -83,10 +83,12 @@ class CAMWriter(ArtefactWriter):
         relative: bool = False,
     ) -> None:
         super().__init__(out, label_space)
-        seed_maps(np.zeros((1, 1, 1)), (1, 1), foreground, background)  # so that wrong thresholds are found at once
+        seed_maps(np.zeros((1, 1, 1)), (1, 1), foreground, background)  # raises for wrong thresholds
         self.crf, self.foreground, self.background, self.workers = crf, foreground, background, workers
         self.relative = relative
-        self._waiting: list[tuple[str, NDArray[np.uint8], Tensor | None]] = []  # images for which the threshold is open
+        self._waiting: list[
+            tuple[str, NDArray[np.uint8], Tensor | None]
+        ] = []  # images whose thresholds are not known yet
         self.pairs = checked_pairs(pairs, label_space.classes)
         classes, ignored = label_space.classes, label_space.ignore_index
         self.metrics = {"cam": CAMThresholds(classes, ignored), "relation": RelationLabelScores(classes, ignored)}
@@ -99,7 +101,7 @@ class CAMWriter(ArtefactWriter):
         """Makes the folders, and starts the CRF's processes.
 
         Raises:
-            ValueError: no package for the CRF; nothing is made then.
+            ValueError: no package for the CRF; no folder is made then.
         """
         self._about = getattr(pl_module, "about", dict)
         self._manipulation.reset()
@@ -110,7 +112,7 @@ class CAMWriter(ArtefactWriter):
         self._pool = self._stack.enter_context(pool)
 
     def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
-        """Writes the maps, and gives the seeds to the CRF."""
+        """Writes the maps, and submits the seeds to the CRF."""
         if "moved" in outputs:
             self._manipulation.update(*outputs["moved"])
         rows = zip(batch["name"], batch["image"], outputs["cams"], batch["tags"], truths, strict=True)
@@ -145,10 +147,10 @@ class CAMWriter(ArtefactWriter):
         self._under_way.append(_Seeds(name, strict, lenient, truth))
 
     def finish_images(self) -> None:
-        """Gives the CRF the seeds whose thresholds are known only now, and waits for it.
+        """Submits the seeds whose thresholds are known only now, and waits for the CRF.
 
         Raises:
-            ValueError: no image has a true mask, which relative thresholds are found by.
+            ValueError: no image has a true mask, by which relative thresholds are chosen.
         """
         best = float(self.metrics["cam"].compute()["threshold"]) if self.relative else 1.0
         if math.isnan(best):
@@ -160,12 +162,12 @@ class CAMWriter(ArtefactWriter):
         self._stack.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends the CRF's processes too."""
+        """Also ends the processes of the CRF."""
         self._stack.__exit__(type(exception), exception, exception.__traceback__)
         super().on_exception(trainer, pl_module, exception)
 
     def measured(self, has_truth: bool) -> dict[str, float]:
-        """The scores, the faults of the maps at their best threshold, and what the classifier says of itself."""
+        """The scores, the faults of the maps at their best threshold, and the values of `CONTAClassifier.about`."""
         scores = super().measured(has_truth) | self._about()
         moved = {key: float(value) for key, value in self._manipulation.compute().items()}
         self._moved = manipulation_notice(moved)
@@ -178,7 +180,7 @@ class CAMWriter(ArtefactWriter):
         return scores
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
-        """Images without tags, maps that are empty, and seeds that know next to no background."""
+        """Notices of images without tags, of empty maps, and of seeds with hardly any background."""
         found = [self._moved] if self._moved else []
         if "without tags" in cases:
             found.append(f"{some(cases['without tags'])} without tags: relation labels are all background there")
@@ -199,7 +201,7 @@ class CAMWriter(ArtefactWriter):
 
 
 class _Seeds(NamedTuple):
-    """An image of which the CRF is at work on both label maps."""
+    """An image whose two label maps are in the CRF."""
 
     name: str
     strict: Future[NDArray[np.uint8]]
@@ -212,14 +214,14 @@ class _Seeds(NamedTuple):
 
 
 class LabelMapWriter(ArtefactWriter):
-    """What pseudo-masks and masks share: a label map an image, written and scored.
+    """Base of the writers of pseudo-masks and masks: writes and scores one label map an image.
 
     Scores: those of `FaultMetrics`, as `PREFIX_miou` and so on.
 
     Args:
         out: the round's folder.
         label_space: the classes.
-        pairs: names of classes whose mix-up is counted by itself.
+        pairs: names of classes whose confusion is scored separately.
     """
 
     prefix = ""
@@ -247,28 +249,28 @@ class LabelMapWriter(ArtefactWriter):
                 self.note("without tags", name)
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
-        """Predictions that are background alone, or know next to none."""
+        """Notices of predictions that are only background, or have hardly any."""
         empty = cases.get("background", set())
         if len(empty) == images:
             return [
-                f"every one of the {images} {self.kinds[0]} is background alone; look at the loss, the learning rate "
+                f"every one of the {images} {self.kinds[0]} is only background; look at the loss, the learning rate "
                 f"and initial weights, or at the maps of the stage before"
             ]
         wrong = empty - cases.get("without tags", set())
-        found = [f"{self.kinds[0]} that are background alone though tagged: {some(wrong)}"] if wrong else []
+        found = [f"{self.kinds[0]} that are only background though tagged: {some(wrong)}"] if wrong else []
         return found + _no_background(self.kinds[0], cases, images)
 
 
 class PseudoMaskWriter(LabelMapWriter):
-    """`pseudo_masks/`: what the random walk makes of the maps.
+    """Writes `pseudo_masks/`, the result of the random walk.
 
-    Scores: those of `FaultMetrics`, as `pseudo_miou`; and with the background at its best, as the maps are scored,
-    `walk_miou` and `walk_threshold`, `walk_iou/CLASS`.
+    Scores: those of `FaultMetrics`, as `pseudo_miou`; and at the best score of the background, as the maps
+    are scored, `walk_miou`, `walk_threshold` and `walk_iou/CLASS`.
 
     Args:
         out: the round's folder.
         label_space: the classes.
-        pairs: names of classes whose mix-up is counted by itself.
+        pairs: names of classes whose confusion is scored separately.
     """
 
     kinds: tuple[str, ...] = ("pseudo_masks",)
@@ -285,7 +287,7 @@ class PseudoMaskWriter(LabelMapWriter):
         self.metrics["walk"] = CAMThresholds(label_space.classes, label_space.ignore_index)
 
     def write_batch(self, outputs: dict[str, Any], batch: dict[str, Any], truths: Truths) -> None:
-        """Writes and scores the masks, and scores what the walk gave before they were cut."""
+        """Writes and scores the masks, and scores the walk before the threshold."""
         super().write_batch(outputs, batch, truths)
         for objects, scores, truth in zip(outputs["objects"], outputs["scores"], truths, strict=True):
             if truth is not None:
@@ -295,16 +297,16 @@ class PseudoMaskWriter(LabelMapWriter):
 
 
 class MaskWriter(LabelMapWriter):
-    """`masks/`, `queries/`, and of the training split `confounders.npz` and `.png`: what the next round starts from.
+    """Writes `masks/`, `queries/`, and for the training split `confounders.npz` and `.png`, for the next round.
 
     Scores: those of `FaultMetrics`, as `mask_miou`.
 
     Args:
         out: the round's folder.
         label_space: the classes.
-        pairs: names of classes whose mix-up is counted by itself.
-        confounders: whether the images are the training images, which the confounder set is made of.
-        pseudo_masks: a folder of masks that the set is the mean of instead.
+        pairs: names of classes whose confusion is scored separately.
+        confounders: whether to make the confounder set, as for the training images.
+        pseudo_masks: a folder of masks from which the set is made instead.
     """
 
     kinds: tuple[str, ...] = ("masks", "queries")
@@ -325,7 +327,7 @@ class MaskWriter(LabelMapWriter):
         self._found: Confounders | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the folders, and starts the confounder set anew."""
+        """Makes the folders, and resets the confounder set."""
         super().on_predict_start(trainer, pl_module)
         if self._sum is not None:
             self._sum.reset()
@@ -348,26 +350,26 @@ class MaskWriter(LabelMapWriter):
         return class_shares(mask, len(self.label_space), size)
 
     def measured(self, has_truth: bool) -> dict[str, float]:
-        """The scores; the confounder set meets here too."""
+        """The scores; also sums the confounder set over the processes."""
         self._found = None if self._sum is None else self._sum.compute()
         return super().measured(has_truth)
 
     def origin(self) -> str:
-        """That of the queries, which the confounders are the means of."""
+        """The origin of the queries, whose means the confounders are."""
         return origin_of(self.part("queries"))
 
     def write_more(self, origin: str) -> None:
-        """`confounders.npz` and `confounders.png`."""
+        """Writes `confounders.npz` and `confounders.png`."""
         if self._found is None:
             return
         maps, images = self._found.confounders.numpy(), self._found.images.numpy()
         write_confounders(self.out, maps, images, self.label_space, origin)
-        beside = self.out / ".confounders.png.part"
-        confounder_figure(maps, images, self.label_space.classes[1:]).savefig(beside, dpi=80, format="png")
-        beside.replace(self.out / "confounders.png")
+        part = self.out / ".confounders.png.part"
+        confounder_figure(maps, images, self.label_space.classes[1:]).savefig(part, dpi=80, format="png")
+        part.replace(self.out / "confounders.png")
 
     def notices(self, cases: dict[str, set[str]], images: int) -> list[str]:
-        """Those of masks, and classes that no image holds."""
+        """The notices of masks, and of classes without images."""
         found = super().notices(cases, images)
         if self._found is None:
             return found
@@ -379,10 +381,10 @@ class MaskWriter(LabelMapWriter):
 
 
 def artefact_writer(model: LightningModule, datamodule: DataSettings) -> ArtefactWriter:
-    """The writer of what a method of CONTA predicts of a split, into `predict_out`.
+    """The writer for a method of CONTA that predicts a split, into `predict_out`.
 
     Raises:
-        ValueError: the method has no artefacts.
+        ValueError: the method writes no artefacts.
     """
     datamodule = with_defaults(datamodule)
     out, space = Path(datamodule.predict_out), datamodule.label_space
@@ -403,7 +405,7 @@ def artefact_writer(model: LightningModule, datamodule: DataSettings) -> Artefac
 
 
 def _pseudo_masks(model: CONTASegmenter, datamodule: DataSettings) -> Path | None:
-    """The folder that the confounder set is to be made of, checked as training would; None: of the prediction."""
+    """The folder of masks for the confounder set, checked as in training; None: the set is made of the prediction."""
     if model.confounders_from == "masks":
         return None
     masks = datamodule.masks
@@ -417,7 +419,7 @@ def _pseudo_masks(model: CONTASegmenter, datamodule: DataSettings) -> Path | Non
 
 
 def _no_background(kind: str, cases: dict[str, set[str]], images: int) -> list[str]:
-    """A notice where most images of a kind have no pixel of background."""
+    """A notice if most images of a kind have no pixel of background."""
     without = cases.get("no background", set())
     if len(without) <= images / 2:
         return []

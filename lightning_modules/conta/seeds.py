@@ -1,4 +1,4 @@
-"""Seeds for the relation network: what class activation maps are sure of, foreground and background, after a CRF."""
+"""Seeds for the relation network: the confident foreground and background of class activation maps, after a CRF."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ IGNORED = 255
 def seed_maps(
     cams: NDArray[np.floating[Any]], size: tuple[int, int], foreground: float = 0.30, background: float = 0.05
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The strict and the lenient label map: the class of the maximum where that is above the threshold, else 0.
+    """The strict and the lenient label map: the class of the largest map if it is above the threshold, else 0.
 
-    Each then goes through `DenseCRF.labels`, and `combine` puts the two together.
+    Each then goes through `DenseCRF.labels`; `combine` joins the two.
 
-    Maps that are all zero, of an image without tags or of a classifier that sees nothing, are background everywhere,
-    as in the published code.
+    Images whose maps are all zero are background everywhere, as in the published code.
 
     Args:
-        cams: (K - 1, h, w) in 0..1, foreground classes; brought to `size`, bilinear.
+        cams: (K - 1, h, w) in 0..1, of the foreground classes; resized to `size`, bilinear.
         size: (H, W) of both maps.
         foreground: threshold of the strict map, up to 1.
         background: threshold of the lenient map, above 0 and not above `foreground`.
@@ -55,7 +54,7 @@ def seed_maps(
 
 
 def combine(strict: NDArray[np.uint8], lenient: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Foreground where the strict map is foreground; background where both are background; else open (255).
+    """Foreground where the strict map is foreground; background where both are background; else ignored (255).
 
     >>> combine(np.array([[2, 0, 0]], np.uint8), np.array([[2, 1, 0]], np.uint8)).tolist()
     [[2, 255, 0]]

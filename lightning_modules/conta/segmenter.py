@@ -32,7 +32,7 @@ AVERAGED_STEPS = 20
 
 
 class CONTASegmenter(CONTAInference, SegmentationModule):
-    """DeepLab-v2 on masks: pseudo-masks or true ones, as `--data.masks` says.
+    """DeepLab-v2, trained on pseudo-masks or true masks (`--data.masks`).
 
     The loss is the sum of the cross-entropies at full size, at each of `scales` and of their maximum, each on labels at
     the logits' size; evaluation takes the maximum. The optimiser's learning rate is that of the trunk; the
@@ -48,24 +48,24 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
     Segmentation", NeurIPS 2020, with the settings of deeplab-pytorch.
 
     Args:
-        label_space: the classes, linked to the data's; background first.
+        label_space: the classes, those of the data; background first.
         backbone: `resnet101` as published, or any network that `Backbone` knows.
         weights: where the trunk starts: `packaged`, `pretrained` or `random`, or for `resnet101` a file or `random`.
         output_stride: of the trunk: 8 as published, 16 or 32; EfficientNet-Lite is four times as fast at 16.
-        scales: of smaller copies of the image, looked at beside it, in (0, 1); published: half and three quarters. With
-            none, `[]`, the loss is the plain cross-entropy, for a third of the time.
-        batch_norm: `frozen`: statistics, scales and shifts stay as they are. `sync`: they learn, over all devices
-            together. `train`: they learn, on each device for itself.
+        scales: of smaller copies of the image that the network also sees, in (0, 1); published: half and three
+            quarters. Without any, `[]`, the loss is the plain cross-entropy and a step takes a third of the time.
+        batch_norm: `frozen` keeps statistics, scales and shifts. `sync` trains them over all devices together, `train`
+            on each device separately.
         test_scales: sizes at which an image is evaluated, as factors; the class probabilities are averaged.
         crf: refine the probabilities by the dense CRF with DeepLab's settings, in test and prediction.
-        crf_workers: processes for it on each device, each on one image of the batch, so that with one image a batch
-            (`--data.score_at native`) a single core works; None: the cores, shared out; 0: none but this.
-        use_tags: predicting the training split (`--data.predict_split train`), rule out the classes that an image's
-            tags lack. Tags of other splits are not used: at test time they are unknown.
-        confounders_from: predicting the training split, what the confounder set is the mean of: `masks`, the class
-            probabilities that are predicted, or `pseudo_masks`, those that the segmenter learned from (--data.masks).
+        crf_workers: processes for the CRF on each device, one for each image of the batch (a single one is busy with
+            `--data.score_at native`); None: the cores, divided among the devices; 0: this process.
+        use_tags: in a prediction of the training split (`--data.predict_split train`), exclude classes that are not
+            among an image's tags. Tags of other splits are not used: at test time they are unknown.
+        confounders_from: in a prediction of the training split, the masks whose means are the confounder set: `masks`,
+            the predicted class probabilities, or `pseudo_masks`, the training masks (--data.masks).
         class_weights: of each class in the loss: a list, by class name, or `balanced` (`ClassWeighted`).
-        pairs: names (A, B) of classes whose mix-up is scored by itself, as `on/A/B` and `goes_to/A/B`.
+        pairs: names (A, B) of classes whose confusion is scored separately, as `on/A/B` and `goes_to/A/B`.
         **kwargs: settings of `SegmentationModule`; `flip_test` at each of `test_scales`. Published: `PolyLR` with
             every 10, and a batch of 10.
 
@@ -111,9 +111,9 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
         if batch_norm == "frozen":
             for norm in self.norms():
                 norm.requires_grad_(False)
-        self.train()  # the trainer leaves each part in the mode in which it finds it
+        self.train()  # the trainer leaves the modes of submodules unchanged
         self._resumed = False  # whether the weights are a checkpoint's
-        self._foreground = False  # whether a prediction has found any
+        self._foreground = False  # whether a prediction has any
         self._losses: list[Tensor] = []  # of the batches since the last optimiser step
         self._last_losses: deque[Tensor] = deque(maxlen=AVERAGED_STEPS)
         self._open = ExitStack()
@@ -123,7 +123,7 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
         space = self.label_space
         return FaultMetrics(space.classes, space.ignore_index, space.groups, self.pairs)
 
-    # What learns, and how fast
+    # Training
 
     @property
     def deeplab(self) -> DeepLabV2:
@@ -132,24 +132,24 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
         return deeplab
 
     def setup(self, stage: str) -> None:
-        """Makes sure of the CRF, and joins the batch norm of several devices, before anything starts.
+        """Checks for the CRF package, and synchronises the batch norm of several devices.
 
         Raises:
-            ValueError: the CRF is not installed, or batch norm cannot be joined on these devices.
+            ValueError: the CRF is not installed, or batch norm cannot be synchronised on these devices.
         """
         if self.crf:
             require_pydensecrf()
         if stage == "fit" and self.batch_norm == "sync" and self.trainer.world_size > 1:
             if self.trainer.strategy.root_device.type == "cpu":
                 raise ValueError(
-                    "batch_norm sync needs accelerators, several CPU processes cannot join it; "
+                    "batch_norm sync needs accelerators, CPU processes cannot synchronise it; "
                     "set --model.batch_norm frozen or train"
                 )
             # torch's own conversion drops the activations that timm's batch norm holds.
             self.network = convert_sync_batchnorm(self.network)
 
     def on_fit_start(self) -> None:
-        """Reads the file of weights, unless a fit is resumed, and says what is wrong with it.
+        """Reads the file of initial weights, unless the fit is resumed.
 
         Raises:
             FileNotFoundError: it is missing.
@@ -166,7 +166,7 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
             self.notice(TRUE_MASKS)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that does not fit."""
+        """Checks the checkpoint, see `TrainedModule`."""
         super().on_load_checkpoint(checkpoint)
         self._resumed = True
 
@@ -197,7 +197,7 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
     def _step(self, batch: dict[str, Any], split: Split) -> StepOutput:
         if "mask" not in batch:
             remedy = "set --data.masks to the folder of pseudo_masks, or to truth" if split == "train" else NO_TRUTH
-            raise ValueError(f"the {split} batch has no masks, which CONTASegmenter is held to; {remedy}")
+            raise ValueError(f"the {split} batch has no masks, which CONTASegmenter needs; {remedy}")
         if split != "test" or not self.crf:
             return super()._step(batch, split)
         mask = batch["mask"]
@@ -209,20 +209,20 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
         return self._score(split, self._loss(logits, batch), prediction, batch)
 
     def on_test_start(self) -> None:
-        """Starts from nothing; a CRF that is left out is said."""
+        """Resets the scores; gives a notice if the CRF is left out."""
         super().on_test_start()
         self.scores_without_crf.reset()
         if not self.crf:
             self.notice("the test is scored without the dense CRF, which the method has; set --model.crf true")
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the scores, and says where nothing but background was found."""
+        """Logs the scores; gives a notice if only background was predicted."""
         if not self.trainer.sanity_checking:
             self._look_for_foreground("validation", self.val_scores)
         super().on_validation_epoch_end()
 
     def on_test_epoch_end(self) -> None:
-        """Logs the scores, those before the CRF too, and says where nothing but background was found."""
+        """Logs the scores, also those before the CRF; gives a notice if only background was predicted."""
         self._look_for_foreground("the test", self.test_scores)
         super().on_test_epoch_end()
         self.log("test/crf", float(self.crf))
@@ -232,20 +232,20 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
     def _look_for_foreground(self, what: str, scores: SegmentationMetrics) -> None:
         with scores.sync_context():
             true, found = scores.confusion[1:].sum(), scores.confusion[:, 1:].sum()
-        text = f"{what} predicts background alone, at every pixel of the split; look at the loss, masks and weights"
+        text = f"{what} predicts only background, at every pixel of the split; look at the loss, masks and weights"
         if true and not found:
             self.notice(text)
         elif text in self.notices:
-            self.notices.remove(text)  # the network has got over it: the card speaks of its present state
+            self.notices.remove(text)  # no longer true: the card describes the current state
 
     # Prediction
 
     def on_predict_start(self) -> None:
-        """Starts from nothing."""
+        """Resets what the prediction has found."""
         self._foreground = False
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """What the next round starts from.
+        """The masks and queries that the next round starts from.
 
         Returns:
             `masks`, (H, W) uint8 at the size that is evaluated, and `queries`, (K, 32, 32) float32 class probabilities,
@@ -274,13 +274,13 @@ class CONTASegmenter(CONTAInference, SegmentationModule):
         return [row.nonzero()[:, 0] for row in everything]
 
     def on_predict_epoch_end(self) -> None:
-        """Says where nothing but background was found."""
+        """Gives a notice if only background was predicted."""
         strategy = self.trainer.strategy
         if not strategy.reduce_boolean_decision(self._foreground, all=False):
-            self.notice("the prediction finds background alone in the whole split; look at the training and its masks")
+            self.notice("the prediction finds only background in the whole split; look at the training and its masks")
 
     def crf_pool(self) -> CRFPool:
-        """That of this device, with its processes."""
+        """The CRF pool of this device, with its processes."""
         if self._crf_pool is None:
             devices = 1 if self._trainer is None else self._trainer.num_devices
             pool = CRFPool(DenseCRF.deeplab(), workers_here(self.crf_workers, devices))

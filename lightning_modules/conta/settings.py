@@ -15,7 +15,7 @@ PoolingKind = Literal["mean", "masks", "centre", "c2am"]
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """How features take up the context map of an image's last segmentation; `context: sum` is short for the kind alone.
+    """How the context map of an image's last segmentation joins the features; `context: sum` sets only the kind.
 
     Args:
         kind: `none` (IRNet), `sum` (equation 3); and three controls with the layers of `sum`: `constant` (a map of
@@ -34,14 +34,14 @@ class ContextSettings:
 
 @dataclass(frozen=True)
 class AdjustmentSettings:
-    """What the training's loss knows of an image's other tags; `adjustment: tag_offset` is short for the kind alone.
+    """How the training loss uses an image's other tags; `adjustment: tag_offset` sets only the kind.
 
     Args:
         kind: `none`, or `tag_offset`: `CompanyOffsetLoss`, in training only, fitted to the tags of the training images.
-        signed: of its coefficients, see there.
-        offset_of: whose offset an image gets: `own`, or that of `another`, the placebo.
-        cap: of an offset, see there.
-        ridge: of the regression; None: by the cross-validated likelihood of the tags.
+        signed: whether coefficients may be negative, see `CompanyOffsetLoss`.
+        offset_of: the offset that an image gets: its `own`, or that of `another` image, the placebo.
+        cap: limit of an offset, see `CompanyOffsetLoss`.
+        ridge: of the regression; None: chosen by the cross-validated likelihood of the tags.
     """
 
     kind: AdjustmentKind
@@ -53,15 +53,15 @@ class AdjustmentSettings:
 
 @dataclass(frozen=True)
 class PoolingSettings:
-    """How a logit is averaged over the positions of a training crop; `pooling: masks` is short for the kind alone.
+    """How a logit is averaged over the positions of a training crop; `pooling: masks` sets only the kind.
 
     Args:
-        kind: `mean`: over all positions. `masks`: in part over where the last round's segmentation of the image
-            (--data.queries) sees the class, see `mask_pooled`; maps and tags are predicted without it. Its controls are
-            --data.context_of another_of_class and displaced. `centre`, a control too: in part over one blob in the
-            middle of the image, for every class of its tags (`centre_blob`). `c2am`: times the classes' mean
+        kind: `mean`: over all positions. `masks`: partly over the class's region in the last round's segmentation of
+            the image (--data.queries), see `mask_pooled`; maps and tags are predicted without it. Its controls are
+            --data.context_of another_of_class and displaced. `centre`, also a control: partly over one blob in the
+            centre of the image, for every class of its tags (`centre_blob`). `c2am`: times the classes' mean
             activation map, see `CAMClassifier`.
-        share: of `masks` and `centre`: how much of a logit is averaged over the mask, not the whole crop; 0..1.
+        share: for `masks` and `centre`, the share of a logit that is averaged over the mask, not the whole crop; 0..1.
     """
 
     kind: PoolingKind
@@ -70,16 +70,16 @@ class PoolingSettings:
 
 @dataclass(frozen=True)
 class CAMSettings:
-    """How class activation maps are computed, and what is taken from them.
+    """How class activation maps are computed and used.
 
     Args:
         scales: of the image, at which activation maps are computed.
         flip: add the mirror image at each scale.
-        threshold: what the activation map of a class must exceed to be shown in a photograph's prediction; 0..1.
+        threshold: value above which a class is shown in the prediction of a photograph; 0..1.
         relation_thresholds: above the first a map is a seed of its class, below the second of the background; each goes
             through the CRF. For maps of a training split.
-        relative: take the relation thresholds as multiples of the one at which the maps are best by the true masks of
-            the split, so that maps that lie higher have higher ones. Keeps the images of the split in memory.
+        relative: take the relation thresholds as multiples of the threshold at which the maps fit the true masks of the
+            split best, so that brighter maps have higher ones. Keeps the images of the split in memory.
     """
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
@@ -89,7 +89,7 @@ class CAMSettings:
     relative: bool = False
 
     def faults(self) -> list[str]:
-        """What is out of its range."""
+        """The settings that are out of range."""
         found = []
         if not self.scales or min(self.scales) <= 0:
             found.append(f"cam.scales={tuple(self.scales)} (one or more, each above 0)")

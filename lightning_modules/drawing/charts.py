@@ -23,7 +23,7 @@ _COLOURS = {"train/loss": "tab:blue", "val/loss": "tab:orange", _SCORE: "tab:gre
 def read_curves(csv_path: Path) -> dict[str, Curve]:
     """`train/loss`, `val/loss` and `val/miou` over the epochs (counted from 1), as far as a `metrics.csv` has them.
 
-    Values that are missing, nan or infinite are left out; of an epoch that stands twice, the last is taken.
+    Missing, nan and infinite values are left out; of an epoch with several rows the last one counts.
     """
     points: dict[str, dict[float, float]] = {}
     with csv_path.open(encoding="utf-8", newline="") as file:
@@ -44,10 +44,10 @@ def _number(text: str | None) -> float | None:
 
 
 def loss_curves(curves: Mapping[str, Curve], png_path: Path) -> None:
-    """Draws the losses and, where there is one, the mean IoU beside them; writes nothing where there is no point.
+    """Draws the losses and, if there is one, the mean IoU; writes nothing without points.
 
     Args:
-        curves: (epoch, value) points of `train/loss`, `val/loss`, `val/miou`; other names are passed over.
+        curves: (epoch, value) points of `train/loss`, `val/loss`, `val/miou`; other names are ignored.
         png_path: the picture.
     """
     panels = [
@@ -99,7 +99,7 @@ def confusion_figure(confusion: NDArray[np.int64], classes: Sequence[str]) -> Fi
     axes = figure.subplots()
     axes.set_facecolor("0.9")
     drawn = axes.imshow(percent, vmin=0, vmax=100, cmap="Blues")
-    least = 0.5 * 10**-digits if size <= 30 else 2.0  # thousands of numbers take seconds and nobody reads them
+    least = 0.5 * 10**-digits if size <= 30 else 2.0  # thousands of numbers take seconds and are unreadable
     for row, column in np.argwhere(percent >= least):
         value = percent[row, column]
         ink = "white" if value > 55 else "black"

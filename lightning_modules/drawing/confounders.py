@@ -21,11 +21,11 @@ def confounder_figure(
 
     Args:
         confounders: (K - 1, h, w) in 0..1.
-        images: (K - 1,) how many images each is the mean of; a class without one has an empty frame.
-        classes: their K - 1 names, without the background.
+        images: (K - 1,) number of images of each mean; a class without images has an empty frame.
+        classes: the K - 1 names, without the background.
 
     Raises:
-        ValueError: the three are not of one number, or there is no class.
+        ValueError: the three differ in length, or there is no class.
     """
     count = len(classes)
     if not count or confounders.ndim != 3 or (len(confounders), len(images)) != (count, count):
@@ -37,7 +37,7 @@ def confounder_figure(
     height, width = confounders.shape[1:]
     wide, high = 1.3 * width, 1.6 * height  # a cell: the map, its name above, its numbers below
     figure = Figure(figsize=(1.4 * columns, 1.4 * rows * high / wide))
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all: eighty of them take seconds to lay out
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all, as the layout of eighty takes seconds
     axes.axis("off")
     for index, (mean, held, name) in enumerate(zip(confounders, images, classes, strict=True)):
         left, top = index % columns * wide + 0.15 * width, index // columns * high + 0.3 * height
@@ -51,5 +51,5 @@ def confounder_figure(
             axes.imshow(mean, vmin=0, vmax=max(largest, 1e-6), cmap="magma", interpolation="nearest", extent=extent)
         else:
             axes.plot(left + width * _FRAME[0], top + height * _FRAME[1], color="0.6", linewidth=0.8)
-    axes.set(xlim=(0, columns * wide), ylim=(rows * high, 0))  # imshow has moved them
+    axes.set(xlim=(0, columns * wide), ylim=(rows * high, 0))  # imshow has changed them
     return figure

@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 Labels = Tensor | NDArray[Any]
 
 IGNORED = ((104, 104, 104), (152, 152, 152))  # the two greys of the checkerboard; in no palette of the suite
-_CHECK = 4  # pixels a square of it
+_CHECK = 4  # pixels of a square of it
 _GAP = 8  # pixels between panels
 _SWATCH = (12, 18)
 _WRONG = (220, 30, 30)
@@ -58,7 +58,7 @@ def overlay(image: Pixels, mask: Labels, space: LabelSpace, alpha: float = 0.5) 
         image: (H, W, 3) uint8.
         mask: (H, W), as for `colorize`.
         space: the classes.
-        alpha: strength of the tint, 0 (image alone) to 1 (palette alone).
+        alpha: strength of the tint, 0 (only the image) to 1 (only the palette).
 
     Returns:
         (H, W, 3) uint8.
@@ -67,7 +67,7 @@ def overlay(image: Pixels, mask: Labels, space: LabelSpace, alpha: float = 0.5) 
         ValueError: image and mask differ in size, `alpha` is out of range, or as `colorize`.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; give 0 (image alone) to 1 (palette alone)")
+        raise ValueError(f"alpha is {alpha}; give 0 (only the image) to 1 (only the palette)")
     labels = _labels(mask, space)
     if image.shape != (*labels.shape, 3):
         raise ValueError(f"the image is {image.shape}, the mask {labels.shape}; resize one: (H, W, 3) and (H, W)")
@@ -111,7 +111,7 @@ class Example(NamedTuple):
 def make_example(
     image: Tensor | Pixels, truth: Labels, prediction: Labels, space: LabelSpace, name: str = "", side: int = 320
 ) -> Example:
-    """Brings image and label maps to one size for display.
+    """Resizes image and label maps to one size for display.
 
     Args:
         image: (3, H, W) float tensor in 0..1, where nan is drawn black, or (H, W, 3) uint8; of any size.
@@ -119,7 +119,7 @@ def make_example(
         prediction: (h, w) class indices.
         space: the classes.
         name: the caption.
-        side: longest side in pixels that is drawn; smaller maps are magnified by a whole number.
+        side: longest side of the drawing in pixels; smaller maps are magnified by a whole number.
 
     Raises:
         ValueError: truth and prediction differ in size, or hold a value that is no class.
@@ -142,7 +142,7 @@ def sheet(examples: Sequence[Example], space: LabelSpace) -> Image.Image:
     """Rows of image | truth | prediction, two side by side from the fourth on, over one legend.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: no examples.
     """
     if not examples:
         raise ValueError("a sheet needs one example or more, got none")
@@ -164,7 +164,7 @@ def sheet(examples: Sequence[Example], space: LabelSpace) -> Image.Image:
 
 
 def error_tile(example: Example, space: LabelSpace) -> Image.Image:
-    """Image and truth above, prediction and error below: what is wrong in red, what is not counted as in the truth."""
+    """Image and truth above, prediction and error below: wrong pixels in red, ignored ones as in the truth."""
     grey = example.image.mean(2, keepdims=True).repeat(3, 2) * 0.6 + 90
     counted = example.truth != space.ignore_index
     grey[counted & (example.truth != example.prediction)] = _WRONG
@@ -178,7 +178,7 @@ def error_tile(example: Example, space: LabelSpace) -> Image.Image:
 
 
 def as_pixels(image: Tensor | Pixels) -> Pixels:
-    """(H, W, 3) uint8 of an image (3, H, W) in 0..1, or of pixels that are that already; nan is 0."""
+    """(H, W, 3) uint8 of an image (3, H, W) in 0..1, or of such pixels; nan is 0."""
     if isinstance(image, Tensor):
         values = image.detach().float().cpu().nan_to_num(0.0).clamp(0, 1)
         return (values * 255).round().byte().permute(1, 2, 0).numpy()
@@ -190,12 +190,12 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
     """The suite's font at a size in pixels."""
     import matplotlib
 
-    # The font that travels with matplotlib knows far more letters than Pillow's own.
+    # The font in matplotlib has far more letters than Pillow's own.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _cut(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """The text's end, where names of files differ, as far as it fits."""
+    """The end of a text, where file names differ, as far as it fits."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("…" + text) > width:

@@ -1,4 +1,4 @@
-"""How good class activation maps are as a segmentation, at every background threshold."""
+"""Scores of class activation maps as a segmentation, at every background threshold."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ THRESHOLDS = tuple(step / 100 for step in range(1, 100))
 class CAMThresholds(Metric):
     """Mean IoU of class activation maps at the thresholds 0.01, 0.02, ... 0.99, over all pixels seen.
 
-    At a threshold t a pixel is background where the maximum of the maps is below t, else the class of the maximum. One
-    histogram [truth, class of the maximum, number of thresholds that the maximum reaches] answers for all of them, and
-    is summed over processes. IoU, means and absent classes are those of `SegmentationMetrics`.
+    At a threshold t a pixel is background if the maximum of the maps is below t, else of the class of the maximum. One
+    histogram [truth, class of the maximum, number of thresholds that the maximum reaches] suffices for all thresholds;
+    it is summed over processes. IoU, means and absent classes are those of `SegmentationMetrics`.
 
     `compute` gives, as float32 on the CPU:
 
     - `miou`, `threshold`: the best mean IoU and the threshold that reaches it, the lowest of several.
-    - `iou/CLASS`: at that threshold, background included; nan for a class in neither truth nor prediction.
+    - `iou/CLASS`: at that threshold, with the background; nan for a class in neither truth nor prediction.
     - `curve`: (99,) mean IoU at each of `THRESHOLDS`.
 
     All are nan before any counted pixel.
@@ -69,11 +69,11 @@ class CAMThresholds(Metric):
         """Counts an image.
 
         Args:
-            cams: (K - 1, h, w) float in 0..1, foreground classes; brought to the truth's size, bilinear.
-            truth: (H, W) integer class indices, `ignore_index` where nothing counts.
+            cams: (K - 1, h, w) float in 0..1, of the foreground classes; resized to the truth, bilinear.
+            truth: (H, W) integer class indices, `ignore_index` for pixels to leave out.
 
         Raises:
-            ValueError: shapes do not fit, a map is not finite, or the truth holds a value that is no class.
+            ValueError: shapes do not match, a map is not finite, or the truth holds a value that is no class.
             TypeError: the truth is not of integers.
         """
         size, bins = len(self.classes), len(THRESHOLDS) + 1
@@ -90,7 +90,7 @@ class CAMThresholds(Metric):
         if len(labels) and (labels.min() < 0 or labels.max() >= size):
             wrong = [value for value in labels.unique().tolist() if not 0 <= value < size]
             raise ValueError(f"truth holds {wrong[0]}, but there are {size} classes; map the labels first")
-        # Most classes of an image have no map; below every threshold it does not matter whose the maximum is.
+        # Most classes of an image have no map; a pixel below every threshold needs no class.
         present = cams.flatten(1).any(1).nonzero()[:, 0]
         present = present if len(present) else present.new_zeros(1)
         large = F.interpolate(cams[present].float()[None], truth.shape, mode="bilinear", align_corners=False)[0]
@@ -103,7 +103,7 @@ class CAMThresholds(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The values of `metric_keys`, `curve` (99,), and `confusion` (K, K) at the best threshold, all on the CPU."""
         counts = self.counts.cpu().double()
-        # (K, K - 1, 99): pixels whose maximum reaches a threshold; the others are background at it.
+        # (K, K - 1, 99): pixels whose maximum reaches a threshold; the others are background.
         kept = counts.flip(2).cumsum(2).flip(2)[..., 1:]
         truth = counts.sum((1, 2))
         predicted = torch.cat([(truth.sum() - kept.sum((0, 1)))[None], kept.sum(0)])

@@ -1,4 +1,4 @@
-"""The confounder set of CONTA: what the masks of each class look like on average."""
+"""The confounder set of CONTA: the mean mask of each class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Confounders(NamedTuple):
 
     Attributes:
         confounders: (K - 1, h, w) float32 in 0..1, on the CPU.
-        images: (K - 1,) int64, the images that each is the mean of.
+        images: (K - 1,) int64, the number of images of each mean.
     """
 
     confounders: Tensor
@@ -28,8 +28,8 @@ class Confounders(NamedTuple):
 class ConfounderSet(Metric):
     """c_k of equation 1: the mean, over the images that hold class k, of the predicted mask of k.
 
-    Source: CONTA (Zhang et al., NeurIPS 2020), equation 1. A class that no image holds stays zero, with 0 images. Sums
-    are of whole numbers, so that neither order nor number of processes changes a digit.
+    Source: CONTA (Zhang et al., NeurIPS 2020), equation 1. A class without images stays zero, with 0 images. Sums
+    are of integers, so that the order and the number of processes do not change them.
 
     Args:
         classes: names of the K classes by index, background first.
@@ -67,10 +67,10 @@ class ConfounderSet(Metric):
 
         Args:
             probabilities: (K, h, w) class probabilities, background first.
-            tags: (K - 1,) 1 where the image holds the foreground class, else 0.
+            tags: (K - 1,) 1 if the image contains the foreground class, else 0.
 
         Raises:
-            ValueError: shapes do not fit, a probability is not in 0..1, or a tag is neither 0 nor 1.
+            ValueError: shapes do not match, a probability is not in 0..1, or a tag is neither 0 nor 1.
         """
         wanted = (len(self.classes), *self.size)
         if tuple(probabilities.shape) != wanted or tuple(tags.shape) != (wanted[0] - 1,):
@@ -81,21 +81,21 @@ class ConfounderSet(Metric):
         if not ((probabilities >= 0) & (probabilities <= 1 + 1e-4)).all():  # nan fails too
             raise ValueError("probabilities are not in 0..1; give the softmax of the segmenter's logits, free of nan")
         if not ((tags == 0) | (tags == 1)).all():
-            raise ValueError(f"tags are {tags.tolist()}; give 1 for a class that the image holds, else 0")
-        held = tags.to(self.images)
+            raise ValueError(f"tags are {tags.tolist()}; give 1 for a class that the image contains, else 0")
+        present = tags.to(self.images)
         parts = (probabilities[1:].float() * _UNIT).round().to(self.total)
-        self.total += held[:, None, None] * parts
-        self.images += held
+        self.total += present[:, None, None] * parts
+        self.images += present
 
     def compute(self) -> Confounders:
-        """The confounders and how many images each is of, on the CPU."""
+        """The confounders and their numbers of images, on the CPU."""
         images = self.images.cpu()
         mean = self.total.cpu().double() / _UNIT / images.clamp(min=1)[:, None, None]
         return Confounders(mean.clamp(max=1).float(), images)
 
 
 def class_shares(mask: Tensor, classes: int, size: tuple[int, int]) -> Tensor:
-    """The share that each class has of each cell of a coarser grid: area averages of its mask.
+    """The share of each class in each cell of a coarser grid: area averages of its mask.
 
     Args:
         mask: (H, W) labels 0..K-1; any other label, such as 255, is of no class.

@@ -1,4 +1,4 @@
-"""What is wrong with a mask, sorted by cause: taken from another object, from the background, missed, or swapped."""
+"""The errors of masks by cause: another object, background, missed, or swapped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAULTS = ("fp_object", "fp_background", "miss", "swap")
 
 
 class FaultMetrics(SegmentationMetrics):
-    """`SegmentationMetrics`, and the faults of each foreground class as the CONTA paper sorts them.
+    """`SegmentationMetrics`, and the errors of each foreground class in the categories of the CONTA paper.
 
     With M the confusion matrix, rows truth, and class 0 the background, shares in 0..1 of all pixels of the data set:
 
@@ -20,8 +20,8 @@ class FaultMetrics(SegmentationMetrics):
         fp_background/C = M[0, C] / pixels predicted C                                 background taken for C
         miss/C          = M[C, 0] / pixels of C                                        C taken for background
         swap/C          = sum of M[C, p] over other objects p / pixels of C            C taken for another object
-        on/A/B          = M[B, A] / pixels predicted A          how much of A's prediction lies on B, for each pair
-        goes_to/A/B     = M[A, B] / pixels of A                 how much of A is predicted B, for each pair
+        on/A/B          = M[B, A] / pixels predicted A          share of A's prediction that lies on B, for each pair
+        goes_to/A/B     = M[A, B] / pixels of A                 share of A that is predicted as B, for each pair
 
     nan where there are no such pixels; `mean_fp_object`, `mean_fp_background`, `mean_miss` and `mean_swap` are plain
     means over the classes that have a value.
@@ -30,7 +30,7 @@ class FaultMetrics(SegmentationMetrics):
         classes: names of the K classes by index, background first.
         ignore_index: target value of the pixels to leave out.
         groups: class indices of each named group.
-        pairs: names (A, B) of two classes whose mix-up is counted by itself.
+        pairs: names (A, B) of two classes whose confusion is scored separately.
 
     Raises:
         ValueError: a pair of unknown names, of one class twice, or given twice.
@@ -66,7 +66,7 @@ class FaultMetrics(SegmentationMetrics):
 
 
 def checked_pairs(pairs: Iterable[Sequence[str]], classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Pairs of names of classes, whose mix-up is counted.
+    """Checks pairs of class names whose confusion is scored.
 
     Raises:
         ValueError: a pair of unknown names, of one class twice, or given twice.
@@ -81,7 +81,7 @@ def checked_pairs(pairs: Iterable[Sequence[str]], classes: Sequence[str]) -> tup
 
 
 def fault_scores(confusion: Tensor, classes: Sequence[str], pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Tensor]:
-    """The faults that a confusion matrix (K, K) holds, rows truth, as `FaultMetrics` names them; float32 scalars."""
+    """The errors in a confusion matrix (K, K), rows truth, under the names of `FaultMetrics`; float32 scalars."""
     matrix = confusion.double()
     hits, truth, guess = matrix.diagonal()[1:], matrix.sum(1), matrix.sum(0)
     objects = matrix[1:, 1:]

@@ -1,4 +1,4 @@
-"""Whether a context map M has any effect: by how much the logits move without it, and with another image's."""
+"""Whether a context map M has an effect: the change of the logits without it, and with another image's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ManipulationCheck(Metric):
     """Mean absolute change of the logits, as a share of their standard deviation over images and classes.
 
     `compute` gives `zeroed` (with M = 0, its mean), `swapped` (with another image's M), nan where nothing was counted,
-    and `tested`, 1 where each of them reaches its share in `NEEDED`, else 0. Below that an arm is no test of M.
+    and `tested`: 1 if each of them reaches its share in `NEEDED`, else 0; then an arm is no test of M.
 
     >>> check = ManipulationCheck()
     >>> check.update(torch.tensor([[-1.0], [1.0]]), torch.tensor([[-0.8], [1.2]]), torch.tensor([[-1.0], [1.02]]))
@@ -39,7 +39,7 @@ class ManipulationCheck(Metric):
         Args:
             logits: (N, n) with the image's own M.
             zeroed: (N, n) with M = 0.
-            swapped: (N, n) with another image's M; None: there was none, or M is the same for all.
+            swapped: (N, n) with another image's M; None if there is no other, or M is the same for all.
 
         Raises:
             ValueError: shapes that differ.
@@ -72,12 +72,12 @@ class ManipulationCheck(Metric):
 
 
 def manipulation_notice(moved: dict[str, float]) -> str:
-    """What to say of the values of `ManipulationCheck`; empty where M is tested or was not there."""
+    """The notice on the values of `ManipulationCheck`; empty if M is tested or absent."""
     if math.isnan(moved["zeroed"]) or moved["tested"]:
         return ""
-    said = {"zeroed": "zeroing it", "swapped": "another image's"}
+    words = {"zeroed": "zeroing it", "swapped": "another image's"}
     shares = ", ".join(
-        f"{said[name]} moves the logits by {moved[name]:.1%} of their deviation ({needed:.0%} is needed)"
+        f"{words[name]} moves the logits by {moved[name]:.1%} of their deviation ({needed:.0%} is needed)"
         for name, needed in NEEDED.items()
         if not math.isnan(moved[name])
     )

@@ -1,4 +1,4 @@
-"""The scores of face parts as STN-iCNN reports them."""
+"""Scores of face parts, as reported for STN-iCNN."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from structseg.lightning_modules.metrics.segmentation import SegmentationMetrics
 
 
 class PartMetrics(SegmentationMetrics):
-    """`SegmentationMetrics` and `published_overall_f1`, the figure that the published training code prints.
+    """`SegmentationMetrics` and `published_overall_f1`, the score that the published training code prints.
 
-    That is the F1 of one region, all classes but the first, against the first, the background: to take an eye for a
-    brow costs nothing. HELEN's usual figure, in which it does, is `group_f1/overall`. nan where neither truth nor
-    predictions hold foreground.
+    It is the F1 of the foreground as one region: confusing an eye with a brow costs nothing. The usual score of HELEN,
+    where it does, is `group_f1/overall`. nan if neither truth nor predictions have foreground.
 
     >>> import torch
     >>> metric = PartMetrics(["background", "brow", "eye"])

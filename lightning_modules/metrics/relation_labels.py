@@ -1,4 +1,4 @@
-"""How much of the images relation labels cover, and how right they are there."""
+"""Coverage and precision of relation labels."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torchmetrics import Metric
 
 
 class RelationLabelScores(Metric):
-    """Precision and coverage of labels that leave pixels open, against the truth, pooled over all pixels seen.
+    """Precision and coverage of labels with unlabelled pixels, pooled over all pixels seen.
 
-    Counted are the pixels that the truth does not ignore.
+    Pixels that the truth ignores are left out.
 
-    - `precision`: share of the labelled pixels that have the true class; `foreground_precision`: of those that are
+    - `precision`: share of the labelled pixels that have the true class; `foreground_precision`: the same for pixels
       labelled with a foreground class.
-    - `coverage`: share of all pixels that are labelled; `foreground_coverage`: of those that are truly foreground,
-      whatever the label. `foreground_recall`: share of these that have the true class.
+    - `coverage`: share of all pixels that are labelled; `foreground_coverage`: share of the true foreground that is
+      labelled with any class. `foreground_recall`: share of the true foreground that has the true class.
 
-    nan where nothing is to be shared out. One matrix is kept, and summed over processes.
+    nan for a share of no pixels. One matrix is kept and summed over processes.
 
     Args:
         classes: names of the K classes by index, background first.
-        ignore_index: value of open pixels, and of the truth's pixels to leave out.
+        ignore_index: value of unlabelled pixels, and of the truth's pixels to leave out.
 
     Attributes:
-        confusion: (K, K + 1) int64, rows truth, columns label, the last of them open.
+        confusion: (K, K + 1) int64, rows truth, columns label, the last for unlabelled pixels.
 
     Raises:
         ValueError: there is no foreground class.
@@ -57,8 +57,8 @@ class RelationLabelScores(Metric):
         """Counts an image or a batch.
 
         Args:
-            labels: (..., H, W) integer class indices, `ignore_index` where open.
-            truth: of the same shape, `ignore_index` where nothing counts.
+            labels: (..., H, W) integer class indices, `ignore_index` where unlabelled.
+            truth: of the same shape, `ignore_index` for pixels to leave out.
 
         Raises:
             ValueError: shapes differ, or a value is no class.

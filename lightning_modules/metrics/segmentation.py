@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-# Pixels counted at once: bounds the extra memory of an update to some tens of MB, whatever the image.
+# Pixels counted at once, which limits the memory of an update to some tens of MB.
 _CHUNK = 1 << 22
 _PER_CLASS = ("iou", "f1", "precision", "recall")
 
@@ -16,19 +16,19 @@ _PER_CLASS = ("iou", "f1", "precision", "recall")
 class SegmentationMetrics(Metric):
     """IoU, F1, precision and recall of each class, their means and pixel accuracy, over all pixels seen.
 
-    One confusion matrix of the whole data set is kept, and summed over processes, so that neither the batches nor the
-    number of processes change a figure. With TP, FP and FN of a class counted over all images but for ignored pixels:
+    One confusion matrix of the whole data set is kept and summed over processes, so that the scores do not depend on
+    batches or processes. With TP, FP and FN of a class over all pixels that are not ignored:
 
         IoU = TP / (TP + FP + FN)         F1 = 2 TP / (2 TP + FP + FN)
         precision = TP / (TP + FP)        recall = TP / (TP + FN)
 
     - A class in neither truth nor predictions is absent: nan in all four, left out of the means, and counted in
       `absent_classes`.
-    - A class in the truth that is never predicted has 0 in all four, precision too.
-    - A class that is predicted but not in the truth has 0 in all four, recall too.
-    - Means are plain means over the classes that are not absent, background included. `pixel_accuracy` is over pixels.
-    - A group is one region made of several classes (the mouth of its lips): confusion inside it does not count against
-      it. `group_f1/overall` pools TP, FP and FN of all groups, as is common for HELEN's parts.
+    - A class in the truth that is never predicted has 0 in all four, also in precision.
+    - A class that is predicted but not in the truth has 0 in all four, also in recall.
+    - Means are over the classes that are not absent, with the background. `pixel_accuracy` is over pixels.
+    - A group is one region of several classes (the mouth and its lips): confusion within it is no error.
+      `group_f1/overall` pools TP, FP and FN of all groups, as is common for HELEN's parts.
     - Before any counted pixel all values are nan and all classes absent.
 
     Args:
@@ -88,22 +88,22 @@ class SegmentationMetrics(Metric):
         return means + classes + groups + (("group_f1/overall",) if groups else ())
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Count a batch.
+        """Counts a batch.
 
         Args:
             preds: (N, H, W) integer class indices, or (N, K, H, W) logits or probabilities, whose arg-max is taken.
-            target: (N, H, W) integer class indices, `ignore_index` where nothing counts.
+            target: (N, H, W) integer class indices, `ignore_index` for pixels to leave out.
 
         Raises:
-            ValueError: shapes do not fit, or a value is no class; nothing is counted then.
+            ValueError: shapes do not match, or a value is no class; then nothing is counted.
             TypeError: the target is not of integers, or indices and scores are mixed up.
         """
         size = len(self.classes)
         self._check_form(preds, target)
         if preds.ndim == 4:
             preds = preds.argmax(dim=1)
-        # Two bins more than the matrix has: ignored pixels, and pixels whose target or prediction is no class. So the
-        # check costs no pass of its own over the pixels.
+        # Two more bins than the matrix has, for ignored pixels and for values that are no class, so that the check
+        # needs no further pass over the pixels.
         counts = torch.zeros(size * size + 2, dtype=torch.int64, device=target.device)
         for truth, guess in zip(target.flatten().split(_CHUNK), preds.flatten().split(_CHUNK), strict=True):
             cells = truth.long() * size + guess

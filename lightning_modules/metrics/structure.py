@@ -1,7 +1,6 @@
-"""Scores of structure: the number of connected components, the boundaries, and whole superpixels.
+"""Scores of structure: connected components, boundaries and superpixels.
 
-All count on the CPU, image by image, whatever the device of the tensors; their states are sums, so that neither the
-batches nor the number of processes change a figure.
+All are computed on the CPU, image by image; their states are sums, so that they do not depend on batches or processes.
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from torchmetrics import Metric
 
 TOLERANCE = 0.0075  # of the image's diagonal
 
-# Sums of scores are whole numbers of billionths: the same in any precision, batch order and number of processes.
+# Sums of scores are integers, in billionths: equal for any precision, batch order and number of processes.
 _UNIT = 10**9
 
 
 def component_errors(prediction: Tensor, target: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """How many components each prediction has too many or too few, and that as a share of the truth's.
+    """The difference in the number of components, absolute and relative to the truth.
 
     A component is a connected region of equal value, 8-neighbourhood; those of class 0 are not counted. Ignored pixels
     are set to 0 in both maps. With t components of the truth and p of the prediction: |t - p|, and |t - p| / max(t, 1).
 
     Args:
         prediction: (N, H, W) integer class indices.
-        target: (N, H, W) integer class indices, `ignore_index` where nothing counts.
-        ignore_index: as said.
+        target: (N, H, W) integer class indices, `ignore_index` for pixels to leave out.
+        ignore_index: value of the target for pixels to leave out.
 
     Returns:
         (N,) int64 and (N,) float32, on the CPU.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not match.
         TypeError: a map is not of integers.
     """
     _check_maps(prediction=prediction, target=target)
@@ -47,7 +46,7 @@ def component_errors(prediction: Tensor, target: Tensor, ignore_index: int = 255
 
 
 def _component_counts(maps: NDArray[np.integer]) -> list[int]:
-    """Of each of (N, H, W) maps."""
+    """The number of components of each of (N, H, W) maps."""
     import cc3d
 
     counts = []
@@ -62,28 +61,28 @@ def boundary_f1(
 ) -> Tensor:
     """F1 of each class's boundary in each image, after Csurka et al., BMVC 2013.
 
-    A class's boundary are its pixels that have a pixel of another class above, below, left or right; neither the
-    image's frame nor an ignored pixel makes a boundary, and no ignored pixel is part of one. Precision is the share of
+    The boundary of a class are its pixels with a pixel of another class above, below, left or right; the image's border
+    and ignored pixels make no boundary, and ignored pixels are part of none. Precision is the share of
     the prediction's boundary pixels that lie at most `tolerance` diagonals from a boundary pixel of that class in the
     truth (between pixel centres, not rounded; Perazzi et al., CVPR 2016, round up); recall is the reverse.
     F1 = 2 P R / (P + R), and
 
-    - nan where neither map holds the class;
-    - 0 where one of them has no boundary of the class, the other does, or where only one holds the class;
-    - 1 where both hold it without a boundary: it fills all that counts.
+    - nan if neither map has the class;
+    - 0 if only one of them has the class, or a boundary of it;
+    - 1 if both have it without a boundary, as it fills all counted pixels.
 
     Args:
         prediction: (N, H, W) integer class indices.
-        target: (N, H, W) integer class indices, `ignore_index` where nothing counts.
+        target: (N, H, W) integer class indices, `ignore_index` for pixels to leave out.
         num_classes: K.
-        ignore_index: as said.
+        ignore_index: value of the target for pixels to leave out.
         tolerance: in diagonals of the image.
 
     Returns:
         (N, K) float32, on the CPU.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not match.
         TypeError: a map is not of integers.
     """
     _check_maps(prediction=prediction, target=target)
@@ -102,7 +101,7 @@ def boundary_f1(
 
 
 def _boundary(labels: NDArray[np.integer], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where (H, W) labels have another one beside them, both counted."""
+    """Pixels of (H, W) labels with a neighbour of another label, both counted."""
     edge = np.zeros(labels.shape, bool)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = (labels[one] != labels[other]) & counted[one] & counted[other]
@@ -112,7 +111,7 @@ def _boundary(labels: NDArray[np.integer], counted: NDArray[np.bool_]) -> NDArra
 
 
 def _match(found: NDArray[np.intp], true: NDArray[np.intp], radius: float) -> float:
-    """F1 of (P, 2) and (T, 2) points, each right where one of the others is within the radius."""
+    """F1 of (P, 2) and (T, 2) points; a point is right if one of the other set is within the radius."""
     if not len(found) or not len(true):
         return 0.0
     from scipy.spatial import cKDTree
@@ -125,22 +124,22 @@ def _match(found: NDArray[np.intp], true: NDArray[np.intp], radius: float) -> fl
 
 
 def superpixel_hits(prediction: Tensor, target: Tensor, superpixels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Of each image, how many superpixels have the right label, and how many there are.
+    """The number of superpixels with the right label, and of all superpixels, of each image.
 
-    A superpixel's label is that of most of its pixels, the lowest of several; ignored pixels have no say, and a
-    superpixel of ignored pixels alone is left out.
+    The label of a superpixel is the most frequent one of its pixels, the lowest of several; ignored pixels are not
+    counted, and superpixels of only ignored pixels are left out.
 
     Args:
         prediction: (N, H, W) integer class indices.
-        target: (N, H, W) integer class indices, `ignore_index` where nothing counts.
+        target: (N, H, W) integer class indices, `ignore_index` for pixels to leave out.
         superpixels: (N, H, W) integer ids, per image, in any order.
-        ignore_index: as said.
+        ignore_index: value of the target for pixels to leave out.
 
     Returns:
         (N, 2) int64: right and all, on the CPU.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not match.
         TypeError: a map is not of integers.
     """
     _check_maps(prediction=prediction, target=target, superpixels=superpixels)
@@ -164,15 +163,15 @@ def _majority(index: NDArray[np.intp], labels: NDArray[np.integer], size: int) -
 def _check_maps(**maps: Tensor) -> None:
     shapes = {name: tuple(labels.shape) for name, labels in maps.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 3 for shape in shapes.values()):
-        said = " and ".join(f"{name} is {shape}" for name, shape in shapes.items())
-        raise ValueError(f"{said}; expected (N, H, W), the same for each")
+        given = " and ".join(f"{name} is {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{given}; expected (N, H, W), the same for each")
     for name, labels in maps.items():
         if labels.is_floating_point():
             raise TypeError(f"{name} is {labels.dtype}; expected integers (take the arg-max of scores first)")
 
 
 def _fixed(scores: Tensor) -> Tensor:
-    """Whole billionths; nan is 0."""
+    """Scores in billionths, as integers; nan is 0."""
     return (scores.double().nan_to_num() * _UNIT).round().long()
 
 
@@ -212,7 +211,7 @@ class ComponentError(Metric):
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Counts a batch of (N, H, W) integer class indices; raises what `component_errors` does."""
+        """Counts a batch of (N, H, W) integer class indices; raises as `component_errors`."""
         errors, relative = component_errors(preds, target, self.ignore_index)
         self.errors += errors.sum()
         self.relative += _fixed(relative).sum()
@@ -229,7 +228,7 @@ class BoundaryF1(Metric):
     """Means of `boundary_f1`.
 
     `mean_boundary_f1`: the mean over images of each image's mean over its classes that are not nan.
-    `boundary_f1/CLASS`: the mean over the images in which the class is not nan. nan before there is any.
+    `boundary_f1/CLASS`: the mean over the images in which the class is not nan. nan without such images.
 
     Args:
         classes: names of the K classes by index.
@@ -270,7 +269,7 @@ class BoundaryF1(Metric):
         return ("mean_boundary_f1", *(f"boundary_f1/{name}" for name in self.classes))
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Counts a batch of (N, H, W) integer class indices; raises what `boundary_f1` does."""
+        """Counts a batch of (N, H, W) integer class indices; raises as `boundary_f1`."""
         scores = boundary_f1(preds, target, len(self.classes), self.ignore_index, self.tolerance)
         means, device = scores.nanmean(1), self.sums.device
         self.means += _fixed(means).sum().to(device)
@@ -315,7 +314,7 @@ class SuperpixelAccuracy(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor, superpixels: Tensor) -> None:
-        """Counts a batch of (N, H, W) integers each; raises what `superpixel_hits` does."""
+        """Counts a batch of (N, H, W) integers each; raises as `superpixel_hits`."""
         right, total = superpixel_hits(preds, target, superpixels, self.ignore_index).sum(0).tolist()
         self.right += right
         self.total += total

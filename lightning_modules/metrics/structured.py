@@ -39,11 +39,11 @@ class StructuredMetrics(SegmentationMetrics):
         self.boundaries.update(labels, target)
 
     def compute(self) -> dict[str, Tensor]:
-        """All values as float32 scalars on the CPU; the parts meet over the processes by themselves."""
+        """All values as float32 scalars on the CPU; each metric is summed over processes."""
         return {**super().compute(), **self.components.compute(), **self.boundaries.compute()}
 
     def reset(self) -> None:
-        """Forgets all that was counted."""
+        """Resets all counts."""
         super().reset()
         self.components.reset()
         self.boundaries.reset()

@@ -1,4 +1,4 @@
-"""How well image tags are predicted: average precision of each class."""
+"""Average precision of predicted image tags."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torchmetrics.utilities import dim_zero_cat
 class TagScores(Metric):
     """Average precision of each class over all images, and its mean.
 
-    - `ap/CLASS`: sum over the ranks of (recall gained) * precision; nan for a class that no image has.
-    - `map`: the mean over the classes that some image has; nan if no image has any.
-    - `absent_classes`: the number of the others.
+    - `ap/CLASS`: sum over the ranks of (gain in recall) * precision; nan for a class without images.
+    - `map`: the mean over the classes with images; nan if there are none.
+    - `absent_classes`: the number of classes without images.
 
     Args:
-        classes: names, of the foreground.
+        classes: names of the foreground classes.
 
     >>> metric = TagScores(("cat", "dog"))
     >>> metric.update(torch.tensor([[0.9, 0.5], [0.7, 0.5], [0.8, 0.5]]), torch.tensor([[1, 0], [1, 0], [0, 0]]))
@@ -42,7 +42,7 @@ class TagScores(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all images; what is left has the right form for a process that gets none."""
+        """Resets the scores, to empty ones of the right shape, for a process without images."""
         super().reset()
         self.scores.append(torch.zeros(0, len(self.classes), device=self.device))
         self.tags.append(torch.zeros(0, len(self.classes), dtype=torch.bool, device=self.device))
@@ -53,14 +53,14 @@ class TagScores(Metric):
         return ("map", "absent_classes", *(f"ap/{name}" for name in self.classes))
 
     def update(self, scores: Tensor, tags: Tensor) -> None:
-        """Takes in a batch.
+        """Adds a batch.
 
         Args:
             scores: (N, n), probabilities in 0..1.
             tags: (N, n) of 0 and 1.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not match.
         """
         if scores.shape != tags.shape or scores.ndim != 2 or scores.shape[1] != len(self.classes):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How far the windows of STN-iCNN are from the parts that they should hold."""
+"""The distance of STN-iCNN's windows from their parts."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torchmetrics import Metric
 from structseg.datamodules.label_spaces import FACE_PARTS
 from structseg.lightning_modules.networks.spatial_transformer import label_centers
 
-# Sums of distances are whole numbers of billionths of a pixel: the same in any batch order and number of processes.
+# Sums of distances are integers, in billionths of a pixel: equal for any batch order and number of processes.
 _UNIT = 10**9
-# An edge on a pixel's border stays there, whatever the last digits of theta.
+# Tolerance in pixels, so that rounding of theta does not move an edge across a pixel's centre.
 _SLACK = 1e-3
 
 
 class WindowError(Metric):
-    """Distance of each window's centre from its part's, and the share of the part's pixels that the window holds.
+    """The distance of each window's centre from its part's, and the share of the part's pixels inside the window.
 
-    A part's true centre is the mean of its pixels; of a part of several classes, the mouth, the mean of the centres of
-    those that occur. A pixel lies in a window where the window's first and last samples, half a pixel of the image
-    beyond, enclose its centre.
+    The true centre of a part is the mean of its pixels; for a part of several classes (the mouth) the mean of the
+    centres of its present classes. A pixel is inside a window if its centre lies within the window's outermost samples
+    or at most half a pixel of the image beyond them.
 
     - `center_error`, `part_center_error/PART`: mean over the images' parts, in pixels of the given masks.
     - `inside`, `part_inside/PART`: pooled over all pixels of all parts, or of the part.
-    - `absent_parts`: parts that the masks lack (of all images together), which count nowhere else. Likewise a pixel of
-      another class, of the background, or ignored (255).
+    - `absent_parts`: number of absent parts over all images, which are not counted otherwise, like pixels of other
+      classes, of the background, or ignored ones (255).
 
-    nan before there is any part.
+    nan without parts.
 
     Args:
-        parts: classes of each window, by its name, in the order of theta.
+        parts: the classes of each window by its name, in the order of theta.
 
     Raises:
         ValueError: no parts, or one without classes.
@@ -73,11 +73,11 @@ class WindowError(Metric):
         """Counts a batch.
 
         Args:
-            theta: (N, P, 2, 3), [[sx, 0, tx], [0, sy, ty]] with align_corners=True in the frame of the mask.
-            mask: (N, H, W) integer class indices, right and below the smaller images of a batch 255.
+            theta: (N, P, 2, 3), [[sx, 0, tx], [0, sy, ty]] with align_corners=True relative to the mask.
+            mask: (N, H, W) integer class indices, 255 right of and below the smaller images of a batch.
 
         Raises:
-            ValueError: shapes do not fit, or theta is not finite; nothing is counted then.
+            ValueError: shapes do not match, or theta is not finite; then nothing is counted.
             TypeError: the mask is not of integers.
         """
         size = len(self.parts)

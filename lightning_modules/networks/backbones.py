@@ -26,8 +26,8 @@ _REFUSALS = (TypeError, AssertionError, NotImplementedError, RuntimeError, Value
 class Backbone(nn.Module):
     """The feature maps of a classifier's five stages, of strides 2, 4, 8, 16 and 32 or the output stride if less.
 
-    The strides past `output_stride` become dilation, so the weights keep their meaning. A network without a stage of
-    stride 2 (ConvNeXt) shows its stem as stage 0.
+    Strides beyond `output_stride` become dilation, so that pre-trained weights stay valid. A network without a stage
+    of stride 2 (ConvNeXt) has its stem as stage 0.
 
     Args:
         name: any network of timm with convolutional stages, or `torchvision/` and the name of a ResNet or of a network
@@ -39,9 +39,9 @@ class Backbone(nn.Module):
     Attributes:
         channels: of the five feature maps.
         strides: of the five feature maps.
-        initial_weights: where the weights come from, in plain words.
+        initial_weights: the source of the weights.
         mean: per-channel mean on 0..1 that the weights expect; None for random ones.
-        std: likewise the deviation.
+        std: per-channel standard deviation, likewise.
 
     Raises:
         ValueError: unknown network, one that cannot have this output stride, or no packaged weights for it.
@@ -75,30 +75,30 @@ class Backbone(nn.Module):
 
         Args:
             image: (N, 3, H, W).
-            inject: `inject(stage, features)` gives what takes the place of the output of stage 0..4, both in what is
-                returned and in what the next stage sees.
+            inject: `inject(stage, features)` replaces the output of stage 0..4, in the result and as the input of the
+                next stage.
 
         Returns:
             Five tensors (N, channels[i], h, w), h = ceil(H / strides[i]) for networks that pad as usual.
         """
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
 
         def visitor(stage: int) -> Callable[..., Tensor]:
             def visit(module: nn.Module, inputs: tuple[Tensor, ...], features: Tensor) -> Tensor:  # noqa: ARG001
-                found[stage] = features if inject is None else inject(stage, features)
-                return found[stage]
+                outputs[stage] = features if inject is None else inject(stage, features)
+                return outputs[stage]
 
             return visit
 
         modules = [self.network.get_submodule(end) for end in self._ends]
-        # Hooks live for one call: nothing of it is left behind in a copy, a checkpoint, or after an error.
+        # Hooks for one call only: none is left in a copy, in a checkpoint, or after an error.
         hooks = [module.register_forward_hook(visitor(stage)) for stage, module in enumerate(modules)]
         try:
             self.network(image)
         finally:
             for hook in hooks:
                 hook.remove()
-        return [found[stage] for stage in range(STAGES)]
+        return [outputs[stage] for stage in range(STAGES)]
 
     def _from_timm(self, name: str, output_stride: int, weights: Weights) -> tuple[nn.Module, tuple[str, ...]]:
         if not timm.is_model(name):
@@ -110,7 +110,7 @@ class Backbone(nn.Module):
         with hub_access(f"the pretrained weights of {name}", _NO_NETWORK, pretrained):
             try:
                 network: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **stride)
-            except OSError:  # some of the hub's are a ValueError too
+            except OSError:  # some errors of the hub are also a ValueError
                 raise
             except _REFUSALS as error:
                 raise ValueError(
@@ -157,7 +157,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _probed(self, name: str, output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The channels and the strides of the stages, as a small image shows them."""
+        """The channels and strides of the stages, measured on a small image."""
         mode = self.training
         try:
             maps = self.eval()(torch.zeros(1, 3, 2 * _PROBE, 2 * _PROBE))
@@ -176,7 +176,7 @@ class Backbone(nn.Module):
 
 
 def _sizes(network: nn.Module, modules: Sequence[nn.Module]) -> list[tuple[int, int]]:
-    """By how much the input and the output of each of these modules are smaller than the image."""
+    """The strides of the input and the output of each module, relative to the image."""
     seen: dict[nn.Module, tuple[int, int]] = {}
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -193,7 +193,7 @@ def _sizes(network: nn.Module, modules: Sequence[nn.Module]) -> list[tuple[int, 
 
 
 def _stage_ends(trunk: nn.Sequential) -> tuple[str, ...]:
-    """The last child at each stride; the first child of all where none has stride 2."""
+    """The last child at each stride; the first child of all if no child has stride 2."""
     names = [name for name, _ in trunk.named_children()]
     by_stride: dict[int, str] = {}
     for name, (_, stride) in zip(names, _sizes(trunk, list(trunk.children())), strict=True):
@@ -203,7 +203,7 @@ def _stage_ends(trunk: nn.Sequential) -> tuple[str, ...]:
 
 
 def _dilate(trunk: nn.Sequential, output_stride: int) -> None:
-    """Takes the strides past `output_stride` out, and dilates what comes after by them."""
+    """Replaces strides beyond `output_stride` by dilation of the following convolutions."""
     convolutions = [module for module in trunk.modules() if isinstance(module, nn.Conv2d)]
     for convolution, (before, after) in zip(convolutions, _sizes(trunk, convolutions), strict=True):
         now_before, now_after = min(before, output_stride), min(after, output_stride)

@@ -1,4 +1,4 @@
-"""The classifier that class activation maps are taken from: a backbone, CONTA's context, and a linear head."""
+"""The network of class activation maps: a backbone, CONTA's context, and a linear head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AT_ONCE = 16  # images
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:
-    """Lets the first so many of a backbone's five stages learn no more: what their output is made with."""
+    """Freezes the first `stages` of a backbone's five stages: all parameters that their output depends on."""
     if stages == 0:
         return
     parameters, mode = list(backbone.parameters()), backbone.training
@@ -30,26 +30,26 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
 
 
 class CAMClassifier(nn.Module):
-    """Multi-label logits whose activation maps show where they come from.
+    """Multi-label logits that are means of activation maps.
 
     With `c2am` the logits are multiplied by their classes' global mean activation map before the mean over
-    its positions, as the published code does. That map is a constant of the training: the mean, over all training
+    its positions, as the published code does. That map is constant in training: the mean, over all training
     images, of the normalised activation maps of an earlier classifier, zero where an image lacks the class. The pooled
     logit does not depend on the position, so the product's mean is the logit times the map's mean: a fixed temperature
-    for each class. The activation maps are taken without it.
+    for each class. The activation maps do not include it.
 
     Args:
-        backbone: gives the features.
-        classes: n, of the foreground.
+        backbone: the feature extractor.
+        classes: n, the number of foreground classes.
         context: kind of context map, or `none`.
-        context_position: the stage, 1..3, whose output the map joins. After the last one, 4, nothing follows but a
-            linear head and a mean: a map would move a class's logit by its mean alone, whatever the image.
+        context_position: the stage, 1..3, whose output the map joins. After the last one, 4, only a linear head and a
+            mean follow: a map would change a class's logit by its own mean, whatever the image.
         context_query: see `ContextMap`.
         context_size: (h, w) of the context.
         c2am: multiply the logits by the global mean activation maps.
 
     Attributes:
-        global_cams: (n, 128, 128) of C2AM, ones until they are put in; None without `c2am`.
+        global_cams: (n, 128, 128) of C2AM, ones at first; None without `c2am`.
 
     Raises:
         ValueError: a setting outside its range.
@@ -74,7 +74,7 @@ class CAMClassifier(nn.Module):
         super().__init__()
         if context_position == 4:
             raise ValueError(
-                "context_position is 4, after which nothing but a linear head and a mean follows: the map would move a "
+                "context_position is 4, after which only a linear head and a mean follow: the map would change a "
                 "class's logit by the same number whatever the image shows; give 1 to 3"
             )
         if context_position not in (1, 2, 3):
@@ -99,12 +99,12 @@ class CAMClassifier(nn.Module):
         return (logits[:, :, None, None] * self.global_cams).mean((2, 3))
 
     def activation(self, image: Tensor, context: Tensor | None = None, view: Tensor | None = None) -> Tensor:
-        """The head at every position, before any rectification.
+        """The head's output at every position, not rectified.
 
         Args:
             image: (N, 3, H, W), normalised.
             context: (N, n + 1, h, w), class probabilities of the whole images' last segmentation; None: unknown.
-            view: (N, 2, 3), where each image lies in its whole; None: it is the whole.
+            view: (N, 2, 3), the place of each crop in its image; None: the whole image.
 
         Returns:
             (N, n, H', W') at the backbone's output stride.
@@ -114,12 +114,12 @@ class CAMClassifier(nn.Module):
         return self.with_map(image, self.context(self.known(image, context)), view)
 
     def known(self, image: Tensor, context: Tensor | None) -> Tensor:
-        """The context of `activation` where it is known, else that of images without a last segmentation."""
+        """The context, or that of images without a last segmentation if it is None."""
         assert self.context is not None
         return self.context.unknown(len(image)) if context is None else context
 
     def with_map(self, image: Tensor, m: Tensor, view: Tensor | None = None) -> Tensor:
-        """The `activation` of images beside context maps M (N, 1, h, w)."""
+        """The `activation` of images with context maps M (N, 1, h, w)."""
 
         def inject(stage: int, features: Tensor) -> Tensor:
             assert self.fusion is not None
@@ -130,20 +130,20 @@ class CAMClassifier(nn.Module):
 
     @torch.no_grad()
     def start_context(self, image: Tensor, context: Tensor | None) -> None:
-        """Starts the context map and its fusion, on training images (N, 3, H, W), normalised, and their context."""
+        """Initialises the context map and its fusion by normalised training images (N, 3, H, W) and their context."""
         if self.context is None or self.fusion is None:
             return
-        mode, found = self.training, []
+        mode, maps = self.training, []
         self.eval()
-        for some in image.split(_AT_ONCE):
+        for images in image.split(_AT_ONCE):
 
             def keep(stage: int, features: Tensor) -> Tensor:
-                found.extend([features] if stage == self.position else [])
+                maps.extend([features] if stage == self.position else [])
                 return features
 
-            self.backbone(some, keep)
+            self.backbone(images, keep)
         self.train(mode)
-        self.fusion.measure(torch.cat(found))
+        self.fusion.measure(torch.cat(maps))
         self.context.start(self.known(image, context))
 
     def _head(self, features: Tensor) -> Tensor:

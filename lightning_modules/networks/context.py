@@ -1,4 +1,4 @@
-"""CONTA's context map: the confounders, weighed by the image's own last mask, and how features take it up."""
+"""CONTA's context map: the confounders weighted by an image's last mask, and the layer that joins it to features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 ContextKind = Literal["sum", "mean", "constant"]
 ContextQuery = Literal["foreground", "classes"]
 
-_SHARPNESS = 10.0  # of the first attention: W1 starts as so many times W2
+_SHARPNESS = 10.0  # of the first attention: W1 starts as this multiple of W2
 _COLUMN = 0.7  # deviation of the first weights of M, in deviations of each feature
 _SMALLEST = 1e-12
 
@@ -21,7 +21,7 @@ def context_map(query: Tensor, confounders: Tensor, w1: Tensor, w2: Tensor) -> T
     """Equation 3: M = sum_k alpha_k c_k P(c_k), alpha = softmax_k((W1 x)^T (W2 c_k) / sqrt(n)), P(c_k) = 1/n.
 
     Args:
-        query: x, (N, h * w), rows one after another.
+        query: x, (N, h * w), flattened maps.
         confounders: c, (n, h, w).
         w1: (n, h * w).
         w2: (n, h * w).
@@ -30,7 +30,7 @@ def context_map(query: Tensor, confounders: Tensor, w1: Tensor, w2: Tensor) -> T
         (N, 1, h, w).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not match.
 
     Source: Zhang, Zhang, Tang, Hua, Sun, "Causal Intervention for Weakly-Supervised Semantic Segmentation", NeurIPS
     2020, equation 3.
@@ -55,21 +55,21 @@ def context_map(query: Tensor, confounders: Tensor, w1: Tensor, w2: Tensor) -> T
 
 
 class ContextMap(nn.Module):
-    """The context map of images, from the class probabilities of their last segmentation; learns W1 and W2.
+    """The context map of images, from the class probabilities of their last segmentation, with trained W1 and W2.
 
     Args:
-        classes: n, of the foreground.
+        classes: n, the number of foreground classes.
         size: (h, w) of the confounders and of the probabilities.
-        kind: `sum` (equation 3), or a control with its parameters, of which W1 and W2 do not learn: `mean`, the mean of
-            the confounders for every image, and `constant`, ones.
-        query: `foreground`, x = 1 - p(background); `classes`, W1 on each class map, averaged over the classes that the
-            map holds at all: those that the tags allow, where the segmenter knew them. W1 is linear, so this is W1 on
-            the average of these maps.
+        kind: `sum` (equation 3), or a control with the same parameters, whose W1 and W2 are not trained: `mean`, the
+            mean of the confounders for every image, and `constant`, ones.
+        query: `foreground`, x = 1 - p(background); `classes`, the average of W1 on the maps of the classes that are
+            not 0 everywhere (those that the tags allow, if the segmenter knew them). As W1 is linear, this is W1 on the
+            average of these maps.
 
     Attributes:
-        confounders: (n, h, w), zeros until they are put in. Of a class without images they may stay zero.
+        confounders: (n, h, w), zeros at first; that of a class without images may stay zero.
         mean: of M over images and cells before it is standardised, 0 until `start`.
-        std: its deviation, 1 until `start`.
+        std: its standard deviation, 1 until `start`.
 
     Raises:
         ValueError: another kind or query, or no classes.
@@ -104,13 +104,13 @@ class ContextMap(nn.Module):
 
     @torch.no_grad()
     def start(self, probabilities: Tensor) -> None:
-        """Lets W1 and W2 begin where the attention follows the image, and standardises M; after the confounders are in.
+        """Initialises W1 and W2 so that the attention follows the image, and standardises M; needs the confounders.
 
-        Row k of W2 is c_k without the mean of all, at unit length; in W1 also without what it shares with the mean
-        query, and ten times. So what x shares with what is special of class k turns the attention to it, and the mean
-        image prefers no class. With zeros neither would have a gradient; with random numbers, or without this
-        centring, the attention, and so M, is nearly the same for every image. M gets zero mean and unit deviation over
-        images and cells; a map of ones stays one.
+        Row k of W2 is c_k minus the mean of all confounders, at unit length; row k of W1 is the same, orthogonal to the
+        mean query, times ten. So the attention turns to class k if x resembles what is special of c_k, and the mean
+        image prefers no class. With zeros neither would have a gradient; with random numbers, or without the centring,
+        the attention, and so M, is nearly the same for every image. M gets zero mean and unit deviation over images
+        and cells; a map of ones is unchanged.
 
         Args:
             probabilities: (N, n + 1, h, w), of the training images.
@@ -125,7 +125,7 @@ class ContextMap(nn.Module):
             self.std.copy_(m.std(correction=0).clamp(min=_SMALLEST))
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        """M, whose gradient reaches W1 and W2 alone.
+        """M; its gradient reaches only W1 and W2.
 
         Args:
             probabilities: (N, n + 1, h, w), the background first.
@@ -134,7 +134,7 @@ class ContextMap(nn.Module):
             (N, 1, h, w) float32.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not match.
         """
         return (self._plain(probabilities) - self.mean) / self.std
 
@@ -148,7 +148,7 @@ class ContextMap(nn.Module):
         if self.kind != "sum":
             one = torch.ones_like(self.mean) if self.kind == "constant" else self.confounders.mean(0)
             return one.expand(len(probabilities), 1, *self.size)
-        # In half precision the small terms are lost.
+        # Half precision would lose the small terms.
         with torch.autocast(probabilities.device.type, enabled=False):
             query = self._query_of(probabilities.detach().float()).flatten(1)
             return context_map(query, self.confounders.detach(), self.w1, self.w2)
@@ -156,26 +156,25 @@ class ContextMap(nn.Module):
     def _query_of(self, probabilities: Tensor) -> Tensor:
         if self.query == "foreground":
             return 1 - probabilities[:, 0]
-        # By the map itself, not by the image's tags: a placebo's map is another image's.
-        held = probabilities[:, 1:].flatten(2).any(2).sum(1)[:, None, None]
-        return probabilities[:, 1:].sum(1) / held.clamp(min=1)
+        # By the map, not by the image's tags: a placebo has the map of another image.
+        present = probabilities[:, 1:].flatten(2).any(2).sum(1)[:, None, None]
+        return probabilities[:, 1:].sum(1) / present.clamp(min=1)
 
     def unknown(self, count: int) -> Tensor:
         """Probabilities (N, n + 1, h, w) for images without a last segmentation: all background.
 
         x is 0 then, and M the mean of the confounders.
         """
-        nothing = torch.zeros(count, len(self.confounders) + 1, *self.size, device=self.confounders.device)
-        nothing[:, 0] = 1
-        return nothing
+        background = torch.zeros(count, len(self.confounders) + 1, *self.size, device=self.confounders.device)
+        background[:, 0] = 1
+        return background
 
 
 class ContextFusion(nn.Module):
-    """A 1x1 convolution from C + 1 to C channels, of features beside a context map; the identity on the C at first.
+    """A 1x1 convolution of C features and a context map to C channels; at first the identity on the features.
 
-    The column of the map is `scale` (the deviation of each feature) times `v`, which begins at random and small: from
-    zero, at the backbone's learning rate, the map stays without effect. There is no bias: the `constant` map takes its
-    place.
+    The column of the map is `scale` (the deviation of each feature) times `v`, which starts at small random values:
+    from zero, at the backbone's learning rate, the map would have no effect. The `constant` map acts as a bias.
 
     Args:
         channels: C.
@@ -196,11 +195,11 @@ class ContextFusion(nn.Module):
 
     @torch.no_grad()
     def measure(self, features: Tensor) -> None:
-        """Takes the deviation of each channel of features (N, C, H, W) of training images."""
+        """Sets `scale` by features (N, C, H, W) of training images."""
         self.scale.copy_(features.std((0, 2, 3), correction=0))
 
     def forward(self, features: Tensor, context: Tensor, view: Tensor | None = None) -> Tensor:
-        """Features with the context taken up.
+        """The features joined with the context.
 
         Args:
             features: (N, C, H, W) of a crop.
@@ -217,9 +216,9 @@ class ContextFusion(nn.Module):
 
 
 def seen_through(context: Tensor, view: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """A map (N, m, h, w) of the whole image as a crop shows it, (N, m, *size); bilinear, 0 outside of the image.
+    """The part of whole-image maps (N, m, h, w) that a crop shows, (N, m, *size); bilinear, 0 outside the image.
 
-    Inside, up to its border, nothing fades: a map of ones is seen as ones.
+    Inside the image nothing fades towards the border: a map of ones stays ones.
 
     Args:
         context: (N, m, h, w).

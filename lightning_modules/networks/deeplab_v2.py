@@ -25,22 +25,22 @@ _STRIDES = (1, 2, 1, 1)
 _DILATIONS = (1, 1, 2, 4)
 _EXPANSION = 4
 
-# A file's name at torchvision's ends with the start of its hash.
+# The file names of torchvision end with the start of the hash.
 _TORCHVISION_FILES = frozenset(weights.url.removesuffix(".pth")[-8:] for weights in ResNet101_Weights)
 
 
 class DeepLabV2(nn.Module):
-    """A trunk, and the sum of four dilated 3x3 convolutions on its last stage: logits at an eighth of the image's size.
+    """A trunk and the sum of four dilated 3x3 convolutions on its last stage; logits at an eighth of the image's size.
 
     `resnet101` is the network as published for Caffe: the strides sit in the 1x1 reductions, the stem's pooling rounds
     up, stages 3 and 4 are dilated by 2 and 4; 44,048,532 parameters for 21 classes. The ResNets of timm and torchvision
     have their strides in the 3x3 convolutions. Any other name is a `Backbone` under the same head
     (`torchvision/resnet101` for torchvision's form with its own weights).
 
-    Files for `resnet101` hold tensors under torchvision's names (`conv1.weight`, `layer1.0.bn1.bias`, ...), for RGB.
-    Made for strides in the 1x1 are the MSRA weights of the ResNet paper and what was trained from them, such as
-    MMDetection's `resnet101_caffe`: those see BGR in 0..255, so flip the input channels of `conv1.weight` and set
-    `--data.mean` to (0.485, 0.458, 0.408) and `--data.std` to 1/255 each.
+    Files for `resnet101` have tensors under torchvision's names (`conv1.weight`, `layer1.0.bn1.bias`, ...), for RGB.
+    The MSRA weights of the ResNet paper and weights trained from them, such as MMDetection's `resnet101_caffe`, are for
+    strides in the 1x1; they expect BGR in 0..255, so flip the input channels of `conv1.weight` and set `--data.mean` to
+    (0.485, 0.458, 0.408) and `--data.std` to 1/255 each.
 
     Source: Chen, Papandreou, Kokkinos, Murphy, Yuille, "DeepLab", IEEE TPAMI 2018.
 
@@ -52,10 +52,10 @@ class DeepLabV2(nn.Module):
         output_stride: of a `Backbone`: 8, 16 or 32; `resnet101` has 8.
 
     Attributes:
-        initial_weights: where the trunk's weights come from, in plain words.
-        mean: per-channel mean on 0..1 that the weights expect; None where that is not known.
-        std: likewise the deviation.
-        caution: what to know about the weights that were read; empty where nothing speaks against them.
+        initial_weights: the source of the trunk's weights.
+        mean: per-channel mean on 0..1 that the weights expect; None if unknown.
+        std: per-channel standard deviation, likewise.
+        caution: a warning about the weights that were read; empty if there is none.
 
     Raises:
         ValueError: weights that this backbone cannot have.
@@ -100,11 +100,11 @@ class DeepLabV2(nn.Module):
         return logits
 
     def read_weights(self) -> None:
-        """Reads the trunk's weights from their file, if `weights` named one.
+        """Reads the trunk's weights from the file that `weights` names, if any.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is damaged, or holds another network; the message names the first tensor.
+            ValueError: the file is damaged, or of another network; the message names the first tensor.
         """
         path = self.weights_file
         if path is None:
@@ -125,8 +125,9 @@ class DeepLabV2(nn.Module):
         self.backbone.load_state_dict(found, strict=False)
         if hashlib.sha256(path.read_bytes()).hexdigest()[:8] in _TORCHVISION_FILES:
             self.caution = (
-                f"{path.name} is torchvision's, whose strides sit in the 3x3 convolutions: here it computes something "
-                "else; use backbone: torchvision/resnet101 with weights: pretrained, or a file made for Caffe's form"
+                f"{path.name} is torchvision's, whose strides sit in the 3x3 convolutions: this network "
+                "computes something else; use backbone: torchvision/resnet101 with weights: pretrained, or a file made "
+                "for Caffe's form"
             )
 
 
@@ -181,7 +182,7 @@ class MultiScale(nn.Module):
 
     Args:
         network: images to logits of less than their size.
-        scales: of the smaller copies; none at all for the network as it is.
+        scales: of the smaller copies; empty: the network alone.
     """
 
     def __init__(self, network: nn.Module, scales: tuple[float, ...] = SCALES) -> None:
@@ -192,9 +193,10 @@ class MultiScale(nn.Module):
         self.std: Triple | None = getattr(network, "std", None)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """(N, 3, H, W) to the logits' maximum (N, K, h, w); in training to the list of all it was taken from, and it.
+        """(N, 3, H, W) to the maximum of the logits (N, K, h, w); in training to all logits and their maximum.
 
-        The list is full size, each scale at its own size, maximum: 41, 21, 31 and 41 pixels for DeepLabV2 and 321.
+        In training: the logits of the image, those of each scale at their own size, and the maximum; 41, 21, 31 and 41
+        pixels for DeepLabV2 and 321.
         """
         logits: list[Tensor] = [self.network(image)]
         if not self.scales:

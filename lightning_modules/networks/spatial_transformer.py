@@ -1,8 +1,8 @@
-"""Windows on the parts of a face: cropped from the image and pasted back, in one sampling call each, differentiably.
+"""Crops windows on the parts of a face from the image and pastes them back, differentiably, in one sampling call each.
 
 A window is theta = [[sx, 0, tx], [0, sy, ty]] (Yin et al., STN-iCNN, equations 14 and 15): the point (u, v) of the
 window, -1..1 between the centres of its outermost pixels, lies at (sx u + tx, sy v + ty) of the image, -1..1 between
-the centres of its outermost pixels. That is `align_corners=True`, here and everywhere.
+the centres of its outermost pixels. This is `align_corners=True`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def theta_from_centers(centers: Tensor, window: Size, size: Size) -> Tensor:
         theta (N, P, 2, 3), differentiable in the centres.
 
     Raises:
-        ValueError: centres of another shape, or a window that is larger than the image or has one row or column.
+        ValueError: centres of another shape, or a window that is larger than the image or has only one row or column.
 
     Example:
         >>> theta_from_centers(torch.tensor([[[50.0, 0.0]]]), window=(3, 5), size=(21, 101))
@@ -62,7 +62,7 @@ def theta_from_centers(centers: Tensor, window: Size, size: Size) -> Tensor:
 
 
 def centers_from_theta(theta: Tensor, size: Size) -> Tensor:
-    """The windows' centres: theta (N, P, 2, 3) of an image of `size` (H, W) to x and y in pixels, (N, P, 2).
+    """The centres of windows theta (N, P, 2, 3) in an image of `size` (H, W): x and y in pixels, (N, P, 2).
 
     Raises:
         ValueError: theta of another shape.
@@ -72,18 +72,18 @@ def centers_from_theta(theta: Tensor, size: Size) -> Tensor:
 
 
 def reframe_theta(theta: Tensor, own: Tensor | Size, size: Size) -> Tensor:
-    """Windows of images of different sizes, in the coordinates of a padded batch that holds each at its upper left.
+    """Converts windows of images of different sizes to the coordinates of a padded batch; images are at the upper left.
 
     Args:
         theta: (N, P, 2, 3), of the images at their own sizes.
         own: (N, 2), each image's (h, w) in pixels; or one (h, w) for all.
-        size: (H, W) of the frame, which pads the images at the right and at the bottom.
+        size: (H, W) of the padded images.
 
     Returns:
-        theta (N, P, 2, 3) of the frame, of the same pixels.
+        theta (N, P, 2, 3) of the same pixels in the padded images.
 
     Raises:
-        ValueError: shapes that do not fit, or an image or a frame of less than two pixels a side.
+        ValueError: shapes that do not match, or sizes of less than two pixels a side.
     """
     check_shape("theta", theta, "N, P, 2, 3")
     check_size(size)
@@ -96,7 +96,7 @@ def reframe_theta(theta: Tensor, own: Tensor | Size, size: Size) -> Tensor:
         )
     theta = _float(theta)
     ratio = ((own.to(theta).flip(-1) - 1) / _spans(size, theta))[:, None, :, None]
-    corner = theta.new_tensor((0.0, 0.0, 1.0))  # the shift is counted from the image's centre, not from its corner
+    corner = theta.new_tensor((0.0, 0.0, 1.0))  # theta is relative to the image's centre, not to its corner
     return (theta + corner) * ratio - corner
 
 
@@ -107,7 +107,7 @@ def crop_parts(images: Tensor, theta: Tensor, window: Size, mode: Mode = "biline
 
     Args:
         images: (N, C, H, W).
-        theta: (N, P, 2, 3), positive scales and nothing off the diagonal; any position, also beyond the image.
+        theta: (N, P, 2, 3), with positive scales and zeros off the diagonal; any position, also outside the image.
         window: (h, w) in pixels, 2 or more, no larger than the image.
         mode: `bilinear`, or `nearest` for labels (which has no gradient in theta).
 
@@ -115,7 +115,7 @@ def crop_parts(images: Tensor, theta: Tensor, window: Size, mode: Mode = "biline
         (N, P, C, h, w).
 
     Raises:
-        ValueError: shapes that do not fit, a window larger than the image, a theta that cannot be inverted.
+        ValueError: shapes that do not match, a window larger than the image, a theta that cannot be inverted.
     """
     check_shape("images", images, "N, C, H, W")
     check_theta(theta, len(images))
@@ -129,13 +129,13 @@ def crop_parts(images: Tensor, theta: Tensor, window: Size, mode: Mode = "biline
 
 
 def crop_labels(mask: Tensor, theta: Tensor, window: Size, outside: int) -> Tensor:
-    """The windows' labels: the nearest pixel's, as `crop_parts(..., mode="nearest")`, but as whole numbers.
+    """The windows' labels: the nearest pixel's, as `crop_parts(..., mode="nearest")`, but as integers.
 
     Args:
-        mask: (N, H, W), int64; any value, 255 too, passes through.
+        mask: (N, H, W), int64, of any values, also 255.
         theta: (N, P, 2, 3).
         window: (h, w) in pixels.
-        outside: what lies beyond the image.
+        outside: label outside the image.
 
     Returns:
         (N, P, h, w), int64.
@@ -157,11 +157,11 @@ def crop_labels(mask: Tensor, theta: Tensor, window: Size, outside: int) -> Tens
 def integer_crop(images: Tensor, centers: Tensor, window: Size) -> Tensor:
     """The baseline's cropper: whole pixels around the rounded centre, zeros outside of the image.
 
-    An even window has no middle pixel: it reaches one pixel further to the left and to the top (the one-pixel offset
-    of the paper's figure 7), where `crop_parts` interpolates. A centre half way rounds to the even pixel.
+    An even window has no middle pixel: it extends one pixel further to the left and to the top (the one-pixel offset
+    of the paper's figure 7), where `crop_parts` interpolates. A centre between two pixels rounds to the even one.
 
     Args:
-        images: (N, C, H, W), any type, which is kept; differentiable in them.
+        images: (N, C, H, W), of any type, which is kept; the result is differentiable in them.
         centers: (N, P, 2), x and y in pixels.
         window: (h, w) in pixels, no larger than the image.
 
@@ -169,7 +169,7 @@ def integer_crop(images: Tensor, centers: Tensor, window: Size) -> Tensor:
         (N, P, C, h, w).
 
     Raises:
-        ValueError: shapes that do not fit, a window larger than the image, centres that are not finite.
+        ValueError: shapes that do not match, a window larger than the image, centres that are not finite.
     """
     check_shape("images", images, "N, C, H, W")
     check_shape("centers", centers, "N, P, 2", len(images))
@@ -191,8 +191,8 @@ def part_centers(weights: Tensor) -> tuple[Tensor, Tensor]:
         weights: (N, P, H, W), 0 or more: masks, or probabilities.
 
     Returns:
-        centers (N, P, 2), x and y in pixels, the image's centre where a map is all zero; and the maps' sums (N, P), so
-        that such a map can be left out. Differentiable, without nan.
+        centers (N, P, 2), x and y in pixels, the image's centre if a map is all zero; and the sums of the maps (N, P),
+        by which such maps can be left out. Differentiable, without nan.
 
     Raises:
         ValueError: maps of another shape.
@@ -214,14 +214,14 @@ def label_centers(mask: Tensor, label: int) -> tuple[Tensor, Tensor]:
     """The mean of a class's pixels in each label map.
 
     Args:
-        mask: (N, H, W), whole numbers.
+        mask: (N, H, W), integers.
         label: the class.
 
     Returns:
-        centers (N, 2), x and y in pixels, float64, 0 where the class does not occur; and its pixels (N,).
+        centers (N, 2), x and y in pixels, float64, 0 if the class does not occur; and its number of pixels (N,).
     """
     inside = mask == label
-    # Counts of columns and rows first: no map of floats the size of the image is made.
+    # Counts of columns and rows first, to avoid a map of floats of the image's size.
     lines = [inside.sum(1).double(), inside.sum(2).double()]
     count = lines[1].sum(1)
     sums = [line @ torch.arange(line.shape[1], device=mask.device, dtype=torch.float64) for line in lines]
@@ -229,18 +229,18 @@ def label_centers(mask: Tensor, label: int) -> tuple[Tensor, Tensor]:
 
 
 def paste_parts(parts: Tensor, theta: Tensor, size: Size, to: Tensor, mode: Mode = "bilinear") -> Tensor:
-    """The windows put back: the inverse of `crop_parts`, evaluated on the windows' own pixels only.
+    """Pastes windows back: the inverse of `crop_parts`, computed on the windows' pixels only.
 
-    Each output pixel is what sampling the window there gives, with zeros around the window, as if the whole image were
-    sampled: in `bilinear` mode a window fades to zero over one of its own pixels beyond its outermost centres. An odd
-    window at a whole-pixel centre, at the image's scale, fills its own pixels and no others, to float rounding. Where
-    windows overlap in a channel the largest value stands (so values below 0 count as 0) and gets the gradient; of equal
-    ones each gets it. Pixels beyond the image are dropped. Cost, forward and backward: the area of the largest window
-    for each, and the zeros that are returned.
+    Each output pixel is the window sampled there, with zeros around the window: in `bilinear` mode a window fades to
+    zero over one of its own pixels beyond its outermost centres. An odd window at a whole-pixel centre, at the image's
+    scale, fills its own pixels and no others, to float rounding. Where
+    windows overlap in a channel the largest value counts (so values below 0 count as 0) and gets the gradient; equal
+    ones all get it. Pixels outside the image are dropped. The cost, forward and backward, is the area of the largest
+    window for each window, plus the output.
 
     Args:
         parts: (N, P, C, h, w), 0 or more, such as probabilities.
-        theta: (N, P, 2, 3), that cropped them.
+        theta: (N, P, 2, 3), with which they were cropped.
         size: (H, W) of the image.
         to: (P, C), int64: the output channel of each part's channel, -1 for none. Best kept on the CPU.
         mode: `bilinear`, or `nearest` (which has no gradient in theta).
@@ -249,7 +249,7 @@ def paste_parts(parts: Tensor, theta: Tensor, size: Size, to: Tensor, mode: Mode
         (N, K, H, W), K = `to.max() + 1`; zero outside of all windows. Differentiable in parts and theta.
 
     Raises:
-        ValueError: shapes that do not fit, a theta that cannot be inverted, channels in `to` below -1 or none at all.
+        ValueError: shapes that do not match, a theta that cannot be inverted, channels in `to` below -1, or no channel.
     """
     channels = check_paste(parts, theta, size, to, 0)
     values, rows, columns = _sample_boxes(parts, theta, size, mode)
@@ -263,20 +263,20 @@ def paste_parts(parts: Tensor, theta: Tensor, size: Size, to: Tensor, mode: Mode
 
 @torch.no_grad()
 def paste_labels(parts: Tensor, theta: Tensor, size: Size, to: Tensor, mode: Mode = "bilinear") -> Tensor:
-    """The labels that pasted parts amount to, without the full-size maps: for prediction.
+    """The label map of pasted parts, computed without full-size maps: for prediction.
 
     Equal to the argmax over [1 - m, class 1, ..., class K-1], with the classes pasted by `paste_parts` and m the part's
     foreground mass (the sum of its classes' maps) pasted likewise, that is, the largest of overlapping parts.
 
     Args:
         parts: (N, P, C, h, w), probabilities.
-        theta: (N, P, 2, 3), that cropped them.
+        theta: (N, P, 2, 3), with which they were cropped.
         size: (H, W) of the image.
         to: (P, C), int64: the class of each part's channel, at most 255; 0 (background) and -1 are not pasted.
         mode: `bilinear` or `nearest`.
 
     Returns:
-        (N, H, W), uint8, which costs an eighth of int64 to fill; 0 outside of all windows.
+        (N, H, W), uint8; 0 outside of all windows.
 
     Raises:
         ValueError: as `paste_parts`; no channel of a class of 1 or more, or one above 255.
@@ -286,7 +286,7 @@ def paste_labels(parts: Tensor, theta: Tensor, size: Size, to: Tensor, mode: Mod
     kept, part, channel = _kept(channels, 1, values.device)
     values = values.flatten(1, 2)[:, kept]
     mass = values.new_zeros(*rows.shape, columns.shape[-1]).index_add_(1, part, values)
-    # windows meet on a canvas that holds them all, much smaller than the image
+    # the windows are joined on the smallest canvas that holds them all
     top, left = rows.amin((1, 2), keepdim=True), columns.amin((1, 2), keepdim=True)
     height, width = (torch.stack(((rows - top).amax(), (columns - left).amax())) + 1).tolist()
     places = _places(rows - top, columns - left, width)
@@ -298,14 +298,14 @@ def paste_labels(parts: Tensor, theta: Tensor, size: Size, to: Tensor, mode: Mod
     pixels = (image * size[0] + rows[image, part[place], y]) * size[1] + columns[image, part[place], x]
     classes = channel.to(torch.uint8)[place]
     labels = classes.new_zeros(len(parts) * size[0] * size[1])
-    labels.scatter_reduce_(0, pixels, classes, "amin", include_self=False)  # of equal ones the lowest, as argmax
+    labels.scatter_reduce_(0, pixels, classes, "amin", include_self=False)  # the lowest of equal ones, as argmax
     return labels.view(len(parts), *size)
 
 
 class _Largest(torch.autograd.Function):
-    """Values (N, M) put into zeros (N, cells) at index (N, M), the largest where several meet.
+    """Scatters values (N, M) into zeros (N, cells) at index (N, M), keeping the largest at each index.
 
-    The gradient is gathered: torch's own, of `scatter_reduce`, passes over all cells several times.
+    The gradient is gathered; that of torch's `scatter_reduce` passes over all cells several times.
     """
 
     @staticmethod
@@ -326,16 +326,16 @@ def _largest(values: Tensor, index: Tensor, cells: int) -> Tensor:
 
 
 def _kept(channels: list[list[int]], lowest: int, device: torch.device) -> list[Tensor]:
-    """The channels that go somewhere: their place in (P * C), their part, their target."""
+    """The channels that are pasted: their index in (P * C), their part, their output channel."""
     flat = [(part, channel) for part, row in enumerate(channels) for channel in row]
     found = [(place, *both) for place, both in enumerate(flat) if both[1] >= lowest]
     return [torch.tensor(column, device=device) for column in zip(*found, strict=True)]
 
 
 def _sample_boxes(parts: Tensor, theta: Tensor, size: Size, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
-    """Each window sampled on a box of image pixels that holds it: values (N, P, C, a, b), rows (N, P, a), columns (b).
+    """Samples each window on a box of pixels around it: values (N, P, C, a, b), rows (N, P, a), columns (N, P, b).
 
-    The boxes are of one size and lie within the image: a window beyond it has a box at the border, of zeros.
+    All boxes have one size and lie within the image; a window outside it has a box of zeros at the border.
     """
     parts = _float(parts)
     theta = theta.to(parts)
@@ -351,7 +351,7 @@ def _sample_boxes(parts: Tensor, theta: Tensor, size: Size, mode: Mode) -> tuple
         start = first.floor().clamp(min=0).minimum(first.new_tensor((width - b, height - a))).long()
         columns = start[..., 0, None] + torch.arange(b, device=theta.device)
         rows = start[..., 1, None] + torch.arange(a, device=theta.device)
-    back, away = 1 / scale, -shift / scale  # the inverse as published, whose rounding decides ties at half pixels
+    back, away = 1 / scale, -shift / scale  # as published; its rounding decides ties at half pixels
     u, v = _line(width, theta)[columns], _line(height, theta)[rows]
     x, y = u * back[..., 0, None] + away[..., 0, None], v * back[..., 1, None] + away[..., 1, None]
     values = F.grid_sample(parts.flatten(0, 1), _grid(x, y).flatten(0, 1), mode, "zeros", align_corners=True)
@@ -363,7 +363,7 @@ def _places(rows: Tensor, columns: Tensor, width: int) -> Tensor:
 
 
 def _window_points(theta: Tensor, window: Size) -> tuple[Tensor, Tensor]:
-    """Where a window's columns (N, P, w) and rows (N, P, h) lie, -1..1 of the image."""
+    """The positions of a window's columns (N, P, w) and rows (N, P, h), -1..1 over the image."""
     u, v = _line(window[1], theta), _line(window[0], theta)
     return theta[..., 0, :1] * u + theta[..., 0, 2:], theta[..., 1, 1:2] * v + theta[..., 1, 2:]
 
@@ -379,7 +379,7 @@ def _grid(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _take(maps: Tensor, columns: Tensor, rows: Tensor, outside: int) -> Tensor:
-    """Maps (N, C, H, W) at whole columns (N, P, w) and rows (N, P, h): (N, P, C, h, w), `outside` beyond the maps."""
+    """Maps (N, C, H, W) at integer columns (N, P, w) and rows (N, P, h): (N, P, C, h, w), else `outside`."""
     height, width = maps.shape[-2:]
     inside = ((rows >= 0) & (rows < height))[..., None] & ((columns >= 0) & (columns < width))[..., None, :]
     columns, rows = columns.clamp(0, width - 1).long(), rows.clamp(0, height - 1).long()
@@ -394,6 +394,6 @@ def _float(tensor: Tensor) -> Tensor:
 
 
 def _spans(size: Size, like: Tensor) -> Tensor:
-    """Pixels between the outermost centres: of the width, of the height."""
+    """Distances in pixels between the outermost centres: horizontal, vertical."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.tensor((size[1] - 1, size[0] - 1), dtype=dtype, device=like.device)

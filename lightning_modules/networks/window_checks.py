@@ -1,4 +1,4 @@
-"""What the spatial transformer refuses: shapes, sizes and windows that cannot be, each in one line."""
+"""Checks of the spatial transformer: shapes, sizes and windows; errors of one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Size = tuple[int, int]
 
 
 def check_shape(name: str, tensor: Tensor, shape: str, images: int | None = None) -> None:
-    """A shape such as "N, P, 2": letters stand for anything."""
+    """Checks for a shape such as "N, P, 2"; letters match any number."""
     dims = shape.split(", ")
     fits = tensor.ndim == len(dims) and all(
         not dim.isdigit() or int(dim) == found for dim, found in zip(dims, tensor.shape, strict=True)
@@ -24,13 +24,13 @@ def check_shape(name: str, tensor: Tensor, shape: str, images: int | None = None
 
 
 def check_size(size: Size) -> None:
-    """An image of 2 x 2 or more."""
+    """Checks for an image of 2 x 2 or more."""
     if min(size) < 2:
         raise ValueError(f"size {size[0]} x {size[1]}, expected (H, W) of 2 or more: theta has no scale for one pixel")
 
 
 def check_window(window: Size, size: Size) -> None:
-    """A window of 2 x 2 or more that the image can hold."""
+    """Checks for a window of 2 x 2 or more that fits into the image."""
     check_size(size)
     if min(window) < 2 or window[0] > size[0] or window[1] > size[1]:
         raise ValueError(
@@ -40,7 +40,7 @@ def check_window(window: Size, size: Size) -> None:
 
 
 def check_theta(theta: Tensor, images: int) -> None:
-    """(N, P, 2, 3) that can be inverted; not looked at when compiled, one synchronisation on a GPU."""
+    """Checks for invertible theta (N, P, 2, 3), except under torch.compile; one synchronisation on a GPU."""
     check_shape("theta", theta, "N, P, 2, 3", images)
     if torch.compiler.is_compiling():
         return
@@ -58,7 +58,7 @@ def check_theta(theta: Tensor, images: int) -> None:
 def check_paste(
     parts: Tensor, theta: Tensor, size: Size, to: Tensor, lowest: int, most: float = math.inf
 ) -> list[list[int]]:
-    """Refuses what cannot be pasted; the channels as whole numbers."""
+    """Checks the arguments of `paste_parts`; returns the channels as integers."""
     check_shape("parts", parts, "N, P, C, h, w")
     check_size(size)
     if min(parts.shape[-2:]) < 2:

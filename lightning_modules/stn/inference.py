@@ -1,4 +1,4 @@
-"""STN-iCNN as it is evaluated: a coarse mask, six windows found in it, a network for each part, the mask they make."""
+"""Evaluation of STN-iCNN: a coarse mask, six windows, a network for each part, and the pasted mask."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class WindowScores(NamedTuple):
 
     Attributes:
         windows: (1, 6, CHANNELS, h, w), as `window_probabilities` gives them.
-        theta: (1, 6, 2, 3), where they lie in the frame.
-        frame: (H, W) of the frame that they were cut from.
-        paste_to: which class each channel is.
-        inside: (h, w) of the image in the frame's upper left corner.
+        theta: (1, 6, 2, 3), their positions in the padded image.
+        frame: (H, W) of the padded image.
+        paste_to: the class of each channel.
+        inside: (h, w) of the image in its upper left corner.
         size: (h, w) of the photograph that the image was scaled from.
     """
 
@@ -75,7 +75,7 @@ class WindowScores(NamedTuple):
 
 
 class STNInference(Inference):
-    """The coarse network, the localizer and the part networks; what its attributes mean, `STNiCNN` says."""
+    """The coarse network, the localizer and the part networks; the attributes are those of `STNiCNN`."""
 
     options = ("flip_test", "cropper")
 
@@ -86,7 +86,7 @@ class STNInference(Inference):
     zoom: bool
     cropper: Cropper
     sides: tuple[int, int] | None  # shortest and longest longer side of the training photographs
-    trained: set[str]  # names of the networks that some stage has trained
+    trained: set[str]  # names of the networks that a stage has trained
     paste_to: Tensor
 
     def make_network(self, settings: Mapping[str, Any], label_space: LabelSpace) -> nn.Module:
@@ -102,10 +102,10 @@ class STNInference(Inference):
         self.localizer = localizer(classes, len(FACE_PARTS))
         self.parts = nn.ModuleDict({name: network(class_count(name)) for name in NETWORKS})
         self.parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.paste_to = paste_channels()  # read as whole numbers: kept on the CPU
+        self.paste_to = paste_channels()  # read as integers: kept on the CPU
 
     def set_up(self, card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """The windows, and what the card says of the training."""
+        """Sets the windows, and the card's facts about the training."""
         self.stage, self.cropper, self.zoom = settings["stage"], settings["cropper"], settings["zoom"]
         self.window, self.trained = (card["window"][0], card["window"][1]), set(card["trained"])
         self.sides = (card["sides"][0], card["sides"][1]) if card.get("sides") else None
@@ -117,7 +117,7 @@ class STNInference(Inference):
         return self.stage in ("parts", "end_to_end")
 
     def require_trained(self, needed: set[str], what: str, remedy: str) -> None:
-        """Raises ValueError where a network that is needed was never trained; `remedy` says what takes one."""
+        """Raises ValueError if a needed network was never trained; `remedy` is the option that takes one."""
         missing = [name for name in NETWORK_NAMES if name in needed - self.trained]
         if missing:
             words = {"network": "coarse network", "localizer": "localizer", "parts": "part networks"}
@@ -127,12 +127,12 @@ class STNInference(Inference):
             )
 
     def require_all(self, what: str) -> None:
-        """Raises ValueError where a network that makes the masks was never trained."""
+        """Raises ValueError if a network that makes the masks was never trained."""
         needed = {"network"} if self.stage == "coarse" else set(NEEDS[self.cropper])
         self.require_trained(needed | ({"parts"} if self.parses else set()), what, "--ckpt_path")
 
     def check_prediction(self) -> None:
-        """Raises ValueError where a network was never trained, or where only labels would give the windows."""
+        """Raises ValueError if a network was never trained, or if the windows would need labels."""
         self.require_all("prediction")
         if self.parses and self.cropper == "true":
             raise ValueError("there are no true windows without labels; set the cropper to stn or baseline")
@@ -140,12 +140,12 @@ class STNInference(Inference):
     # From an image to its windows
 
     def stn_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
-        """The localizer's windows from coarse logits, (N, 6, 2, 3) in a frame of `size` (equation 15).
+        """The localizer's windows from coarse logits, (N, 6, 2, 3) in a padded image of `size` (equation 15).
 
-        It speaks of each image's own extent: centres in -1..1 over the outermost pixels, and the zoom, 1 where a
+        Its output is relative to each image: centres in -1..1 over the outermost pixels, and the zoom, which is 1 if a
         window's pixel is a pixel of the image.
         """
-        with torch.autocast(coarse.device.type, enabled=False):  # bf16 would place windows by the pixel
+        with torch.autocast(coarse.device.type, enabled=False):  # bf16 would round positions to whole pixels
             found = self.localizer(coarse.float().softmax(1)).float()
         centers = (found[..., :2] + 1) / 2 * (sizes.flip(1)[:, None] - 1)
         theta = theta_from_centers(centers, self.window, size)
@@ -155,14 +155,14 @@ class STNInference(Inference):
         return torch.cat([theta[..., :2] * zoom[..., None], theta[..., 2:]], -1)
 
     def _baseline_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
-        """The windows that `integer_crop` cuts around the coarse mask's soft centres."""
+        """The windows of `integer_crop` around the soft centres of the coarse mask."""
         small = torch.tensor([coarse.shape[-1], coarse.shape[-2]], device=coarse.device)
         centers = (soft_centers(coarse.softmax(1)) + 0.5) * sizes.flip(1)[:, None] / small - 0.5
         even = torch.tensor([side % 2 == 0 for side in self.window[::-1]], device=coarse.device)
         return theta_from_centers(centers.round() - even / 2, self.window, size)
 
     def found_theta(self, coarse: Tensor, sizes: Tensor, size: Size) -> Tensor:
-        """The windows of a cropper that needs no labels."""
+        """The windows of the cropper, which needs no labels."""
         find = self._baseline_theta if self.cropper == "baseline" else self.stn_theta
         return find(coarse, sizes, size)
 
@@ -178,7 +178,7 @@ class STNInference(Inference):
         return logits
 
     def label(self, batch: Mapping[str, Any], sizes: Sequence[Size]) -> Sequence[PixelScores]:
-        """What is found in each photograph; a coarse stage labels as `Inference` does."""
+        """The scores of each photograph; the coarse stages label like `Inference`."""
         if not self.parses:
             return super().label(batch, sizes)
         batch = {**batch, "original": [self._at_scale(image) for image in batch["original"]]}
@@ -189,7 +189,7 @@ class STNInference(Inference):
         return [WindowScores(one, at, size_of(frame), self.paste_to, own, size) for one, at, own, size in places]
 
     def _at_scale(self, image: Tensor) -> Tensor:
-        """A photograph (3, h, w) whose longer side is as long as in training: the windows know parts of that size."""
+        """A photograph (3, h, w) resized so that its longer side, and so its parts, are of a size seen in training."""
         height, width = size_of(image)
         if self.sides is None or self.sides[0] <= max(height, width) <= self.sides[1]:
             return image

@@ -1,4 +1,4 @@
-"""Images of different sizes in one frame, and labels and predictions at the sizes that belong to them.
+"""Pads images of different sizes to one size, and resizes labels and predictions to match.
 
 A batch has small `image`s of one size, `original`s of any size, and `mask`s of the originals' sizes, padded to the
 largest; a single image may have a mask of another size than its original.
@@ -35,7 +35,7 @@ def _largest(batch: Mapping[str, Any]) -> Size:
 
 
 def pad_originals(batch: Mapping[str, Any], least: Size) -> tuple[Tensor, Tensor]:
-    """The originals in one frame (N, 3, H, W) no smaller than `least`, and their own (N, 2) heights and widths.
+    """The originals padded to one size of at least `least`, (N, 3, H, W), and their (N, 2) heights and widths.
 
     Each lies in the upper left corner.
 
@@ -43,7 +43,7 @@ def pad_originals(batch: Mapping[str, Any], least: Size) -> tuple[Tensor, Tensor
         ValueError: the batch has no originals.
     """
     if "original" not in batch:
-        raise ValueError("the batch has no full-size images, which the windows are cut from; set --data.originals")
+        raise ValueError("the batch has no full-size images, from which the windows are cropped; set --data.originals")
     images = batch["original"]
     largest = _largest(batch)
     size = (max(least[0], largest[0]), max(least[1], largest[1]))
@@ -59,7 +59,7 @@ def _resized(mask: Tensor, size: Size, by: MaskFilter) -> Tensor:
 
 
 def pad_labels(batch: Mapping[str, Any], size: Size, ignore_index: int, by: MaskFilter = "nearest") -> Tensor:
-    """The labels (N, H, W) of a frame's pixels; a mask of another size than its image is resized."""
+    """The labels (N, H, W) of padded images; a mask of another size than its image is resized."""
     mask: Tensor = batch["mask"]
     own = _largest(batch)
     return pad(mask if size_of(mask) == own else _resized(mask, own, by), size, ignore_index)

@@ -1,4 +1,4 @@
-"""STN-iCNN: a coarse mask, six windows found in it, a network for each part, and all of it trained end to end."""
+"""STN-iCNN: a coarse mask, six windows by a localizer, a network for each part, trained end to end."""
 
 from __future__ import annotations
 
@@ -55,49 +55,49 @@ from structseg.losses.ranks import total_over_ranks, world_size
 from structseg.losses.windows import pasted_loss, theta_loss
 
 _TRAINS: dict[str, tuple[str, ...]] = {"coarse": ("network",), "localizer": ("localizer",), "parts": ("parts",)}
-TRUE_WINDOWS = "true_windows"  # the scores at the true windows, beside those at the cropper's
+TRUE_WINDOWS = "true_windows"  # subset of the scores: at the true windows
 
 
 class STNiCNN(STNInference, SegmentationModule):
-    """Face parsing in two stages that a spatial transformer joins; one stage of its training a fit.
+    """Face parsing in two stages joined by a spatial transformer; each fit trains one stage.
 
     The coarse network labels the image at `--data.size`; the localizer turns its soft mask into six windows; they are
-    cut from the image at its own size, labelled by four networks (brow, eye, nose, mouth; what is on the right goes
-    through mirrored), and pasted back.
+    cropped from the image at its own size, labelled by four networks (brow, eye, nose, mouth; parts on the right are
+    mirrored first), and pasted back.
 
     Source: Yin, Yiu, Hu, Tang, "End-to-End Face Parsing via Interlinked Convolutional Neural Networks", 2020.
 
     Args:
-        label_space: `stn`, linked to the data's.
+        label_space: `stn`, that of the data.
         stage: what is trained. `coarse`: the coarse network, on the small image. `localizer`: the localizer, on the
-            true windows, with the coarse network as it is. `parts`: the part networks. `end_to_end`: all three, each
-            with its learning rate; 0 freezes.
-        init_from: checkpoints of earlier stages, whose trained networks are taken over when a fit starts.
+            true windows, with a frozen coarse network. `parts`: the part networks. `end_to_end`: all three, each with
+            its learning rate; 0 freezes.
+        init_from: checkpoints of earlier stages, whose trained networks are loaded when a fit starts.
         window: (h, w) of the windows, in pixels of the full-size image; odd.
         network: makes an iCNN from its number of classes.
         localizer: makes the localizer from the numbers of classes and parts.
         loss: logits (N, K, H, W) and target (N, H, W) to a scalar, of the coarse mask and of each window; default:
             cross-entropy, as the published code. `OneHotBCELoss` is the paper's equation 16.
-        loss_on: end to end, `parts` compares the windows with the labels cut by the same windows, as the paper; a
-            window that slides off its part then costs nothing. `pasted` compares the pasted mask with the whole labels,
-            by negative log-likelihood whatever `loss` is.
-        theta_weight: end to end, of smooth L1 between the windows and the true ones, added to the loss.
-        train_on: stage `parts` cuts the `true` windows (published) or those of the localizer (`stn`).
-        jitter: stage `parts` moves the true windows: by normal noise, by so many pixels on average; or by the
-            `localizer`'s own error on the batch's next image, that is as far as it errs, but not where it errs.
+        loss_on: for `end_to_end`. `parts` compares the windows with the labels cropped by the same windows, as in the
+            paper; a window that moves off its part then has no loss. `pasted` compares the pasted mask with the whole
+            labels, always by negative log-likelihood.
+        theta_weight: for `end_to_end`, weight of a smooth L1 loss between the windows and the true ones.
+        train_on: for `parts`, crops the `true` windows (published) or those of the localizer (`stn`).
+        jitter: for `parts`, displacement of the true windows: normal noise with this mean length in pixels, or
+            `localizer`: its error on another image of the batch, of the same size but unrelated to the image.
         batch_norm: `frozen` keeps the statistics that earlier stages measured in every batch norm, for small batches.
-        cropper: whose windows evaluation and prediction cut. `stn`: the localizer's. `baseline`: around the centres of
-            the coarse mask's parts, in whole pixels. `true`: around the true centres; needs labels.
-        zoom: whether the localizer may also scale its windows (equation 15), to half or double; false leaves them as
-            large as `window`. Stage `localizer` teaches a zoom of 1, so only `end_to_end` moves it.
+        cropper: the windows of evaluation and prediction. `stn`: the localizer's. `baseline`: around the centres of the
+            coarse mask's parts, in whole pixels. `true`: around the true centres; needs labels.
+        zoom: whether the localizer may also scale its windows (equation 15), to half or double; with false
+            they keep the size `window`. Stage `localizer` trains a zoom of 1, so only `end_to_end` changes it.
         lr_coarse: learning rate of the coarse network.
         lr_localizer: learning rate of the localizer.
         lr_parts: learning rate of the part networks.
-        lr_scheduler: makes the schedule from the optimiser; default: all learning rates are halved every 5 epochs.
+        lr_scheduler: makes the schedule from the optimiser; default: halves all learning rates every 5 epochs.
         **kwargs: settings of `SegmentationModule`.
 
     Raises:
-        ValueError: another label space, or settings that do not go together.
+        ValueError: another label space, or settings that exclude each other.
     """
 
     scores_class = PartMetrics
@@ -138,18 +138,20 @@ class STNiCNN(STNInference, SegmentationModule):
         if theta_weight < 0:
             problems.append(f"theta_weight={theta_weight} (0 or more)")
         if stage != "end_to_end" and (theta_weight or loss_on != "parts"):
-            problems.append(f"theta_weight={theta_weight}, loss_on={loss_on} with stage {stage} (for end_to_end alone)")
+            problems.append(f"theta_weight={theta_weight}, loss_on={loss_on} with stage {stage} (only for end_to_end)")
         if stage != "coarse" and getattr(loss, "class_weights", None) is not None:
-            problems.append(f"loss.weight={loss.class_weights} with stage {stage} (windows have classes of their own)")
+            problems.append(f"loss.weight={loss.class_weights} with stage {stage} (the classes of windows differ)")
         for key, value, usual in (("train_on", train_on, "true"), ("jitter", jitter, 0)):
             if stage != "parts" and value != usual:
-                problems.append(f"{key}={value} with stage {stage} (for parts alone)")
+                problems.append(f"{key}={value} with stage {stage} (only for parts)")
         if train_on == "stn" and jitter:
             problems.append(f"jitter={jitter} with train_on=stn (it moves true windows)")
         if jitter != "localizer" and not 0 <= jitter < math.inf:
             problems.append(f"jitter={jitter} (pixels, 0 or more, or localizer)")
         if theta_weight and not (lr_coarse or lr_localizer):
-            problems.append(f"theta_weight={theta_weight} with lr_coarse=lr_localizer=0 (nothing could follow it)")
+            problems.append(
+                f"theta_weight={theta_weight} with lr_coarse=lr_localizer=0 (nothing would be trained by it)"
+            )
         if stage == "localizer" and cropper == "true":
             problems.append("cropper=true with stage localizer (its own windows are scored: stn or baseline)")
         if problems:
@@ -174,21 +176,21 @@ class STNiCNN(STNInference, SegmentationModule):
         self.register_buffer("window_labels", window_labels(), persistent=False)
         self.val_windows, self.test_windows = WindowError(FACE_PARTS), WindowError(FACE_PARTS)
 
-    # The networks, and which of them learn
+    # The networks, and which of them are trained
 
     def setup(self, stage: str) -> None:
-        """Freezes what this stage does not train, before anything is wrapped around the networks."""
+        """Freezes what this stage does not train, before DDP wraps the networks."""
         if stage == "fit":
             for name in NETWORK_NAMES:
                 getattr(self, name).requires_grad_(name in self.learning_rates)
             self.train()
 
     def on_fit_start(self) -> None:
-        """Takes over the networks of earlier stages, unless a fit is resumed.
+        """Loads the networks of earlier stages, unless the fit is resumed.
 
         Raises:
             FileNotFoundError: a checkpoint of `init_from` is missing.
-            ValueError: one of them does not fit; a network that this stage builds on was never trained.
+            ValueError: one of them does not match, or a network that this stage needs was never trained.
         """
         super().on_fit_start()
         if self.cropper == "baseline" and self.stage in ("localizer", "end_to_end"):
@@ -210,7 +212,7 @@ class STNiCNN(STNInference, SegmentationModule):
         self.require_trained(needed - learned_anew, f"stage {self.stage}", "--model.init_from")
 
     def train(self, mode: bool = True) -> STNiCNN:
-        """Like `train()`, but what does not learn stays in evaluation mode, its batch statistics with it."""
+        """Like `nn.Module.train`, but networks that are not trained stay in evaluation mode."""
         super().train(mode)
         for name in set(NETWORK_NAMES) - set(self.learning_rates):
             getattr(self, name).eval()
@@ -227,7 +229,7 @@ class STNiCNN(STNInference, SegmentationModule):
         )
 
     def make_card(self) -> dict[str, Any]:
-        """Also which networks are trained, the size of the windows, and how long the photographs were."""
+        """Adds the trained networks, the size of the windows, and the lengths of the photographs' longer sides."""
         trained = sorted(self.trained | set(self.learning_rates))
         return {
             **super().make_card(),
@@ -238,7 +240,7 @@ class STNiCNN(STNInference, SegmentationModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that does not fit, and knows which networks are trained.
+        """Checks the checkpoint and its windows, and reads which networks are trained.
 
         Raises:
             ValueError: it is of another method, of other classes or windows, or, to resume, of another stage.
@@ -259,7 +261,7 @@ class STNiCNN(STNInference, SegmentationModule):
     # Losses
 
     def _labelled_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss; 0 where no pixel is labelled, in training none of any process."""
+        """The loss; 0 if no pixel is labelled (in training, in any process)."""
         labelled = (target != self.label_space.ignore_index).any()
         if self._loss_over_ranks and world_size(self.training) > 1:
             labelled = total_over_ranks(labelled.int()) > 0
@@ -267,7 +269,7 @@ class STNiCNN(STNInference, SegmentationModule):
         return loss * labelled
 
     def _parts_loss(self, logits: list[Tensor], labels: Tensor, theta: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Equation 17: the mean over the parts; without the windows (N, 6) that are not `counted`."""
+        """Equation 17: the mean over the parts; windows that are not `counted` (N, 6) are left out."""
         targets = crop_labels(labels, theta.detach(), self.window, self.label_space.ignore_index)
         targets = self.window_labels[torch.arange(len(FACE_PARTS), device=labels.device)[:, None, None], targets]
         if counted is not None:
@@ -275,13 +277,13 @@ class STNiCNN(STNInference, SegmentationModule):
         return torch.stack([self._labelled_loss(part, targets[:, i]) for i, part in enumerate(logits)]).mean()
 
     def _pasted_loss(self, logits: list[Tensor], labels: Tensor, theta: Tensor) -> Tensor:
-        """The whole labels under the pasted mask; weighs as `_parts_loss` does where every window is right."""
+        """The loss of the pasted mask on the whole labels; equals `_parts_loss` in weight if all windows are right."""
         scores = with_background(paste_parts(window_probabilities(logits), theta, size_of(labels), self.paste_to))
         pixels = theta[..., 0, 0].numel() * self.window[0] * self.window[1]
         return pasted_loss(scores, labels, pixels, self.label_space.ignore_index)
 
     def _theta_loss(self, theta: Tensor, truth: Tensor, present: Tensor, sizes: Tensor, frame: Tensor) -> Tensor:
-        """`theta_loss`, in each image's own extent and not in that of the batch's largest."""
+        """`theta_loss` relative to each image's size instead of that of the padded batch."""
         extents = torch.tensor(frame.shape[:1:-1], device=frame.device) - 1
         stretch = (extents / (sizes.flip(1) - 1).clamp(min=1))[:, None, :, None]
         return theta_loss(theta * stretch, truth * stretch, present, self.training)
@@ -320,7 +322,7 @@ class STNiCNN(STNInference, SegmentationModule):
     def _jittered(
         self, batch: dict[str, Any], truth: Tensor, present: Tensor, sizes: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        """The true windows (N, 6, 2, 3), moved as `jitter` says; those of absent parts stay."""
+        """The true windows (N, 6, 2, 3) displaced by `jitter`, except those of absent parts."""
         centers = centers_from_theta(truth, size)
         if self.jitter == "localizer":
             with torch.no_grad():
@@ -331,7 +333,7 @@ class STNiCNN(STNInference, SegmentationModule):
         return theta_from_centers(centers + moves * present[..., None], self.window, size)
 
     def _framed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The frame, its labels, the images' own sizes, the true windows, and which of their parts are there."""
+        """The padded images, their labels and sizes, the true windows, and which of their parts are present."""
         frame, sizes = pad_originals(batch, self.window)
         by = data_of(self._trainer).mask_filter
         labels = pad_labels(batch, size_of(frame), self.label_space.ignore_index, by)
@@ -362,7 +364,7 @@ class STNiCNN(STNInference, SegmentationModule):
     def _parse(
         self, batch: dict[str, Any], frame: Tensor, theta: Tensor, labels: Tensor, counted: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The class scores (N, 9, H, W) of the frame, and the windows' loss; without those not `counted` (N, 6)."""
+        """The class scores (N, 9, H, W) of the padded images, and the windows' loss; only `counted` windows (N, 6)."""
         logits = [require_finite(one, batch) for one in self.label_windows(frame, theta)]
         windows = window_probabilities(logits)
         if counted is not None:
@@ -371,13 +373,13 @@ class STNiCNN(STNInference, SegmentationModule):
         return with_background(pasted), self._parts_loss(logits, labels, theta, counted)
 
     def on_validation_start(self) -> None:
-        """Refuses to score what was never trained."""
+        """Raises ValueError if a network that is needed was never trained."""
         super().on_validation_start()
-        if self.trainer.state.fn != "fit":  # that has looked when it began
+        if self.trainer.state.fn != "fit":  # which checks at its start
             self.require_all("validation")
 
     def on_test_start(self) -> None:
-        """Refuses to score what was never trained; starts from nothing, with scores at the true windows beside."""
+        """Checks that all networks are trained; resets the scores, and adds those at the true windows."""
         self.require_all("test")
         super().on_test_start()
         self.test_windows.reset()
@@ -401,23 +403,23 @@ class STNiCNN(STNInference, SegmentationModule):
         windows.reset()
 
     def logged_keys(self) -> set[str]:
-        """Every key that a fit logs and that tells of what it learns."""
+        """All keys that a fit logs and that depend on what it trains."""
         keys = super().logged_keys()
         if self.stage == "coarse":
             return keys
         windows = set() if self.cropper == "true" else {f"val/{key}" for key in self.val_windows.metric_keys}
-        if self.stage == "localizer":  # its masks are those of the coarse network, which is frozen
+        if self.stage == "localizer":  # the masks are those of the frozen coarse network
             keys = {key for key in keys if key.startswith("train/") or key == "val/loss"}
         return keys | windows | {"train/absent_parts"}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Pictures of a test's first faces, step by step."""
+        """The callback that draws the steps for the first faces of a test."""
         name = "windows_test" if self.cropper == "stn" else f"windows_test_{self.cropper}"
         return [WindowPictures(name=name)] if self.parses else []
 
     @torch.no_grad()
     def views(self, batch: dict[str, Any]) -> list[WindowView]:
-        """What each face of an evaluated batch goes through."""
+        """The steps of each face of an evaluated batch, for pictures."""
         frame, sizes = pad_originals(batch, self.window)
         size = size_of(frame)
         coarse = self(batch["image"]).float()

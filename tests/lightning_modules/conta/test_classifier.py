@@ -296,11 +296,11 @@ def test_the_centre_blob_is_for_the_tags_of_a_training_and_follows_the_crop():
 
 def test_the_wrong_source_of_masks_is_refused(tmp_path):
     path = _confounders(tmp_path / "c.npz")
-    with pytest.raises(ValueError, match="placebo asks for the masks of another image, the data gives those of own"):
+    with pytest.raises(ValueError, match="placebo needs the masks of another image, the data give those of own"):
         _fit(_made("placebo", confounders=path), _Data(_batch(context=True)), tmp_path)
     for given in ("another", "another_of_class"):
         with pytest.raises(
-            ValueError, match=rf"sum asks for the masks of own image, .*{given}; set --data.context_of own"
+            ValueError, match=rf"sum needs the masks of own image, .*{given}; set --data.context_of own"
         ):
             _fit(_made("sum", confounders=path), _Data(_batch(context=True), given), tmp_path)
     _fit(_made("placebo", confounders=path), _Data(_batch(context=True), "another_of_class"), tmp_path)
@@ -323,7 +323,7 @@ def test_what_is_missing_is_named(module, batch, message, tmp_path):
 
 def test_missing_queries_are_named_in_training_and_noticed_in_validation(tmp_path):
     module = _made("sum", confounders=_confounders(tmp_path / "c.npz"))
-    with pytest.raises(ValueError, match=r"the batch has none; set --data.queries"):
+    with pytest.raises(ValueError, match=r"the batch lacks; set --data.queries"):
         _fit(module, _Data(_batch()), tmp_path, num_sanity_val_steps=0)
     with pytest.warns(UserWarning, match="mean of the confounders"):
         _trainer(tmp_path).validate(module, _Data(_batch()), verbose=False)
@@ -367,7 +367,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         ({"confounders": "c.npz"}, "confounders with context=none"),
         ({"global_cams": "cams"}, "global_cams with pooling=mean"),
         ({"context": ContextSettings("sum", position=7)}, "context_position is 7"),
-        ({"context": ContextSettings("sum", position=4)}, "context_position is 4, after which nothing .* give 1 to 3"),
+        ({"context": ContextSettings("sum", position=4)}, "context_position is 4, after which only .* give 1 to 3"),
         ({"batch_norm": "off"}, "batch_norm=off .train or frozen"),
         ({"frozen_stages": 6}, "frozen_stages=6 .0 to 5"),
         ({"adjustment": "offset"}, "adjustment=offset .none or tag_offset"),
@@ -478,7 +478,9 @@ def test_a_checkpoint_of_other_settings_is_refused(given, message, tmp_path):
         _made(**given).on_load_checkpoint(checkpoint)
     _made("sum").on_load_checkpoint(checkpoint)
     checkpoint["structseg"]["classifier"]["context.scale"] = True  # as it was once written
-    with pytest.raises(ValueError, match="context map is of a form that had no effect and is gone; train it anew"):
+    with pytest.raises(
+        ValueError, match="context map has an earlier form, which had no effect and was removed; train again"
+    ):
         _made("sum").on_load_checkpoint(checkpoint)
     old = {"structseg": _made().make_card()}
     old["structseg"]["classifier"]["context.position"] = 4
@@ -539,7 +541,7 @@ def test_c2am_starts_from_an_earlier_classifier_and_its_global_map(tmp_path):
     # cat: (1 + 0.2) / 3 images, dog: none, cow: 0.2 / 3
     expected = torch.tensor([0.4, 0.0, 0.2 / 3])[:, None, None].expand(3, 128, 128)
     torch.testing.assert_close(module.network.global_cams, expected)
-    assert any("has a map of dog: c2am does not teach it" in text for text in module.notices)
+    assert any("has a map of dog: c2am does not train it" in text for text in module.notices)
     weights = torch.load(first, weights_only=True)["state_dict"]
     assert torch.equal(module.network.head.weight, weights["network.head.weight"])
     assert module.initial_weights == f"checkpoint {first}"

@@ -241,9 +241,9 @@ def test_a_class_without_image_keeps_zeros_and_is_named(tmp_path):
 def test_background_alone_is_loud(tmp_path):
     module = CONTARelationNetwork()
     module.answer = 0
-    with pytest.warns(UserWarning, match="every one of the 3 pseudo_masks is background alone"):
+    with pytest.warns(UserWarning, match="every one of the 3 pseudo_masks is only background"):
         run(PseudoMaskWriter(tmp_path, SPACE), module)
-    assert "background alone" in ArtefactManifest.read(tmp_path / "pseudo_masks").notices[0]
+    assert "only background" in ArtefactManifest.read(tmp_path / "pseudo_masks").notices[0]
 
 
 def test_some_of_background_alone_are_named_unless_they_have_no_tags(tmp_path):
@@ -348,7 +348,7 @@ def test_a_second_run_replaces_the_first_and_counts_from_nothing(tmp_path):
     ]
     about = ArtefactManifest.read(tmp_path / "pseudo_masks")
     assert about.scores["pseudo_iou/cat"] == pytest.approx(16 / 48)
-    assert not any("background alone" in text for text in about.notices)
+    assert not any("only background" in text for text in about.notices)
 
 
 def test_a_second_confounder_set_starts_from_nothing(tmp_path):

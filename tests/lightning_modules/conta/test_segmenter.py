@@ -259,7 +259,7 @@ class TestEvaluation:
         trainer.test(module, datamodule=TinyDataModule(), verbose=False)
         assert module.notices[0].startswith("the test is scored without the dense CRF")
         assert module.notices[1:] == [
-            "the test predicts background alone, at every pixel of the split; look at the loss, masks and weights"
+            "the test predicts only background, at every pixel of the split; look at the loss, masks and weights"
         ]
         trainer.validate(module, datamodule=TinyDataModule(), verbose=False)
         assert len(module.notices) == 3
@@ -482,7 +482,7 @@ class TestPrediction:
         module.network = MultiScale(Constant((1.0, 0.0, 0.0)))
         trainer = make_trainer(tmp_path, [])
         trainer.predict(module, dataloaders=data.test_dataloader())
-        assert [text[:50] for text in module.notices] == ["the prediction finds background alone in the whole"]
+        assert [text[:50] for text in module.notices] == ["the prediction finds only background in the whole "]
         module.network = MultiScale(Constant((0.0, 1.0, 0.0)))
         module.notices.clear()
         trainer.predict(module, dataloaders=data.test_dataloader())

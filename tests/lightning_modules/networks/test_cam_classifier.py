@@ -155,7 +155,7 @@ def test_c2am_multiplies_by_the_global_map_before_the_mean():
     ("given", "message"),
     [
         ({"context_position": 0}, "context_position is 0, expected a stage of the backbone, 1 to 3"),
-        ({"context_position": 4}, "context_position is 4, after which nothing but a linear head and a mean follows"),
+        ({"context_position": 4}, "context_position is 4, after which only a linear head and a mean follow"),
         ({"context_position": 5}, "context_position is 5"),
         ({"context": "placebo"}, "kind is 'placebo', expected sum, mean or constant"),
     ],

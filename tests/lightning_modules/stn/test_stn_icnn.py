@@ -203,7 +203,7 @@ def test_images_of_different_sizes_share_a_batch() -> None:
     assert stn.val_scores.confusion.sum() == counted.sum() == 72 * 72 + 80 * 90
 
 
-def test_the_localizer_speaks_of_the_images_own_size() -> None:
+def test_the_localizers_output_is_relative_to_each_images_size() -> None:
     """The same answer means another pixel in a wider image: centres in -1..1 of each."""
     stn = module()
     frame, sizes = pad_originals(collate([sample(), sample("b", height=100, width=141)]), stn.window)
@@ -520,7 +520,7 @@ def test_checkpoints_that_do_not_fit_are_refused(stages: dict[str, str], tmp_pat
             STNiCNN(STN, "parts", [stages["localizer"]], window=(31, 31), network=conv), loader(), loader()
         )
     other = partial(nn.Conv2d, 3, kernel_size=1)
-    with pytest.raises(ValueError, match=r"the network of .* is built otherwise"):
+    with pytest.raises(ValueError, match=r"the network of .* has other layers"):
         trainer(tmp_path).fit(
             STNiCNN(STN, "localizer", [stages["coarse"]], window=(21, 25), network=other), loader(), loader()
         )
@@ -600,7 +600,7 @@ def test_logits_that_are_no_numbers_are_no_background(broken: str) -> None:
     ("settings", "message"),
     [
         ({"stage": "coarse", "loss_on": "pasted"}, "loss_on=pasted with stage coarse"),
-        ({"stage": "end_to_end", "jitter": 2.0}, r"jitter=2.0 with stage end_to_end \(for parts alone\)"),
+        ({"stage": "end_to_end", "jitter": 2.0}, r"jitter=2.0 with stage end_to_end \(only for parts\)"),
         ({"stage": "parts", "jitter": -1.0}, r"jitter=-1.0 \(pixels, 0 or more, or localizer\)"),
         (
             {"stage": "parts", "jitter": 2.0, "train_on": "stn"},
@@ -608,7 +608,10 @@ def test_logits_that_are_no_numbers_are_no_background(broken: str) -> None:
         ),
         ({"stage": "parts", "theta_weight": 0.1}, "theta_weight=0.1, loss_on=parts with stage parts"),
         ({"stage": "end_to_end", "theta_weight": -1.0}, "theta_weight=-1"),
-        ({"stage": "end_to_end", "theta_weight": 1.0, "lr_coarse": 0, "lr_localizer": 0}, "nothing could follow it"),
+        (
+            {"stage": "end_to_end", "theta_weight": 1.0, "lr_coarse": 0, "lr_localizer": 0},
+            "nothing would be trained by it",
+        ),
         ({"stage": "coarse", "lr_coarse": 0}, "stage coarse has no learning rate above 0"),
         ({"stage": "end_to_end", "train_on": "stn"}, "train_on=stn with stage end_to_end"),
         ({"stage": "localizer", "cropper": "true"}, "cropper=true with stage localizer"),
