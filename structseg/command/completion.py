@@ -1,4 +1,4 @@
-"""`structseg completion bash|zsh`: a script that completes subcommands, options, configurations and rows."""
+"""`structseg completion bash|zsh`: a script that completes subcommands, options, values, configurations and rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from importlib import import_module
 import shtab
 
 from structseg.files import experiments_folder
-from structseg.options.config_files import config_names, kind_of
+from structseg.options.config_files import config_names, kind_of, load_config
 from structseg.options.plain_parser import PlainParser
 from structseg.options.subcommands import LIGHTNING, SUBCOMMANDS, options_of
 from structseg.yaml_files import load_yaml
 
 SHELLS = ("bash", "zsh")
+_VALUES = {
+    "--trainer.accelerator": ("cpu", "gpu", "auto"),
+    "--trainer.precision": ("32", "bf16-mixed", "16-mixed"),
+    "--resume": ("auto", "never"),
+    "--memory": ("keep", "return"),
+}
 
 
 def make_parser() -> PlainParser:
@@ -37,11 +43,13 @@ def tree() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="structseg")
     parser.add_argument("--version", action="store_true")
     kinds = {name: kind_of(path) for name, path in config_names().items()}
+    pipelines = [load_config(path) for name, path in config_names().items() if kinds[name] == "pipeline"]
     rows, _ = load_yaml(experiments_folder() / "results" / "manifest.yaml")
     sources = {str(row.get("config") or row.get("pipeline")) for row in rows.values()}
     choices = {
         "CONFIG": _short([name for name, kind in kinds.items() if kind != "pipeline"]),
         "PIPELINE": _short([name for name, kind in kinds.items() if kind == "pipeline"]),
+        "ARM": sorted({"all", *(arm for tree in pipelines for arm in tree.get("arms") or ())}),
         "ROW": [*rows],
         "METHOD": sorted({source.split("/")[-2] for source in sources}),
         "SHELL": [*SHELLS],
@@ -51,7 +59,8 @@ def tree() -> argparse.ArgumentParser:
         if name in LIGHTNING:
             sub = subparsers.add_parser(name, help=subcommand.line)
             for option in options_of(name):
-                sub.add_argument(option.name, help=option.line.replace("%", "%%"), metavar=option.value)
+                values = _VALUES.get(option.name)
+                sub.add_argument(option.name, help=option.line.replace("%", "%%"), metavar=option.value, choices=values)
             sub.add_argument("paths", nargs="*", metavar="CONFIG" if name == "fit" else "FILE")
         else:
             parent = import_module(subcommand.module).make_parser()

@@ -99,6 +99,9 @@ def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], l
     Args:
         args: the arguments after the subcommand.
         own: the command's own options, such as `--seed`.
+
+    Raises:
+        UsageError: one of the command's own options after `--`.
     """
     at = args.index("--") if "--" in args else len(args)
     words, taken, further = iter(args[:at]), [], []
@@ -111,6 +114,10 @@ def split_further(args: Sequence[str], own: Iterable[str]) -> tuple[list[str], l
         further.append(word)
         if "=" not in word and name != "--print_config":
             further += [value for value in [next(words, None)] if value is not None]
+    for word in args[at + 1 :]:
+        name = word.partition("=")[0]
+        if name in own and name[2:] not in ROOTS["fit"]:
+            raise UsageError(f"{name} stands after --, where the options of structseg fit are; give it before --")
     return taken, [*further, *args[at + 1 :]]
 
 

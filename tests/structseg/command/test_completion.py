@@ -30,7 +30,8 @@ done
 """
     lines = ["structseg fi", "structseg fit --trainer.max", "structseg predict --ou", "structseg fit fasseg_v2_rea",
              "structseg fit --config consensus/synth", "structseg completion z", "structseg pipeline --unt",
-             "structseg results sup", "structseg results --details fasseg_v2_read", "structseg submit --gpus"]  # fmt: skip
+             "structseg results sup", "structseg results --details fasseg_v2_read", "structseg submit --gpus",
+             "structseg pipeline --arm plac", "structseg fit --trainer.precision bf", "structseg fit --resume a"]  # fmt: skip
     done = subprocess.run(
         ["bash", "--norc", "-c", asked],
         input="\n".join(lines) + "\n",
@@ -39,9 +40,11 @@ done
         cwd=tmp_path,
         check=True,
     )
-    fit, epochs, out, name, config, shell, until, _, row, gpus = done.stdout.splitlines()
+    fit, epochs, out, name, config, shell, until, _, row, gpus, arm, precision, resume = done.stdout.splitlines()
     assert (fit, epochs, out, shell) == ("fit", "--trainer.max_epochs", "--out", "zsh")
     assert (until, gpus) == ("--until", "--gpus-per-node")
+    assert "placebo" in arm.split()
+    assert (precision, resume) == ("bf16-mixed", "auto")
     assert "fasseg_v2_readme" in row.split()
     assert "fasseg_v2_readme" in name.split()
     assert "consensus/synthetic_occlusion" in config.split()

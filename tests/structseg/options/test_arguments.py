@@ -86,7 +86,7 @@ def test_the_tables_agree_with_the_parsers(name):
     [
         (["f.yaml", "--seed", "1"], ["f.yaml", "--seed", "1"], []),
         (["f.yaml", "--data.root", "x", "--seed", "1"], ["f.yaml", "--seed", "1"], ["--data.root", "x"]),
-        (["f.yaml", "--data.root=x", "--", "--seed", "1"], ["f.yaml"], ["--data.root=x", "--seed", "1"]),
+        (["f.yaml", "--data.root=x", "--", "--data.size", "1"], ["f.yaml"], ["--data.root=x", "--data.size", "1"]),
         (["--trainer.callbacks+", "X", "f.yaml", "--runs_dir", "r"], ["f.yaml", "--runs_dir", "r"], ["--trainer.callbacks+", "X"]),
         (["f.yaml", "--dry-rn"], ["f.yaml", "--dry-rn"], []),
         (["f.yaml", "--memory"], ["f.yaml"], ["--memory"]),
@@ -94,6 +94,11 @@ def test_the_tables_agree_with_the_parsers(name):
 )  # fmt: skip
 def test_further_options_need_no_dashes_before_them(args, own, further):
     assert split_further(args, ["--seed", "--runs_dir", "--dry-run"]) == (own, further)
+
+
+def test_an_own_option_after_the_dashes_is_named():
+    with pytest.raises(ValueError, match=r"--dry-run stands after --, .* give it before --"):
+        split_further(["f.yaml", "--", "--data.root", "x", "--dry-run"], ["--seed", "--dry-run"])
 
 
 def test_the_last_root_counts_and_later_configurations_override_earlier_ones(tmp_path):
