@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,10 +189,11 @@ def as_pixels(image: Tensor | Pixels) -> Pixels:
 @cache
 def font_of(size: int) -> ImageFont.FreeTypeFont:
     """The suite's font at a size in pixels."""
-    import matplotlib
-
+    package = find_spec("matplotlib")  # found, not imported, which would take half a second
+    assert package is not None
+    assert package.origin is not None
     # The font in matplotlib has far more letters than Pillow's own.
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _cut(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

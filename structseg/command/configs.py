@@ -69,13 +69,15 @@ class _ParserOnly(StructsegCLI):
         raise _ParserMade(parser)
 
 
-@cache
-def _parser(subcommand: str) -> StructsegParser:
+def _new_parser(subcommand: str) -> StructsegParser:
     try:
         _ParserOnly([subcommand], _ResolvingParser)
     except _ParserMade as made:
         parser: StructsegParser = made.args[0]
     return parser
+
+
+_parser = cache(_new_parser)
 
 
 def resolved_config(args: Sequence[str]) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def make_model_and_data(options: Sequence[str]) -> tuple[TrainedModule, Segmenta
     """
     args = as_options(["fit", *options])
     import_named(args)
-    parser = _parser("fit")
+    parser = _new_parser("fit")  # one that has printed a configuration cannot parse another
     try:
         made = parser.instantiate_classes(parser.parse_args(args))
     except _Refused as refused:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ProgressBar
 from torch import nn
 
 from structseg.command.lightning import run
@@ -107,7 +108,8 @@ def test_tensorboard_lies_in_the_runs_folder(fit, tmp_path):
 
 def test_a_progress_bar_of_the_users_takes_the_place_of_ours(fit):
     cli = fit("--trainer.callbacks", "TQDMProgressBar", "--trainer.enable_progress_bar", "true")
-    assert [type(one).__name__ for one in cli.trainer.progress_bar_callbacks] == ["TQDMProgressBar"]
+    bars = [one for one in cli.trainer.callbacks if isinstance(one, ProgressBar)]
+    assert [type(one).__name__ for one in bars] == ["TQDMProgressBar"]
 
 
 def test_a_callback_whose_default_is_an_enumeration_is_saved(fit, tmp_path):

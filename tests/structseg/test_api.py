@@ -288,7 +288,7 @@ def _other_weights(path: Path) -> None:
         (_without_card, r"a\.ckpt is no checkpoint of structseg: it has no card"),
         (_classifier, r"a\.ckpt is of CONTAClassifier, which labels no pixels; give the checkpoint of a segmenter"),
         (_other_weights, r"a\.ckpt cannot be used \(.*Missing key.*\); use a checkpoint of this version"),
-        (lambda path: tiny(path, network="os.system"), r"a\.ckpt cannot be used \(os\.system is no network"),
+        (lambda path: tiny(path, network="os.system"), r"a\.ckpt cannot be used \(os\.system is not a network"),
         (lambda path: tiny(path, network="datamodules.x.Net"), r"a\.ckpt cannot be used \(No module named"),
     ],
 )
