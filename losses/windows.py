@@ -23,7 +23,7 @@ def theta_loss(theta: Tensor, truth: Tensor, present: Tensor, counts_over_ranks:
         counts_over_ranks: divide by the counts of all processes, for DDP; they must then call it together.
 
     Returns:
-        A scalar, the mean over the windows of present parts; 0 with zero gradient if there are none.
+        A scalar, the mean over the windows of present parts; 0 with zero gradient if no part is present.
 
     Raises:
         ValueError: shapes that do not match.

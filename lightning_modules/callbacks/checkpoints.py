@@ -128,7 +128,7 @@ class BestAndLast(ModelCheckpoint):
             )
 
     def _should_save_on_train_epoch_end(self, trainer: Any) -> bool:
-        """Whether the best is chosen at the end of an epoch instead of a validation, as there may be none."""
+        """Whether the best is chosen at the end of an epoch, not of a validation, which a fit may lack."""
         return (
             self.monitor is None
             or self.monitor.startswith("train/")

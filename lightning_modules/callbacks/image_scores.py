@@ -126,7 +126,7 @@ def worst_folder(folder: Path, split: str) -> Path:
 
 
 def image_miou(row: Sequence[str], classes: int) -> float:
-    """The mean IoU of one image, over the classes in its truth or prediction; 1 if there are none.
+    """The mean IoU of one image, over the classes in its truth or prediction; 1 if neither has a class.
 
     Args:
         row: the cells of the image, under `image_columns`.

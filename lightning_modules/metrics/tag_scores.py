@@ -15,7 +15,7 @@ class TagScores(Metric):
     """Average precision of each class over all images, and its mean.
 
     - `ap/CLASS`: sum over the ranks of (gain in recall) * precision; nan for a class without images.
-    - `map`: the mean over the classes with images; nan if there are none.
+    - `map`: the mean over the classes with images; nan if no class has any.
     - `absent_classes`: the number of classes without images.
 
     Args:

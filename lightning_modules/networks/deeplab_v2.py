@@ -55,7 +55,7 @@ class DeepLabV2(nn.Module):
         initial_weights: the source of the trunk's weights.
         mean: per-channel mean on 0..1 that the weights expect; None if unknown.
         std: per-channel standard deviation, likewise.
-        caution: a warning about the weights that were read; empty if there is none.
+        caution: a warning about the weights that were read, or an empty string.
 
     Raises:
         ValueError: weights that this backbone cannot have.

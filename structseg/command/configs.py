@@ -99,12 +99,12 @@ def resolved_config(args: Sequence[str]) -> dict[str, Any]:
 
 
 def make_model_and_data(options: Sequence[str]) -> tuple[TrainedModule, SegmentationDataModule]:
-    """The module and the datamodule that `fit` would make of these options; nothing is written.
+    """The module and the datamodule that `fit` would make of options as `parse_tool` gives them; nothing is written.
 
     Raises:
         ValueError: the options are refused; the message is the line that the command prints.
     """
-    args = as_options(["fit", *options])
+    args = ["fit", *options]
     import_named(args)
     parser = _new_parser("fit")  # one that has printed a configuration cannot parse another
     try:

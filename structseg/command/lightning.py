@@ -367,6 +367,11 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or "0")
 
 
+def _says_more(record: logging.LogRecord) -> bool:
+    """Filter of log records: whether one is worth showing. A logger adds the same filter only once."""
+    return not record.getMessage().startswith(_KNOWN_LINES)
+
+
 def main(args: list[str]) -> None:
     """Entry point of Lightning's subcommands; the first of `args` is the subcommand."""
     with ended_in_one_line():
@@ -384,7 +389,7 @@ def run(args: list[str]) -> StructsegCLI:
         signal.signal(REQUEUE, requeue_before_training)
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in _LINES_OF:
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_KNOWN_LINES))
+        logging.getLogger(name).addFilter(_says_more)
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=known)
     given = with_card(args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import re
 from collections.abc import Iterable, Iterator
@@ -38,19 +37,6 @@ def class_modules() -> dict[str, tuple[str, ...]]:
             for name in _CLASS.findall(file.read_text(encoding="utf-8")):
                 modules[name] = (*modules.get(name, ()), module.removesuffix(".__init__"))
     return modules
-
-
-def required_arguments(name: str) -> set[str]:
-    """The required arguments of a class of the suite, by its own `__init__`; empty for another class."""
-    name = name.rpartition(".")[2]
-    for module in class_modules().get(name, ()):
-        _, room, *parts = module.split(".")
-        tree = ast.parse(_folder(room).joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                made = [f.args for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
-                return {arg.arg for a in made for arg in a.args[1 : len(a.args) - len(a.defaults)]}
-    return set()
 
 
 def import_all() -> None:

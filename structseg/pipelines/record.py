@@ -56,7 +56,7 @@ class Inputs:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def changes(self, before: Inputs) -> str:
-        """A description of the differences; empty if there are none."""
+        """A description of the differences; empty for equal inputs."""
         keys = dict.fromkeys([*self.config, *before.config])
         pairs = [(key, before.config.get(key, "nothing"), self.config.get(key, "nothing")) for key in keys]
         found = [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]

@@ -52,9 +52,6 @@ class HostReads(TorchDispatchMode):
         if packet is aten.nonzero:
             self.counts[name] += 1
             return first.new_empty((1, first.ndim), dtype=torch.int64)
-        if packet is aten.masked_select:
-            self.counts[name] += 1
-            return first.new_empty(1)
         if packet is aten.bincount:
             self.counts[name] += 1
             return first.new_empty(
